@@ -1,0 +1,2 @@
+//! Sets up, tests, benches and bundles the workspace.
+fn main() {}
