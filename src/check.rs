@@ -1,0 +1,245 @@
+//! Every check of an argument, and the only wording of a refusal.
+//!
+//! An operation opens with `let check = Check::op("name")`, states what it needs, and from then on
+//! its implementations trust what they read.
+
+use std::fmt::Display;
+
+use mlx_rs::{Array, Dtype};
+
+use crate::error::{Error, Result};
+
+/// The element types a floating-point operation takes.
+const FLOATING: [Dtype; 3] = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16];
+
+/// One axis of a shape an argument must have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Axis {
+    /// Any size, the empty axis included; the letter is for the message.
+    Any(&'static str),
+    /// This size and no other.
+    Is(i32),
+}
+
+impl From<&'static str> for Axis {
+    fn from(letter: &'static str) -> Self {
+        Self::Any(letter)
+    }
+}
+
+impl From<i32> for Axis {
+    fn from(size: i32) -> Self {
+        Self::Is(size)
+    }
+}
+
+impl Axis {
+    fn matches(self, size: i32) -> bool {
+        match self {
+            Self::Any(_) => true,
+            Self::Is(expected) => size == expected,
+        }
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Any(letter) => (*letter).to_owned(),
+            Self::Is(size) => size.to_string(),
+        }
+    }
+}
+
+/// Spells a shape as the docs do: `axes!["B", "S", 64]`.
+macro_rules! axes {
+    ($($axis:expr),* $(,)?) => { &[$($crate::check::Axis::from($axis)),*][..] };
+}
+pub(crate) use axes;
+
+/// Checks arguments on behalf of one operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Check {
+    op: &'static str,
+}
+
+impl Check {
+    pub(crate) const fn op(op: &'static str) -> Self {
+        Self { op }
+    }
+
+    /// `array` has exactly these axes.
+    pub(crate) fn shape(&self, name: &'static str, array: &Array, axes: &[Axis]) -> Result<()> {
+        let shape = array.shape();
+        let fits = shape.len() == axes.len()
+            && axes.iter().zip(shape).all(|(axis, &size)| axis.matches(size));
+        if fits {
+            return Ok(());
+        }
+        let letters: Vec<_> = axes.iter().map(Axis::describe).collect();
+        Err(self.bad_shape(name, array, format!("[{}]", letters.join(", "))))
+    }
+
+    /// `array` has any rank of one or more, and its last axis holds something; returns its size.
+    pub(crate) fn last_axis(&self, name: &'static str, array: &Array) -> Result<i32> {
+        match array.shape().last() {
+            Some(&size) if size > 0 => Ok(size),
+            _ => Err(self.bad_shape(name, array, "[..., D] with D at least 1".to_owned())),
+        }
+    }
+
+    /// `array` broadcasts to `target` without changing it.
+    pub(crate) fn broadcasts_to(
+        &self,
+        name: &'static str,
+        array: &Array,
+        target: &[i32],
+    ) -> Result<()> {
+        let shape = array.shape();
+        let fits = shape.len() <= target.len()
+            && shape
+                .iter()
+                .rev()
+                .zip(target.iter().rev())
+                .all(|(&from, &to)| from == to || from == 1);
+        if fits {
+            return Ok(());
+        }
+        Err(self.bad_shape(name, array, format!("broadcastable to {target:?}")))
+    }
+
+    /// `array` holds f32, f16 or bf16; returns which.
+    pub(crate) fn floating(&self, name: &'static str, array: &Array) -> Result<Dtype> {
+        self.dtype_among(name, array, &FLOATING)
+    }
+
+    /// `array` holds integers, signed or not.
+    pub(crate) fn integer(&self, name: &'static str, array: &Array) -> Result<Dtype> {
+        use Dtype::{Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
+        self.dtype_among(name, array, &[Int32, Uint32, Int64, Uint64, Int16, Uint16, Int8, Uint8])
+    }
+
+    /// `array` has one of these element types; returns which.
+    pub(crate) fn dtype_among(
+        &self,
+        name: &'static str,
+        array: &Array,
+        allowed: &[Dtype],
+    ) -> Result<Dtype> {
+        let found = array.dtype();
+        if allowed.contains(&found) {
+            return Ok(found);
+        }
+        let names: Vec<_> = allowed.iter().map(|dtype| format!("{dtype:?}")).collect();
+        let expected = names.join(" or ");
+        Err(Error::Dtype { op: self.op, argument: name, expected, found })
+    }
+
+    /// `value` is finite and above zero.
+    pub(crate) fn positive(&self, name: &'static str, value: f32) -> Result<()> {
+        self.value(value.is_finite() && value > 0.0, name, "be finite and above 0", value)
+    }
+
+    /// `value` is finite and not below zero.
+    pub(crate) fn non_negative(&self, name: &'static str, value: f32) -> Result<()> {
+        self.value(value.is_finite() && value >= 0.0, name, "be finite and at least 0", value)
+    }
+
+    /// `value` is neither infinite nor NaN.
+    pub(crate) fn finite(&self, name: &'static str, value: f32) -> Result<()> {
+        self.value(value.is_finite(), name, "be finite", value)
+    }
+
+    /// `value` is `least` or more.
+    pub(crate) fn at_least(&self, name: &'static str, value: i32, least: i32) -> Result<()> {
+        self.value(value >= least, name, format_args!("be at least {least}"), value)
+    }
+
+    /// Any other condition; `expected` completes "argument must …".
+    pub(crate) fn value(
+        &self,
+        holds: bool,
+        name: &'static str,
+        expected: impl Display,
+        found: impl Display,
+    ) -> Result<()> {
+        if holds {
+            return Ok(());
+        }
+        Err(Error::Value {
+            op: self.op,
+            argument: name,
+            expected: expected.to_string(),
+            found: found.to_string(),
+        })
+    }
+
+    fn bad_shape(&self, argument: &'static str, array: &Array, expected: String) -> Error {
+        Error::Shape { op: self.op, argument, expected, found: array.shape().to_vec() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHECK: Check = Check::op("op");
+
+    fn array(shape: &[i32]) -> Array {
+        let count = shape.iter().product::<i32>() as usize;
+        Array::from_slice(&vec![0.0_f32; count], shape)
+    }
+
+    fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+        result.err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_shape_matches_letters_and_sizes() {
+        assert!(CHECK.shape("x", &array(&[2, 3]), axes!["B", 3]).is_ok());
+        assert_eq!(
+            message(CHECK.shape("x", &array(&[2, 3]), axes!["B", 4])),
+            "[op] x must have shape [B, 4] but got [2, 3]"
+        );
+        assert!(CHECK.shape("x", &array(&[2, 3]), axes!["B"]).is_err());
+    }
+
+    #[test]
+    fn the_last_axis_must_exist_and_hold_something() {
+        assert_eq!(CHECK.last_axis("x", &array(&[0, 4])).ok(), Some(4));
+        assert!(CHECK.last_axis("x", &array(&[])).is_err());
+        assert_eq!(
+            message(CHECK.last_axis("x", &array(&[4, 0]))),
+            "[op] x must have shape [..., D] with D at least 1 but got [4, 0]"
+        );
+    }
+
+    #[test]
+    fn broadcasting_never_grows_the_target() {
+        let target = [2, 4, 3, 5];
+        assert!(CHECK.broadcasts_to("mask", &array(&[3, 5]), &target).is_ok());
+        assert!(CHECK.broadcasts_to("mask", &array(&[2, 1, 1, 5]), &target).is_ok());
+        assert!(CHECK.broadcasts_to("mask", &array(&[]), &target).is_ok());
+        assert!(CHECK.broadcasts_to("mask", &array(&[1, 2, 4, 3, 5]), &target).is_err());
+        assert!(CHECK.broadcasts_to("mask", &array(&[4, 5]), &target).is_err());
+    }
+
+    #[test]
+    fn numbers_that_are_no_numbers_are_refused() {
+        for bad in [f32::NAN, f32::INFINITY, -1.0, 0.0] {
+            assert!(CHECK.positive("eps", bad).is_err(), "{bad}");
+        }
+        assert!(CHECK.non_negative("t", 0.0).is_ok());
+        assert!(CHECK.non_negative("t", f32::NAN).is_err());
+        assert!(CHECK.finite("t", f32::NEG_INFINITY).is_err());
+        assert_eq!(message(CHECK.at_least("dims", 0, 1)), "[op] dims must be at least 1 but got 0");
+    }
+
+    #[test]
+    fn a_dtype_is_named_with_its_alternatives() {
+        let ints = Array::from_slice(&[1_i32], &[1]);
+        assert_eq!(
+            message(CHECK.floating("x", &ints)),
+            "[op] x must have dtype Float32 or Float16 or Bfloat16 but got Int32"
+        );
+        assert!(CHECK.integer("x", &ints).is_ok());
+    }
+}
