@@ -1,0 +1,134 @@
+//! Which implementation of an operation runs, and why.
+//!
+//! Every operation offers up to three: MLX's own fast op ([`Backend::Builtin`]), a kernel of this
+//! crate ([`Backend::Kernel`]) and plain MLX ops ([`Backend::Reference`]). Options carry a
+//! [`Dispatch`]: `Auto` lets the operation choose for the device and the shape, `Only` forces one
+//! and fails loudly where it cannot run. What was taken is traced under the target
+//! `mlx_primitives::dispatch`.
+
+mod context;
+
+use std::fmt;
+
+pub use context::{Context, Target};
+
+use crate::error::{Error, Result};
+
+/// One way to compute an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Backend {
+    /// MLX's own fast op, or a composition built on it.
+    Builtin,
+    /// A kernel of this crate.
+    Kernel,
+    /// Plain MLX ops: obvious, right on every device, differentiable.
+    Reference,
+}
+
+impl Backend {
+    /// Every backend, in the order of preference.
+    pub const ALL: [Self; 3] = [Self::Builtin, Self::Kernel, Self::Reference];
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Builtin => "builtin",
+            Self::Kernel => "kernel",
+            Self::Reference => "reference",
+        })
+    }
+}
+
+/// Who picks the backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Dispatch {
+    /// The operation, for the device, the shape and the dtype at hand. Never fails for lack of one.
+    #[default]
+    Auto,
+    /// The caller. [`Error::Unavailable`] where that backend cannot take the problem.
+    Only(Backend),
+}
+
+/// A checked call of one operation: enough to choose among its implementations.
+pub(crate) trait Problem {
+    /// The operation's public name.
+    const OP: &'static str;
+
+    /// The best backend here. Pure: it reads the problem and the context, nothing else.
+    fn choose(&self, context: &Context) -> Backend;
+
+    /// Why `backend` cannot take this problem here, if it cannot.
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str>;
+}
+
+impl Dispatch {
+    /// The backend that will run `problem` on the current stream.
+    pub(crate) fn resolve<P: Problem>(self, problem: &P) -> Result<Backend> {
+        self.resolve_in(problem, &Context::current()?)
+    }
+
+    fn resolve_in<P: Problem>(self, problem: &P, context: &Context) -> Result<Backend> {
+        let backend = match self {
+            Self::Auto => problem.choose(context),
+            Self::Only(backend) => match problem.refusal(backend, context) {
+                Some(reason) => return Err(unavailable::<P>(backend, reason)),
+                None => backend,
+            },
+        };
+        tracing::debug!(op = P::OP, %backend, target = ?context.target, forced = self != Self::Auto);
+        Ok(backend)
+    }
+}
+
+fn unavailable<P: Problem>(backend: Backend, reason: &str) -> Error {
+    Error::Unavailable { op: P::OP, backend, reason: reason.to_owned() }
+}
+
+/// The refusal of an operation that has no kernel of its own.
+pub(crate) const NO_KERNEL: &str = "this operation has no kernel of its own";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    struct Fussy;
+
+    impl Problem for Fussy {
+        const OP: &'static str = "fussy";
+
+        fn choose(&self, context: &Context) -> Backend {
+            match context.target {
+                Target::Cpu => Backend::Reference,
+                Target::Metal | Target::Cuda => Backend::Builtin,
+            }
+        }
+
+        fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+            (backend == Backend::Kernel).then_some(NO_KERNEL)
+        }
+    }
+
+    fn context(target: Target) -> Context {
+        Context { target, settings: Settings::default() }
+    }
+
+    #[test]
+    fn auto_asks_the_problem() {
+        let on = |target| Dispatch::Auto.resolve_in(&Fussy, &context(target)).ok();
+        assert_eq!(on(Target::Cpu), Some(Backend::Reference));
+        assert_eq!(on(Target::Metal), Some(Backend::Builtin));
+    }
+
+    #[test]
+    fn a_forced_backend_is_taken_or_refused_with_a_reason() {
+        let only = |backend| Dispatch::Only(backend).resolve_in(&Fussy, &context(Target::Cpu));
+        assert_eq!(only(Backend::Builtin).ok(), Some(Backend::Builtin));
+        assert_eq!(
+            only(Backend::Kernel).err().map(|error| error.to_string()).as_deref(),
+            Some("[fussy] backend kernel is unavailable: this operation has no kernel of its own")
+        );
+    }
+}
