@@ -1,1 +1,32 @@
-//! Building blocks for mlx-rs models.
+#![doc = include_str!("../README.md")]
+//!
+//! # Dimension letters
+//!
+//! Every shape in these docs is written with the same letters:
+//!
+//! | letter | meaning |
+//! |---|---|
+//! | `B` | batch |
+//! | `S`, `S_q`, `S_kv` | sequence length; of the queries; of the keys and values |
+//! | `H`, `H_kv` | query heads; key and value heads |
+//! | `D` | head size, or the size of the last axis where there are no heads |
+//! | `F` | hidden size of a feed-forward block |
+//! | `O` | output features |
+//! | `V` | vocabulary size |
+//! | `G` | quantization group size |
+//! | `...` | any number of leading axes |
+
+// Modules stand in dependency order: each may use those above it and none below.
+mod builder;
+mod check;
+pub mod config;
+pub mod dispatch;
+pub mod error;
+mod ffi;
+pub mod layout;
+
+pub mod norm;
+
+pub use dispatch::{Backend, Dispatch};
+pub use error::{Error, Result};
+pub use layout::Layout;

@@ -1,0 +1,115 @@
+//! Root-mean-square normalization.
+
+mod module;
+mod reference;
+
+pub use module::{RmsNorm, RmsNormBuilder};
+
+use mlx_rs::{Array, Dtype};
+
+use crate::{
+    check::{Check, axes},
+    dispatch::{Backend, Context, Dispatch, NO_KERNEL},
+    error::Result,
+};
+
+/// Options of [`rms_norm`].
+#[derive(Debug, Clone)]
+pub struct RmsNormOptions {
+    /// Added to the mean square, so that a row of zeros stays finite. Default: 1e-5.
+    pub eps: f32,
+    /// Who picks the backend.
+    pub dispatch: Dispatch,
+}
+
+impl RmsNormOptions {
+    /// The default of [`RmsNormOptions::eps`].
+    pub const DEFAULT_EPS: f32 = 1e-5;
+}
+
+impl Default for RmsNormOptions {
+    fn default() -> Self {
+        Self { eps: Self::DEFAULT_EPS, dispatch: Dispatch::Auto }
+    }
+}
+
+/// Scales each row of `x` to a root mean square of one, then by `weight`.
+///
+/// `y = x / sqrt(mean(x²) + eps) · weight`, with the mean over the last axis, in f32 whatever the
+/// dtype.
+///
+/// # Shapes
+/// - `x`: `[..., D]`, f32, f16 or bf16
+/// - `weight`: `[D]`, any of those; without one, nothing is scaled
+/// - result: the shape and dtype of `x`
+///
+/// # Errors
+/// When `x` has no last axis or an empty one, when `weight` is not `[D]`, when either is not
+/// floating point, or when `eps` is negative or not finite.
+///
+/// # Example
+/// ```
+/// use mlx_primitives::norm::{RmsNormOptions, rms_norm};
+/// use mlx_rs::array;
+///
+/// let x = array!([[3.0, 4.0]]);
+/// let y = rms_norm(&x, &array!([1.0, 2.0]), RmsNormOptions { eps: 0.0, ..Default::default() })?;
+/// assert!(y.all_close(array!([[0.848_528, 2.262_742]]), None, None, None)?);
+/// # Ok::<(), mlx_primitives::Error>(())
+/// ```
+///
+/// # Backends
+/// `Builtin` is MLX's fused op, and what `Auto` takes. `Reference` is plain ops. A `weight` of another
+/// dtype than `x` costs the fused op a conversion of `x`: load weights in the dtype you compute in.
+///
+/// Zhang and Sennrich, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467), 2019.
+pub fn rms_norm<'a>(
+    x: impl AsRef<Array>,
+    weight: impl Into<Option<&'a Array>>,
+    options: RmsNormOptions,
+) -> Result<Array> {
+    let problem = Problem::new(x.as_ref(), weight.into(), options.eps)?;
+    match options.dispatch.resolve(&problem)? {
+        Backend::Reference => reference::rms_norm(&problem),
+        _ => builtin(&problem),
+    }
+}
+
+/// A checked call.
+struct Problem<'a> {
+    x: &'a Array,
+    weight: Option<&'a Array>,
+    eps: f32,
+    dtype: Dtype,
+}
+
+impl<'a> Problem<'a> {
+    fn new(x: &'a Array, weight: Option<&'a Array>, eps: f32) -> Result<Self> {
+        let check = Check::op("rms_norm");
+        let dtype = check.floating("x", x)?;
+        let dims = check.last_axis("x", x)?;
+        if let Some(weight) = weight {
+            check.floating("weight", weight)?;
+            check.shape("weight", weight, axes![dims])?;
+        }
+        check.non_negative("eps", eps)?;
+        Ok(Self { x, weight, eps, dtype })
+    }
+}
+
+impl crate::dispatch::Problem for Problem<'_> {
+    const OP: &'static str = "rms_norm";
+
+    fn choose(&self, _: &Context) -> Backend {
+        Backend::Builtin
+    }
+
+    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+        (backend == Backend::Kernel).then_some(NO_KERNEL)
+    }
+}
+
+fn builtin(problem: &Problem) -> Result<Array> {
+    let y = mlx_rs::fast::rms_norm(problem.x, problem.weight, problem.eps)?;
+    Ok(y.as_dtype(problem.dtype)?)
+}

@@ -1,0 +1,76 @@
+//! The layer: a weight and [`rms_norm`].
+
+use mlx_rs::{
+    Array,
+    error::Exception,
+    macros::ModuleParameters,
+    module::{Module, Param},
+    ops::ones,
+};
+
+use super::{RmsNormOptions, rms_norm};
+use crate::{builder::builder, check::Check, error::Result};
+
+builder! {
+    /// Builder for [`RmsNorm`].
+    RmsNormBuilder => RmsNorm (
+        /// The size of the last axis.
+        dims: i32,
+    ) {
+        /// Added to the mean square; [`RmsNormOptions::DEFAULT_EPS`] by default.
+        eps: f32 = RmsNormOptions::DEFAULT_EPS,
+    }
+}
+
+/// [`rms_norm`] with a trainable weight that starts at one.
+///
+/// # Shapes
+/// `[..., D]` to `[..., D]`.
+///
+/// # Example
+/// ```
+/// use mlx_primitives::norm::RmsNorm;
+/// use mlx_rs::{Array, module::Module};
+///
+/// let mut norm = RmsNorm::new(64)?;
+/// let y = norm.forward(&Array::ones::<f32>(&[2, 10, 64])?)?;
+/// assert_eq!(y.shape(), [2, 10, 64]);
+/// # Ok::<(), mlx_rs::error::Exception>(())
+/// ```
+#[derive(Debug, Clone, ModuleParameters)]
+pub struct RmsNorm {
+    /// `[D]`.
+    #[param]
+    pub weight: Param<Array>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl RmsNorm {
+    /// A norm over a last axis of `dims` elements.
+    ///
+    /// # Errors
+    /// When `dims` is below one.
+    pub fn new(dims: i32) -> Result<Self> {
+        Self::assemble(RmsNormBuilder::new(dims))
+    }
+
+    fn assemble(builder: RmsNormBuilder) -> Result<Self> {
+        let check = Check::op("RmsNorm");
+        check.at_least("dims", builder.dims, 1)?;
+        check.non_negative("eps", builder.eps)?;
+        Ok(Self { weight: Param::new(ones::<f32>(&[builder.dims])?), eps: builder.eps })
+    }
+}
+
+impl Module<&Array> for RmsNorm {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
+        let options = RmsNormOptions { eps: self.eps, ..Default::default() };
+        Ok(rms_norm(x, &*self.weight, options)?)
+    }
+
+    fn training_mode(&mut self, _: bool) {}
+}

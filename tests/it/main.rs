@@ -1,0 +1,7 @@
+//! Everything that evaluates arrays, in one binary because MLX links slowly.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panic")]
+
+mod support;
+
+mod norm;

@@ -1,0 +1,30 @@
+//! Runs one case on every backend the machine offers.
+
+use mlx_primitives::{Backend, Dispatch, Error, Result};
+use mlx_rs::Array;
+
+/// Backends that an operation does not have at all. A skip that is not listed fails the test, and
+/// so does a listed backend that runs.
+const ABSENT: &[(&str, Backend)] = &[("rms_norm", Backend::Kernel)];
+
+/// Calls `run` with each backend and hands every result to `check`.
+pub(crate) fn on_each_backend(
+    op: &str,
+    run: impl Fn(Dispatch) -> Result<Array>,
+    mut check: impl FnMut(Backend, Array),
+) {
+    for backend in Backend::ALL {
+        let absent = ABSENT.contains(&(op, backend));
+        match run(Dispatch::Only(backend)) {
+            Ok(result) => {
+                assert!(!absent, "{op}: {backend} is listed as absent but ran");
+                check(backend, result);
+            }
+            Err(Error::Unavailable { reason, .. }) => {
+                assert!(absent, "{op}: {backend} was skipped without being listed: {reason}");
+                println!("skipped: {op} on {backend}: {reason}");
+            }
+            Err(error) => panic!("{op} on {backend}: {error}"),
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Closeness, by one table of tolerances.
+
+use mlx_rs::{Array, Dtype};
+
+use super::tensor::{Tensor, unravel};
+
+/// `|got - expected| <= atol + rtol * |expected|`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tolerance {
+    pub(crate) rtol: f64,
+    pub(crate) atol: f64,
+}
+
+/// Operations whose rounding is inherently larger than one rounding of the result.
+const WIDER: &[Wider] = &[];
+
+struct Wider {
+    op: &'static str,
+    dtype: Dtype,
+    tolerance: Tolerance,
+    #[allow(dead_code, reason = "read by people")]
+    why: &'static str,
+}
+
+impl Tolerance {
+    /// The tolerance of `op` for results of `dtype`.
+    pub(crate) fn of(op: &str, dtype: Dtype) -> Self {
+        let wider = WIDER.iter().find(|wider| wider.op == op && wider.dtype == dtype);
+        wider.map_or_else(|| Self::default_of(dtype), |wider| wider.tolerance)
+    }
+
+    fn default_of(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Float32 => Self { rtol: 1e-5, atol: 1e-6 },
+            Dtype::Float16 => Self { rtol: 1e-3, atol: 1e-4 },
+            // Eight bits of mantissa: half a unit in the last place is 2^-9, and a composition
+            // may round twice.
+            Dtype::Bfloat16 => Self { rtol: 8e-3, atol: 1e-3 },
+            other => panic!("no tolerance for {other:?}"),
+        }
+    }
+
+    fn accepts(self, expected: f64, got: f64) -> bool {
+        if expected.is_infinite() || got.is_infinite() {
+            return expected == got;
+        }
+        (got - expected).abs() <= self.atol + self.rtol * expected.abs()
+    }
+}
+
+/// Panics at the first element of `got` that is not close to `expected`, naming `what`.
+pub(crate) fn assert_close(what: &str, got: &Array, expected: &Tensor, tolerance: Tolerance) {
+    let got = Tensor::of(got);
+    assert_eq!(got.shape, expected.shape, "{what}: shape");
+    let bad = (0..got.values.len())
+        .find(|&flat| !tolerance.accepts(expected.values[flat], got.values[flat]));
+    if let Some(flat) = bad {
+        panic!(
+            "{what}: at {:?} expected {} but got {} ({tolerance:?})",
+            unravel(flat, &got.shape),
+            expected.values[flat],
+            got.values[flat]
+        );
+    }
+}
