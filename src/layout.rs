@@ -2,6 +2,8 @@
 
 use mlx_rs::{Array, error::Result};
 
+use crate::check::Axis;
+
 /// The order of the axes of queries, keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Layout {
@@ -27,6 +29,27 @@ impl Layout {
         match self {
             Self::Bshd => 2,
             Self::Bhsd => 1,
+        }
+    }
+
+    /// `[B, S, H, D]` of a rank-4 array of this layout, whichever order it stores them in.
+    pub(crate) fn dims(self, array: &Array) -> [i32; 4] {
+        [array.dim(0), array.dim(self.sequence_axis()), array.dim(self.head_axis()), array.dim(3)]
+    }
+
+    /// The axes to check an array of this layout for, in the order it stores them.
+    pub(crate) fn axes(
+        self,
+        batch: impl Into<Axis>,
+        sequence: impl Into<Axis>,
+        heads: impl Into<Axis>,
+        size: impl Into<Axis>,
+    ) -> [Axis; 4] {
+        let (batch, sequence, heads, size) =
+            (batch.into(), sequence.into(), heads.into(), size.into());
+        match self {
+            Self::Bshd => [batch, sequence, heads, size],
+            Self::Bhsd => [batch, heads, sequence, size],
         }
     }
 

@@ -25,7 +25,10 @@ pub mod error;
 mod ffi;
 pub mod layout;
 
+pub mod attention;
 pub mod norm;
+
+pub mod cache;
 
 pub use dispatch::{Backend, Dispatch};
 pub use error::{Error, Result};
