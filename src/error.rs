@@ -2,7 +2,7 @@
 
 use mlx_rs::{Dtype, error::Exception};
 
-use crate::dispatch::Backend;
+use crate::backend::Backend;
 
 /// What every fallible function of the crate returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -17,16 +17,17 @@
 //! | `...` | any number of leading axes |
 
 // Modules stand in dependency order: each may use those above it and none below.
+mod backend;
+pub mod error;
 mod builder;
 mod check;
+pub mod layout;
+mod ffi;
 pub mod config;
 pub mod dispatch;
-pub mod error;
-mod ffi;
-pub mod layout;
 
-pub mod attention;
 pub mod norm;
+pub mod attention;
 
 pub mod cache;
 

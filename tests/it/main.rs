@@ -4,5 +4,7 @@
 
 mod support;
 
+mod architecture;
+
 mod cache;
 mod norm;
