@@ -25,6 +25,7 @@ pub mod layout;
 mod ffi;
 pub mod config;
 pub mod dispatch;
+pub mod kernel;
 
 pub mod norm;
 pub mod attention;

@@ -1,0 +1,73 @@
+//! The geometry of a launch.
+
+use crate::{check::Check, error::Result};
+
+/// How many threads run a kernel, and in what groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Threads along each axis, over all groups.
+    pub grid: [u32; 3],
+    /// Threads of one group along each axis.
+    pub group: [u32; 3],
+    /// Threadgroup memory of one group, in bytes.
+    pub threadgroup_bytes: u32,
+}
+
+impl Launch {
+    /// The most threads of one group, on Apple GPUs and NVIDIA's alike.
+    pub const MAX_GROUP: u32 = 1024;
+
+    /// The most threadgroup memory that every Apple GPU has, in bytes.
+    pub const MAX_THREADGROUP_BYTES: u32 = 32 * 1024;
+
+    /// Checks that some GPU of every kind can run it.
+    ///
+    /// # Errors
+    /// When an axis is empty, a group exceeds [`Launch::MAX_GROUP`] threads, or its memory
+    /// [`Launch::MAX_THREADGROUP_BYTES`].
+    pub fn check(&self, op: &'static str) -> Result<()> {
+        let check = Check::op(op);
+        let covers = self.grid.iter().chain(&self.group).all(|&threads| threads > 0);
+        check.value(covers, "launch", "have threads along every axis", format_args!("{self:?}"))?;
+        let threads = self.group.iter().map(|&axis| u64::from(axis)).product::<u64>();
+        let limit = Self::MAX_GROUP;
+        check.value(
+            threads <= limit.into(),
+            "group",
+            format_args!("hold at most {limit} threads"),
+            threads,
+        )?;
+        let (bytes, limit) = (self.threadgroup_bytes, Self::MAX_THREADGROUP_BYTES);
+        let expected = format_args!("be at most {limit}");
+        check.value(bytes <= limit, "threadgroup_bytes", expected, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAUNCH: Launch =
+        Launch { grid: [4096, 1, 1], group: [256, 1, 1], threadgroup_bytes: 1024 };
+
+    #[test]
+    fn a_launch_within_every_limit_passes() {
+        assert!(LAUNCH.check("op").is_ok());
+        assert!(
+            Launch { group: [32, 32, 1], threadgroup_bytes: 32768, ..LAUNCH }.check("op").is_ok()
+        );
+    }
+
+    #[test]
+    fn each_limit_is_held() {
+        for launch in [
+            Launch { grid: [0, 1, 1], ..LAUNCH },
+            Launch { group: [256, 0, 1], ..LAUNCH },
+            Launch { group: [1025, 1, 1], ..LAUNCH },
+            Launch { group: [u32::MAX, u32::MAX, 1], ..LAUNCH },
+            Launch { threadgroup_bytes: 32769, ..LAUNCH },
+        ] {
+            assert!(launch.check("op").is_err(), "{launch:?}");
+        }
+    }
+}
