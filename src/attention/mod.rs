@@ -1,5 +1,7 @@
 //! Attention, and what it needs from a cache.
 
+pub mod flash;
 mod kv_cache;
 
+pub use flash::{FlashAttentionOptions, flash_attention};
 pub use kv_cache::KvCache;

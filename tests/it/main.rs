@@ -6,5 +6,6 @@ mod support;
 
 mod architecture;
 
+mod attention;
 mod cache;
 mod norm;
