@@ -3,5 +3,8 @@
 pub mod flash;
 mod kv_cache;
 
-pub use flash::{FlashAttentionOptions, flash_attention};
+pub use flash::{
+    FlashAttention, FlashAttentionBuilder, FlashAttentionInput, FlashAttentionOptions,
+    flash_attention,
+};
 pub use kv_cache::KvCache;

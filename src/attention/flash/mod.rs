@@ -2,7 +2,10 @@
 
 mod dims;
 mod mask;
+mod module;
 mod reference;
+
+pub use module::{FlashAttention, FlashAttentionBuilder, FlashAttentionInput};
 
 use mlx_rs::{
     Array, Dtype,

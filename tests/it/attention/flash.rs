@@ -1,10 +1,16 @@
 use mlx_primitives::{
-    Backend, Layout, Result,
-    attention::{FlashAttentionOptions, flash_attention},
+    Backend, Error, Layout, Result,
+    attention::{
+        FlashAttention, FlashAttentionBuilder, FlashAttentionInput, FlashAttentionOptions,
+        flash_attention,
+    },
 };
 use mlx_rs::{
     Array, Dtype,
+    builder::Builder,
     error::Exception,
+    macros::ModuleParameters,
+    module::{Module, Param},
     ops::{concatenate, full_like, indexing::TryIndexOp},
     transforms::compile::compile,
 };
@@ -18,6 +24,7 @@ use crate::support::{
     backends::on_each_backend,
     compare::{Tolerance, assert_close},
     gradient::gradients_on_each_backend,
+    modules::assert_module,
     sample::{normal, strided},
     tensor::Tensor,
 };
@@ -302,4 +309,90 @@ fn bad_dtypes_masks_and_scales_are_errors_that_name_the_argument() {
             format!("[flash_attention] scale must be finite but got {scale}")
         );
     }
+}
+
+/// Attends from `[B, S, H, D]` to itself after one trainable factor.
+#[derive(Debug, Clone, ModuleParameters)]
+struct SelfAttention {
+    #[param]
+    weight: Param<Array>,
+    #[param]
+    attention: FlashAttention,
+}
+
+impl Module<&Array> for SelfAttention {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
+        let x = x.multiply(&*self.weight)?;
+        self.attention.forward((&x, &x, &x))
+    }
+
+    fn training_mode(&mut self, _: bool) {}
+}
+
+#[test]
+fn the_module_is_part_of_one_that_trains_saves_and_composes() {
+    let attention = FlashAttentionBuilder::new(2, 8).causal(true).build().unwrap();
+    let weight = Param::new(Array::from_f32(1.0));
+    let input = normal(5, &[2, 3, 2, 8], Dtype::Float32);
+    assert_module(SelfAttention { weight, attention }, &input, &["weight"]);
+}
+
+#[test]
+fn the_module_is_the_function() {
+    let case =
+        Case { sizes: Sizes([1, 4, 2, 5, 7, 8, 3]), causal: true, scale: Some(0.3), ..CASES[0] };
+    let inputs = inputs(&case, Dtype::Float32);
+    let mask = boolean(&[5, 7], third_row).array();
+    let swapped = inputs.each_ref().map(|array| array.swap_axes(1, 2).unwrap());
+    let [queries, keys, values] = &swapped;
+    let mut module = FlashAttentionBuilder::new(4, 8)
+        .num_kv_heads(2)
+        .causal(true)
+        .scale(0.3)
+        .layout(Layout::Bhsd)
+        .build()
+        .unwrap();
+    let mut check = |input: FlashAttentionInput, mask: Option<&Array>| {
+        let y = module.forward(input).unwrap().swap_axes(1, 2).unwrap();
+        let expected = expected(&case, &inputs, mask);
+        assert_close("FlashAttention", &y, &expected, Tolerance::of(OP, Dtype::Float32));
+    };
+    check((queries, keys, values).into(), None);
+    check((queries, keys, values, &mask).into(), Some(&mask));
+    check((queries, keys, values, Some(&mask)).into(), Some(&mask));
+}
+
+#[test]
+fn the_module_refuses_other_heads() {
+    let mut module = FlashAttentionBuilder::new(4, 8).num_kv_heads(2).build().unwrap();
+    let mut call = |queries: &[i32], keys: &[i32]| {
+        let (queries, keys) = (zeros(queries), zeros(keys));
+        module.forward((&queries, &keys, &keys)).unwrap_err().what().to_owned()
+    };
+    assert_eq!(
+        call(&[2, 5, 2, 8], &[2, 7, 2, 8]),
+        "[FlashAttention] queries must have shape [B, S_q, 4, 8] but got [2, 5, 2, 8]"
+    );
+    assert_eq!(
+        call(&[2, 5, 4, 8], &[2, 7, 4, 8]),
+        "[FlashAttention] keys must have shape [B, S_kv, 2, 8] but got [2, 7, 4, 8]"
+    );
+}
+
+#[test]
+fn the_builder_refuses_what_cannot_be() {
+    let refused = |builder: FlashAttentionBuilder| match builder.build() {
+        Err(Error::Value { argument, .. }) => argument,
+        other => panic!("{other:?}"),
+    };
+    let of = FlashAttentionBuilder::new;
+    assert_eq!(refused(of(0, 8)), "num_heads");
+    assert_eq!(refused(of(4, 0)), "head_dim");
+    assert_eq!(refused(of(4, 8).num_kv_heads(0)), "num_kv_heads");
+    assert_eq!(refused(of(4, 8).num_kv_heads(3)), "num_heads");
+    assert_eq!(refused(of(4, 8).scale(f32::NAN)), "scale");
+    assert!(matches!(FlashAttention::new(4, 0), Err(Error::Value { argument: "head_dim", .. })));
 }
