@@ -19,7 +19,7 @@ use self::{
 };
 use crate::{
     check::Check,
-    dispatch::{Backend, Context, Dispatch, NO_KERNEL},
+    dispatch::{Backend, Context, Dispatch, NO_KERNEL, Target},
     error::Result,
     layout::Layout,
 };
@@ -76,7 +76,7 @@ pub struct FlashAttentionOptions<'a> {
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's fused op, and what `Auto` takes. Where it runs as plain ops (on the CPU, and
+/// `Builtin` is MLX's fused op, and what `Auto` takes, but for f16 and bf16 on a CPU. Where it runs as plain ops (on the CPU, and
 /// for some head sizes), it rounds scores to the dtype, and f16 scores beyond 65504 overflow.
 /// `Reference` is plain ops in f32; choose it for the gradient of a mask on an NVIDIA GPU, which the
 /// fused op may refuse.
@@ -190,8 +190,12 @@ impl<'a> Problem<'a> {
 impl crate::dispatch::Problem for Problem<'_> {
     const OP: &'static str = "flash_attention";
 
-    fn choose(&self, _: &Context) -> Backend {
-        Backend::Builtin
+    fn choose(&self, context: &Context) -> Backend {
+        match (context.target, self.dtype) {
+            // There MLX multiplies half precision without BLAS and rounds the scores to it.
+            (Target::Cpu, Dtype::Float16 | Dtype::Bfloat16) => Backend::Reference,
+            _ => Backend::Builtin,
+        }
     }
 
     fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
@@ -225,4 +229,28 @@ fn builtin(operands: &Operands) -> Result<Array> {
     };
     let attended = scaled_dot_product_attention(queries, keys, values, *scale, mask, None)?;
     visible.clear_hidden_rows(attended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Settings, dispatch::Problem as _};
+
+    #[test]
+    fn half_precision_on_a_cpu_goes_around_the_fused_op() {
+        use Backend::{Builtin, Reference};
+        for (target, dtype, expected) in [
+            (Target::Cpu, Dtype::Float32, Builtin),
+            (Target::Cpu, Dtype::Float16, Reference),
+            (Target::Cpu, Dtype::Bfloat16, Reference),
+            (Target::Metal, Dtype::Float16, Builtin),
+            (Target::Cuda, Dtype::Bfloat16, Builtin),
+        ] {
+            let x = Array::from_slice(&[0.0_f32; 4], &[1, 1, 1, 4]).as_dtype(dtype).ok();
+            let problem = x.as_ref().map(|x| Problem::new(x, x, x, &Default::default()));
+            let context = Context { target, settings: Settings::default() };
+            let chosen = problem.and_then(Result::ok).map(|problem| problem.choose(&context));
+            assert_eq!(chosen, Some(expected), "{target:?} {dtype:?}");
+        }
+    }
 }

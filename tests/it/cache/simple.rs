@@ -32,7 +32,8 @@ impl Model {
     fn truncate(&mut self, len: usize, layout: Layout) {
         let axis = layout.sequence_axis();
         let (keys, values) = self.all(layout);
-        let kept = |array: &Array| mlx_rs::ops::split_sections(array, &[len as i32], axis).unwrap();
+        let kept =
+            |array: &Array| mlx_rs::ops::split_at_indices(array, &[len as i32], axis).unwrap();
         self.0 = vec![(kept(&keys)[0].clone(), kept(&values)[0].clone())];
     }
 
