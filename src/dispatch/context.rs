@@ -3,7 +3,7 @@
 use crate::{
     config::Settings,
     error::Result,
-    ffi::stream::{self, DeviceKind},
+    ffi::{self, DeviceKind},
 };
 
 /// The kind of device that the current stream runs on.
@@ -44,9 +44,9 @@ impl Context {
     /// # Ok::<(), mlx_primitives::Error>(())
     /// ```
     pub fn current() -> Result<Self> {
-        let target = match stream::current_device()? {
+        let target = match ffi::current_device()? {
             DeviceKind::Cpu => Target::Cpu,
-            DeviceKind::Gpu if stream::metal_is_available() => Target::Metal,
+            DeviceKind::Gpu if ffi::metal_is_available()? => Target::Metal,
             DeviceKind::Gpu => Target::Cuda,
         };
         Ok(Self { target, settings: Settings::current().clone() })

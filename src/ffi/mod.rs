@@ -1,2 +1,21 @@
-//! What MLX's C interface offers and mlx-rs does not expose, behind safe functions.
-pub(crate) mod stream;
+//! What MLX's C interface offers and mlx-rs does not: functions with a gradient of their own, recomputation, the
+//! device of the current stream, and every quantization mode.
+//!
+//! Each function here is safe to call from safe code. A failure of MLX is an `Err` with MLX's own message; an error or
+//! a panic of a Rust closure that MLX calls is an `Err` with that closure's own text, also out of the gradient
+//! transforms of mlx-rs. Nothing here evaluates an array, and nothing here knows an op of this crate.
+#![cfg_attr(
+    not(test),
+    expect(dead_code, reason = "the ops that use these come after them")
+)]
+
+mod array;
+mod status;
+mod stream;
+mod vector;
+
+#[expect(unused_imports, reason = "the ops that use these come after them")]
+pub(crate) use self::{
+    stream::{DeviceKind, cuda_is_available, current_device, metal_is_available},
+    vector::exactly,
+};

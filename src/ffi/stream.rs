@@ -1,45 +1,139 @@
-//! The device that the current stream runs on.
+//! Where the next operation runs.
+
+use std::{ffi::c_int, ptr};
 
 use mlx_rs::{
-    Device, DeviceType, Stream,
+    Stream,
     error::{Exception, Result},
 };
+use mlx_sys::{mlx_device, mlx_device_type};
 
-/// What kind of device a stream runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+use super::status::{check, install};
+
+/// The kind of device that a stream belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DeviceKind {
     Cpu,
+    /// An Apple GPU or an NVIDIA GPU: see [`metal_is_available`] and [`cuda_is_available`].
     Gpu,
 }
 
-/// The device of the stream that the next operation on this thread will use.
+/// The device of the stream that an mlx-rs operation would use here: that of the innermost `mlx_rs::with_stream` or
+/// `mlx_rs::with_device` on this thread, else the default device.
 pub(crate) fn current_device() -> Result<DeviceKind> {
-    let stream = Stream::thread_local_or_default();
-    // Reading the default device through mlx-rs installs its error handler; without one, MLX ends
-    // the process at the first error.
-    Device::try_default()?;
-    // SAFETY: returns an empty handle, freed below on every path.
-    let mut device = unsafe { mlx_sys::mlx_device_new() };
-    let mut kind = 0;
-    // SAFETY: `stream` is alive for the call and `device` is a valid place for the result.
-    let mut status = unsafe { mlx_sys::mlx_stream_get_device(&mut device, stream.as_ptr()) };
-    if status == 0 {
-        // SAFETY: the call above filled `device`, and `kind` is a valid place for the result.
-        status = unsafe { mlx_sys::mlx_device_get_type(&mut kind, device) };
-    }
-    // SAFETY: `device` was made above and is not used again.
-    unsafe { mlx_sys::mlx_device_free(device) };
-    match status {
-        0 if kind == u32::from(DeviceType::Gpu) => Ok(DeviceKind::Gpu),
-        0 => Ok(DeviceKind::Cpu),
-        _ => Err(Exception::custom("MLX could not name the device of the current stream")),
+    let stream = current();
+    let mut device = Device(mlx_device {
+        ctx: ptr::null_mut(),
+    });
+    // SAFETY: the stream is alive for the whole call, and a null device is one that MLX allocates.
+    check(|| unsafe { mlx_sys::mlx_stream_get_device(&mut device.0, stream.as_ptr()) })?;
+    let mut kind: mlx_device_type = 0;
+    // SAFETY: the device was just written and is alive for the whole call.
+    check(|| unsafe { mlx_sys::mlx_device_get_type(&mut kind, device.0) })?;
+    match kind {
+        mlx_sys::mlx_device_type__MLX_CPU => Ok(DeviceKind::Cpu),
+        mlx_sys::mlx_device_type__MLX_GPU => Ok(DeviceKind::Gpu),
+        other => Err(Exception::custom(format!("MLX named device type {other}"))),
     }
 }
 
-/// Whether this MLX was built with Metal and finds a device.
-pub(crate) fn metal_is_available() -> bool {
-    let mut available = false;
-    // SAFETY: `available` is a valid place for the result.
-    let status = unsafe { mlx_sys::mlx_metal_is_available(&mut available) };
-    status == 0 && available
+/// Whether MLX was built with Metal and this machine has an Apple GPU.
+pub(crate) fn metal_is_available() -> Result<bool> {
+    // SAFETY: MLX writes one `bool`.
+    flag(|res| unsafe { mlx_sys::mlx_metal_is_available(res) })
+}
+
+/// Whether MLX was built with CUDA and this machine has an NVIDIA GPU.
+pub(crate) fn cuda_is_available() -> Result<bool> {
+    // SAFETY: MLX writes one `bool`.
+    flag(|res| unsafe { mlx_sys::mlx_cuda_is_available(res) })
+}
+
+/// The stream that an mlx-rs operation would use here.
+pub(super) fn current() -> Stream {
+    // Asking for it makes C calls whose failure mlx-rs does not expect.
+    install();
+    Stream::thread_local_or_default()
+}
+
+fn flag(call: impl FnOnce(*mut bool) -> c_int) -> Result<bool> {
+    let mut value = false;
+    check(|| call(&mut value))?;
+    Ok(value)
+}
+
+/// An owned `mlx_device`.
+struct Device(mlx_device);
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // SAFETY: the handle is null, which MLX ignores, or a device that nobody else owns.
+        unsafe { mlx_sys::mlx_device_free(self.0) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+
+    use std::sync::Mutex;
+
+    use mlx_rs::{Device as MlxDevice, with_device, with_stream};
+
+    use super::*;
+
+    fn gpu() -> bool {
+        metal_is_available().unwrap() || cuda_is_available().unwrap()
+    }
+
+    /// Held by whoever relies on the default device, which is one for the process.
+    static DEFAULT: Mutex<()> = Mutex::new(());
+
+    #[test]
+    fn the_default_device_is_a_gpu_where_there_is_one_until_it_is_set() {
+        let _held = DEFAULT.lock().unwrap();
+        let before = MlxDevice::try_default().unwrap();
+        assert_eq!(current_device().unwrap() == DeviceKind::Gpu, gpu());
+        MlxDevice::set_default(&MlxDevice::cpu());
+        let here = current_device();
+        let there = std::thread::spawn(current_device).join().unwrap();
+        MlxDevice::set_default(&before);
+        assert_eq!([here.unwrap(), there.unwrap()], [DeviceKind::Cpu; 2]);
+        assert_eq!(current_device().unwrap() == DeviceKind::Gpu, gpu());
+    }
+
+    #[test]
+    fn metal_needs_a_mac_and_cuda_does_not_run_on_one() {
+        assert!(!metal_is_available().unwrap() || cfg!(target_vendor = "apple"));
+        assert!(!cuda_is_available().unwrap() || !cfg!(target_vendor = "apple"));
+    }
+
+    #[test]
+    fn the_innermost_scope_counts_and_ends() {
+        let _held = DEFAULT.lock().unwrap();
+        let outside = current_device().unwrap();
+        with_device(MlxDevice::cpu(), || {
+            assert_eq!(current_device().unwrap(), DeviceKind::Cpu);
+            if gpu() {
+                with_device(MlxDevice::gpu(), || {
+                    assert_eq!(current_device().unwrap(), DeviceKind::Gpu);
+                });
+            }
+            with_stream(&Stream::cpu(), || {
+                assert_eq!(current_device().unwrap(), DeviceKind::Cpu);
+            });
+            assert_eq!(current_device().unwrap(), DeviceKind::Cpu);
+        });
+        assert_eq!(current_device().unwrap(), outside);
+    }
+
+    #[test]
+    fn a_scope_does_not_reach_another_thread() {
+        let _held = DEFAULT.lock().unwrap();
+        let outside = current_device().unwrap();
+        with_device(MlxDevice::cpu(), || {
+            let there = std::thread::spawn(current_device).join().unwrap();
+            assert_eq!(there.unwrap(), outside);
+        });
+    }
 }
