@@ -10,6 +10,7 @@
 )]
 
 mod array;
+mod closure;
 mod status;
 mod stream;
 mod vector;

@@ -40,6 +40,16 @@ impl Vector {
         Ok(vector)
     }
 
+    /// The handle, borrowed.
+    pub(super) fn as_ptr(&self) -> mlx_vector_array {
+        self.0
+    }
+
+    /// Hands the list over to whoever receives the handle.
+    pub(super) fn into_raw(self) -> mlx_vector_array {
+        std::mem::ManuallyDrop::new(self).0
+    }
+
     /// Further references to the arrays of the list.
     pub(super) fn to_arrays(&self) -> Result<Vec<Array>> {
         // SAFETY: the list is owned by `self`, so it is alive.
