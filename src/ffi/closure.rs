@@ -72,6 +72,11 @@ impl Closure {
             Vector::out(|res| unsafe { mlx_sys::mlx_closure_apply(res, self.0, inputs.as_ptr()) })?;
         outputs.to_arrays()
     }
+
+    /// The handle, borrowed.
+    pub(super) fn as_ptr(&self) -> mlx_closure {
+        self.0
+    }
 }
 
 impl Drop for Closure {

@@ -11,12 +11,14 @@
 
 mod array;
 mod closure;
+mod custom_vjp;
 mod status;
 mod stream;
 mod vector;
 
 #[expect(unused_imports, reason = "the ops that use these come after them")]
 pub(crate) use self::{
+    custom_vjp::{Vjp, custom_vjp},
     stream::{DeviceKind, cuda_is_available, current_device, metal_is_available},
     vector::exactly,
 };
