@@ -10,6 +10,7 @@
 )]
 
 mod array;
+mod checkpoint;
 mod closure;
 mod custom_vjp;
 mod status;
@@ -18,6 +19,7 @@ mod vector;
 
 #[expect(unused_imports, reason = "the ops that use these come after them")]
 pub(crate) use self::{
+    checkpoint::checkpoint,
     custom_vjp::{Vjp, custom_vjp},
     stream::{DeviceKind, cuda_is_available, current_device, metal_is_available},
     vector::exactly,
