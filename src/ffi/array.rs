@@ -15,6 +15,11 @@ pub(super) const NONE: mlx_array = mlx_array {
     ctx: ptr::null_mut(),
 };
 
+/// The handle of an optional array, borrowed.
+pub(super) fn optional(array: Option<&Array>) -> mlx_array {
+    array.map_or(NONE, Array::as_ptr)
+}
+
 /// Makes a C call that writes one array, and takes that array.
 #[track_caller]
 pub(super) fn out(call: impl FnOnce(*mut mlx_array) -> c_int) -> Result<Array> {

@@ -13,6 +13,7 @@ mod array;
 mod checkpoint;
 mod closure;
 mod custom_vjp;
+mod quantize;
 mod status;
 mod stream;
 mod vector;
@@ -21,6 +22,7 @@ mod vector;
 pub(crate) use self::{
     checkpoint::checkpoint,
     custom_vjp::{Vjp, custom_vjp},
+    quantize::{Packed, QuantFormat, QuantMode, dequantize, quantize, quantized_matmul},
     stream::{DeviceKind, cuda_is_available, current_device, metal_is_available},
     vector::exactly,
 };
