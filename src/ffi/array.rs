@@ -11,9 +11,7 @@ use mlx_sys::{mlx_array, mlx_array_free};
 use super::status::check;
 
 /// The handle that stands for "no array" where MLX takes an optional one.
-pub(super) const NONE: mlx_array = mlx_array {
-    ctx: ptr::null_mut(),
-};
+pub(super) const NONE: mlx_array = mlx_array { ctx: ptr::null_mut() };
 
 /// The handle of an optional array, borrowed.
 pub(super) fn optional(array: Option<&Array>) -> mlx_array {

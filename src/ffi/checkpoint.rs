@@ -29,11 +29,7 @@ where
 {
     let function = Closure::new(counted("checkpoint", move |inputs: &[Array]| {
         let inputs = inputs.iter().map(|input| {
-            if is_differentiable(input.dtype()) {
-                Ok(input.clone())
-            } else {
-                stop_gradient(input)
-            }
+            if is_differentiable(input.dtype()) { Ok(input.clone()) } else { stop_gradient(input) }
         });
         function(&inputs.collect::<Result<Vec<_>>>()?)
     }))?;
@@ -97,11 +93,7 @@ mod tests {
     }
 
     fn inputs() -> [Array; 3] {
-        [
-            wave(48, &[6, 8]),
-            wave(64, &[8, 8]),
-            wave(72, &[9, 8]).index((1.., ..)),
-        ]
+        [wave(48, &[6, 8]), wave(64, &[8, 8]), wave(72, &[9, 8]).index((1.., ..))]
     }
 
     /// The sum of `function` and its gradients with respect to all inputs, evaluated.
@@ -110,15 +102,7 @@ mod tests {
         let sum = |x: &[Array]| Ok(vec![function(x)?[0].sum(None)?]);
         let (values, slopes) = fallible_vjp(sum, &inputs, &[Array::from_f32(1.0)]).unwrap();
         let arrays = values.iter().chain(&slopes);
-        arrays
-            .map(|array| {
-                array
-                    .flatten(None, None)
-                    .unwrap()
-                    .as_slice::<f32>()
-                    .to_vec()
-            })
-            .collect()
+        arrays.map(|array| array.flatten(None, None).unwrap().as_slice::<f32>().to_vec()).collect()
     }
 
     fn chain(x: &[Array]) -> Result<Vec<Array>> {
@@ -140,10 +124,7 @@ mod tests {
 
     #[test]
     fn checkpoints_nest() {
-        assert_eq!(
-            gradients(|x| checkpoint(checkpointed_chain, x)),
-            gradients(chain)
-        );
+        assert_eq!(gradients(|x| checkpoint(checkpointed_chain, x)), gradients(chain));
     }
 
     #[test]
@@ -228,10 +209,7 @@ mod tests {
         let error = checkpoint(|_| Err::<Vec<Array>, _>(Exception::custom("first run")), &x);
         assert_eq!(error.unwrap_err().what(), "first run");
         let error = checkpoint(|_| Ok(Vec::new()), &x).unwrap_err();
-        assert_eq!(
-            error.what(),
-            "[checkpoint] the function must return at least one array"
-        );
+        assert_eq!(error.what(), "[checkpoint] the function must return at least one array");
 
         // The second run is that of the gradient.
         let second = |fail: fn() -> Result<()>| {
@@ -248,10 +226,7 @@ mod tests {
             let slopes: Result<Vec<Array>> = grad(function)(&x);
             slopes.unwrap_err().what().to_owned()
         };
-        assert_eq!(
-            second(|| Err(Exception::custom("second run"))),
-            "second run"
-        );
+        assert_eq!(second(|| Err(Exception::custom("second run"))), "second run");
         let text = "a closure called by MLX panicked: second";
         assert_eq!(second(|| panic!("second")), text);
     }

@@ -49,14 +49,10 @@ impl Closure {
     /// Makes a C call that writes one closure, and takes that closure.
     #[track_caller]
     pub(super) fn out(call: impl FnOnce(*mut mlx_closure) -> c_int) -> Result<Self> {
-        let mut closure = Self(mlx_closure {
-            ctx: ptr::null_mut(),
-        });
+        let mut closure = Self(mlx_closure { ctx: ptr::null_mut() });
         check(|| call(&mut closure.0))?;
         if closure.0.ctx.is_null() {
-            return Err(Exception::custom(
-                "MLX reported success but wrote no closure",
-            ));
+            return Err(Exception::custom("MLX reported success but wrote no closure"));
         }
         Ok(closure)
     }
@@ -195,14 +191,8 @@ mod tests {
     fn a_panic_is_an_error() {
         let message = "a closure called by MLX panicked: ";
         assert_eq!(error_of(|_| panic!("fixed")), format!("{message}fixed"));
-        assert_eq!(
-            error_of(|x| panic!("made of {}", x.len())),
-            format!("{message}made of 2")
-        );
-        assert_eq!(
-            error_of(|_| std::panic::panic_any(7)),
-            format!("{message}no message")
-        );
+        assert_eq!(error_of(|x| panic!("made of {}", x.len())), format!("{message}made of 2"));
+        assert_eq!(error_of(|_| std::panic::panic_any(7)), format!("{message}no message"));
     }
 
     #[test]

@@ -120,12 +120,7 @@ fn fit(gradients: Vec<Option<Array>>, primals: &[Array]) -> Result<Vec<Array>> {
             gradient.dtype()
         )))
     };
-    gradients
-        .into_iter()
-        .zip(primals)
-        .enumerate()
-        .map(fit_one)
-        .collect()
+    gradients.into_iter().zip(primals).enumerate().map(fit_one).collect()
 }
 
 /// An owned `mlx_closure_custom`; see [`Closure`] for who calls and drops what it holds, and where.
@@ -137,9 +132,7 @@ impl Backward {
         F: Fn(Vjp<'_>) -> Result<Vec<Array>> + Send + 'static,
     {
         let payload = payload(function);
-        let mut backward = Self(mlx_closure_custom {
-            ctx: ptr::null_mut(),
-        });
+        let mut backward = Self(mlx_closure_custom { ctx: ptr::null_mut() });
         check(|| {
             // SAFETY: `call::<F>` and `drop_payload::<F>` take the payload for what `payload` made it of, and MLX runs
             // the second exactly once, also if it cannot make the closure.
@@ -183,11 +176,7 @@ where
         let cotangents = &unsafe { vector::read(cotangents) }?;
         // SAFETY: as above.
         let outputs = &unsafe { vector::read(outputs) }?;
-        let vjp = Vjp {
-            primals,
-            cotangents,
-            outputs,
-        };
+        let vjp = Vjp { primals, cotangents, outputs };
         // SAFETY: `res` is MLX's place for one list, still empty.
         unsafe { answer(res, &function(vjp)?) }
     })

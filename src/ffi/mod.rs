@@ -4,10 +4,7 @@
 //! Each function here is safe to call from safe code. A failure of MLX is an `Err` with MLX's own message; an error or
 //! a panic of a Rust closure that MLX calls is an `Err` with that closure's own text, also out of the gradient
 //! transforms of mlx-rs. Nothing here evaluates an array, and nothing here knows an op of this crate.
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "the ops that use these come after them")
-)]
+#![cfg_attr(not(test), expect(dead_code, reason = "the ops that use these come after them"))]
 
 mod array;
 mod checkpoint;

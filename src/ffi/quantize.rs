@@ -74,11 +74,7 @@ impl Default for QuantFormat {
 
 impl From<QuantMode> for QuantFormat {
     fn from(mode: QuantMode) -> Self {
-        Self {
-            mode,
-            group_size: mode.group_sizes()[0],
-            bits: mode.bits()[0],
-        }
+        Self { mode, group_size: mode.group_sizes()[0], bits: mode.bits()[0] }
     }
 }
 
@@ -134,11 +130,7 @@ pub(crate) struct Packed<A = Array> {
 
 impl Packed {
     pub(crate) fn as_ref(&self) -> Packed<&Array> {
-        Packed {
-            weight: &self.weight,
-            scales: &self.scales,
-            biases: self.biases.as_ref(),
-        }
+        Packed { weight: &self.weight, scales: &self.scales, biases: self.biases.as_ref() }
     }
 }
 
@@ -149,16 +141,10 @@ impl Packed {
 /// Weights that are not `f32`, `f16` or `bf16`, are empty, have fewer than two axes, or whose rows are not whole groups.
 pub(crate) fn quantize(weight: &Array, format: QuantFormat) -> Result<Packed> {
     require(is_float(weight), || {
-        format!(
-            "[quantize] weight must be f32, f16 or bf16 but got {:?}",
-            weight.dtype()
-        )
+        format!("[quantize] weight must be f32, f16 or bf16 but got {:?}", weight.dtype())
     })?;
     require(weight.size() > 0, || {
-        format!(
-            "[quantize] weight must not be empty but got {:?}",
-            weight.shape()
-        )
+        format!("[quantize] weight must not be empty but got {:?}", weight.shape())
     })?;
     let stream = stream::current();
     // SAFETY: the array, the stream and the name are alive for the whole call.
@@ -175,11 +161,7 @@ pub(crate) fn quantize(weight: &Array, format: QuantFormat) -> Result<Packed> {
     })?;
     let mut parts = parts.to_arrays()?.into_iter();
     match (parts.next(), parts.next(), parts.next()) {
-        (Some(weight), Some(scales), biases) => Ok(Packed {
-            weight,
-            scales,
-            biases,
-        }),
+        (Some(weight), Some(scales), biases) => Ok(Packed { weight, scales, biases }),
         _ => Err(Exception::custom("MLX wrote no scales")),
     }
 }
@@ -275,16 +257,9 @@ pub(crate) fn quantized_matmul(
 
 /// Checks what MLX takes for granted: it reads out of bounds, divides by zero or ends the process otherwise.
 fn check_packed(op: &str, packed: Packed<&Array>, format: QuantFormat) -> Result<()> {
-    let Packed {
-        weight,
-        scales,
-        biases,
-    } = packed;
+    let Packed { weight, scales, biases } = packed;
     require(weight.dtype() == Dtype::Uint32, || {
-        format!(
-            "[{op}] weight must be packed as u32 but got {:?}",
-            weight.dtype()
-        )
+        format!("[{op}] weight must be packed as u32 but got {:?}", weight.dtype())
     })?;
     require(weight.size() > 0 && weight.ndim() >= 2, || {
         format!(
@@ -305,32 +280,19 @@ fn check_packed(op: &str, packed: Packed<&Array>, format: QuantFormat) -> Result
         })?;
     }
     require(scales.shape() == expected, || {
-        format!(
-            "[{op}] scales must have shape {expected:?} but got {:?}",
-            scales.shape()
-        )
+        format!("[{op}] scales must have shape {expected:?} but got {:?}", scales.shape())
     })?;
     if format.mode != QuantMode::Affine {
-        require(biases.is_none(), || {
-            format!("[{op}] biases must be absent for {format:?}")
-        })?;
+        require(biases.is_none(), || format!("[{op}] biases must be absent for {format:?}"))?;
         return require(scales.dtype() == Dtype::Uint8, || {
-            format!(
-                "[{op}] scales must be u8 for {format:?} but got {:?}",
-                scales.dtype()
-            )
+            format!("[{op}] scales must be u8 for {format:?} but got {:?}", scales.dtype())
         });
     }
     let Some(biases) = biases else {
-        return Err(Exception::custom(format!(
-            "[{op}] biases must be given for {format:?}"
-        )));
+        return Err(Exception::custom(format!("[{op}] biases must be given for {format:?}")));
     };
     require(biases.shape() == expected, || {
-        format!(
-            "[{op}] biases must have shape {expected:?} but got {:?}",
-            biases.shape()
-        )
+        format!("[{op}] biases must have shape {expected:?} but got {:?}", biases.shape())
     })?;
     require(is_float(scales) && is_float(biases), || {
         format!(
@@ -342,11 +304,7 @@ fn check_packed(op: &str, packed: Packed<&Array>, format: QuantFormat) -> Result
 }
 
 fn require(condition: bool, text: impl FnOnce() -> String) -> Result<()> {
-    if condition {
-        Ok(())
-    } else {
-        Err(Exception::custom(text()))
-    }
+    if condition { Ok(()) } else { Err(Exception::custom(text())) }
 }
 
 fn is_float(array: &Array) -> bool {
@@ -358,10 +316,7 @@ fn is_float_type(dtype: Dtype) -> bool {
 }
 
 fn some_int(value: i32) -> mlx_optional_int {
-    mlx_optional_int {
-        value,
-        has_value: true,
-    }
+    mlx_optional_int { value, has_value: true }
 }
 
 #[cfg(test)]

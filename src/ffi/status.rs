@@ -173,10 +173,7 @@ mod tests {
         install();
         let fails = |_: &[Array]| -> Result<Vec<Array>> { Err(Exception::custom("50%s off")) };
         let one = [Array::from_f32(1.0)];
-        assert_eq!(
-            fallible_vjp(fails, &one, &one).unwrap_err().what(),
-            "50%s off"
-        );
+        assert_eq!(fallible_vjp(fails, &one, &one).unwrap_err().what(), "50%s off");
     }
 
     #[test]
@@ -186,20 +183,13 @@ mod tests {
             unsafe {
                 mlx_sys::mlx_closure_apply(
                     ptr::null_mut(),
-                    mlx_sys::mlx_closure {
-                        ctx: ptr::null_mut(),
-                    },
-                    mlx_sys::mlx_vector_array {
-                        ctx: ptr::null_mut(),
-                    },
+                    mlx_sys::mlx_closure { ctx: ptr::null_mut() },
+                    mlx_sys::mlx_vector_array { ctx: ptr::null_mut() },
                 )
             }
         });
         let text = first.unwrap_err().what().to_owned();
-        assert!(
-            text.starts_with("expected a non-empty mlx_closure"),
-            "{text}"
-        );
+        assert!(text.starts_with("expected a non-empty mlx_closure"), "{text}");
         assert_eq!(check(|| 3).unwrap_err().what(), "MLX failed with status 3");
     }
 

@@ -22,9 +22,7 @@ pub(crate) enum DeviceKind {
 /// `mlx_rs::with_device` on this thread, else the default device.
 pub(crate) fn current_device() -> Result<DeviceKind> {
     let stream = current();
-    let mut device = Device(mlx_device {
-        ctx: ptr::null_mut(),
-    });
+    let mut device = Device(mlx_device { ctx: ptr::null_mut() });
     // SAFETY: the stream is alive for the whole call, and a null device is one that MLX allocates.
     check(|| unsafe { mlx_sys::mlx_stream_get_device(&mut device.0, stream.as_ptr()) })?;
     let mut kind: mlx_device_type = 0;

@@ -30,9 +30,7 @@ impl Vector {
     /// Makes a C call that writes one list, and takes that list.
     #[track_caller]
     pub(super) fn out(call: impl FnOnce(*mut mlx_vector_array) -> c_int) -> Result<Self> {
-        let mut vector = Self(mlx_vector_array {
-            ctx: ptr::null_mut(),
-        });
+        let mut vector = Self(mlx_vector_array { ctx: ptr::null_mut() });
         check(|| call(&mut vector.0))?;
         if vector.0.ctx.is_null() {
             return Err(Exception::custom("MLX reported success but wrote no list"));
@@ -106,13 +104,7 @@ mod tests {
 
     #[test]
     fn an_empty_list_is_a_list() {
-        assert!(
-            Vector::from_arrays(Vec::<Array>::new())
-                .unwrap()
-                .to_arrays()
-                .unwrap()
-                .is_empty()
-        );
+        assert!(Vector::from_arrays(Vec::<Array>::new()).unwrap().to_arrays().unwrap().is_empty());
     }
 
     #[test]

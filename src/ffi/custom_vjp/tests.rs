@@ -216,13 +216,8 @@ fn error_of_backward<Gradients>(
 where
     Gradients: IntoIterator<Item: Into<Option<Array>>> + 'static,
 {
-    let function = move |x: &Array| {
-        one(custom_vjp(
-            [x, x],
-            |x| Ok([x[0].square()?]),
-            backward.clone(),
-        )?)
-    };
+    let function =
+        move |x: &Array| one(custom_vjp([x, x], |x| Ok([x[0].square()?]), backward.clone())?);
     let error = grad(function.clone())(&scalar(3.0)).unwrap_err();
     // mlx-rs does not read the text of an error in a compiled function; it hands it to whatever transform fails next on
     // that thread.
@@ -248,18 +243,12 @@ fn gradients_that_do_not_fit_are_errors() {
     let text = error_of_backward(|vjp| Ok([vjp.cotangents[0].clone()]));
     let must = "[custom_vjp] backward must return 2 gradients, one for each input, but got ";
     assert_eq!(text, format!("{must}1"));
-    assert_eq!(
-        error_of_backward(|_| Ok(Vec::<Array>::new())),
-        format!("{must}0")
-    );
+    assert_eq!(error_of_backward(|_| Ok(Vec::<Array>::new())), format!("{must}0"));
     let text = error_of_backward(|vjp| Ok(vec![vjp.primals[0].clone(); 3]));
     assert_eq!(text, format!("{must}3"));
 
     let text = error_of_backward(|vjp| Ok([None, Some(vjp.primals[0].reshape(&[1])?)]));
-    assert!(
-        text.contains("gradient 1 must have shape [] and type Float32"),
-        "{text}"
-    );
+    assert!(text.contains("gradient 1 must have shape [] and type Float32"), "{text}");
     assert!(text.ends_with("but got [1] and Float32"), "{text}");
     let text = error_of_backward(|vjp| Ok([Some(vjp.primals[0].as_type::<i32>()?), None]));
     assert!(text.ends_with("but got [] and Int32"), "{text}");
@@ -277,17 +266,11 @@ fn errors_and_panics_of_forward_come_out_of_the_call() {
         assert_eq!(plain.what(), inside.what());
         plain.what().to_owned()
     }
-    assert_eq!(
-        error_of(|_| Err::<Vec<_>, _>(Exception::custom("no value"))),
-        "no value"
-    );
+    assert_eq!(error_of(|_| Err::<Vec<_>, _>(Exception::custom("no value"))), "no value");
     let text = error_of(|_| -> Result<Vec<Array>> { panic!("value") });
     assert_eq!(text, "a closure called by MLX panicked: value");
     let text = error_of(|_| Ok(Vec::new()));
-    assert_eq!(
-        text,
-        "[custom_vjp] the function must return at least one array"
-    );
+    assert_eq!(text, "[custom_vjp] the function must return at least one array");
 }
 
 #[test]
@@ -326,9 +309,7 @@ fn vmap(
 ) -> Result<Vec<Array>> {
     let function = Closure::new(function)?;
     let inputs = Vector::from_arrays([input])?;
-    let mut traced = mlx_vector_array {
-        ctx: ptr::null_mut(),
-    };
+    let mut traced = mlx_vector_array { ctx: ptr::null_mut() };
     // SAFETY: all handles are alive for the whole call; MLX writes both lists or neither.
     let outputs = Vector::out(|res| unsafe {
         mlx_sys::mlx_detail_vmap_trace(&mut traced, res, function.as_ptr(), inputs.as_ptr(), &0, 1)
@@ -367,11 +348,8 @@ fn vmap_vectorizes_forward_and_the_gradient_of_a_function() {
 
 #[test]
 fn the_gradient_of_a_vmap_is_that_of_forward() {
-    let function = |x: &[Array]| {
-        Ok(vec![
-            vmap(|x| Ok(vec![odd_square(&x[0])?]), &x[0])?[0].sum(None)?,
-        ])
-    };
+    let function =
+        |x: &[Array]| Ok(vec![vmap(|x| Ok(vec![odd_square(&x[0])?]), &x[0])?[0].sum(None)?]);
     let inputs = [Array::from_slice(&[1.0_f32, 2.0, 3.0], &[3])];
     let (_, slopes) = fallible_vjp(function, &inputs, &[scalar(1.0)]).unwrap();
     assert_eq!(slopes[0].as_slice::<f32>(), [2.0, 4.0, 6.0]);
@@ -452,8 +430,7 @@ fn both_closures_are_dropped_once_the_graph_is() {
 
 #[test]
 fn other_streams_may_be_current() {
-    let slope = mlx_rs::with_stream(StreamOrDevice::cpu().as_ref(), || {
-        grad(odd_square)(&scalar(3.0))
-    });
+    let slope =
+        mlx_rs::with_stream(StreamOrDevice::cpu().as_ref(), || grad(odd_square)(&scalar(3.0)));
     assert_eq!(value(&slope.unwrap()), 30.0);
 }

@@ -4,12 +4,8 @@ use mlx_rs::random;
 
 use super::*;
 
-const MODES: [QuantMode; 4] = [
-    QuantMode::Affine,
-    QuantMode::Mxfp4,
-    QuantMode::Mxfp8,
-    QuantMode::Nvfp4,
-];
+const MODES: [QuantMode; 4] =
+    [QuantMode::Affine, QuantMode::Mxfp4, QuantMode::Mxfp8, QuantMode::Nvfp4];
 
 /// Every format of the affine mode, and the one format of each other.
 fn formats() -> Vec<QuantFormat> {
@@ -30,11 +26,7 @@ fn normal(shape: &[i32], seed: u64) -> Array {
 }
 
 fn values(array: &Array) -> Vec<f32> {
-    let flat = array
-        .as_dtype(Dtype::Float32)
-        .unwrap()
-        .flatten(None, None)
-        .unwrap();
+    let flat = array.as_dtype(Dtype::Float32).unwrap().flatten(None, None).unwrap();
     flat.as_slice::<f32>().to_vec()
 }
 
@@ -56,16 +48,8 @@ fn every_format_restores_weights_within_its_error() {
     let weight = normal(&[8, 256], 1);
     for format in formats() {
         let packed = quantize(&weight, format).unwrap();
-        assert_eq!(
-            packed.weight.shape(),
-            [8, 256 * format.bits() / 32],
-            "{format:?}"
-        );
-        assert_eq!(
-            packed.scales.shape(),
-            [8, 256 / format.group_size()],
-            "{format:?}"
-        );
+        assert_eq!(packed.weight.shape(), [8, 256 * format.bits() / 32], "{format:?}");
+        assert_eq!(packed.scales.shape(), [8, 256 / format.group_size()], "{format:?}");
         assert_eq!(packed.biases.is_some(), format.mode() == QuantMode::Affine);
         let restored = dequantize(packed.as_ref(), format, Dtype::Float32).unwrap();
         assert_eq!(restored.dtype(), Dtype::Float32);
@@ -76,10 +60,7 @@ fn every_format_restores_weights_within_its_error() {
             let max = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let bound = bound(format, min, max) * 1.0001;
             for (x, y) in group.iter().zip(restored) {
-                assert!(
-                    (x - y).abs() <= bound,
-                    "{format:?}: {x} became {y}, bound {bound}"
-                );
+                assert!((x - y).abs() <= bound, "{format:?}: {x} became {y}, bound {bound}");
             }
         }
     }
@@ -98,10 +79,7 @@ fn more_bits_restore_weights_better() {
         .map(|bits| error(QuantFormat::new(QuantMode::Affine, 32, bits).unwrap()));
     assert!(affine.is_sorted_by(|a, b| a > b), "{affine:?}");
     let [_, mxfp4, mxfp8, nvfp4] = MODES.map(|mode| error(mode.into()));
-    assert!(
-        mxfp8 < nvfp4 && nvfp4 < mxfp4 && mxfp4 < 0.2,
-        "{mxfp8} {nvfp4} {mxfp4}"
-    );
+    assert!(mxfp8 < nvfp4 && nvfp4 < mxfp4 && mxfp4 < 0.2, "{mxfp8} {nvfp4} {mxfp4}");
     assert!(mxfp8 < 0.05, "{mxfp8}");
 }
 
@@ -130,11 +108,7 @@ fn the_type_of_restored_weights_may_be_chosen() {
         let dtype = |dtype: Option<Dtype>| {
             dequantize(packed.as_ref(), mode.into(), dtype).map(|w| w.dtype())
         };
-        let own = if mode == QuantMode::Affine {
-            Dtype::Float16
-        } else {
-            Dtype::Bfloat16
-        };
+        let own = if mode == QuantMode::Affine { Dtype::Float16 } else { Dtype::Bfloat16 };
         assert_eq!(dtype(None).unwrap(), own, "{mode:?}");
         for wanted in [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16] {
             assert_eq!(dtype(Some(wanted)).unwrap(), wanted, "{mode:?}");
@@ -155,9 +129,7 @@ fn assert_product(x: &Array, weight: &Array, transpose: bool, format: QuantForma
     let expected = x.matmul(&restored).unwrap();
     assert_eq!(product.shape(), expected.shape(), "{format:?}");
     let product = product.as_dtype(Dtype::Float32).unwrap();
-    let close = product
-        .all_close(&expected, tolerance, tolerance, None)
-        .unwrap();
+    let close = product.all_close(&expected, tolerance, tolerance, None).unwrap();
     assert!(close, "{format:?} {:?} {transpose}", x.shape());
 }
 
@@ -179,13 +151,7 @@ fn the_product_takes_stacks_of_weights() {
     for mode in MODES {
         let weight = normal(&[2, 32, 64], 9);
         assert_product(&normal(&[2, 5, 64], 10), &weight, true, mode.into(), 1e-4);
-        assert_product(
-            &normal(&[3, 1, 5, 64], 11),
-            &weight,
-            true,
-            mode.into(),
-            1e-4,
-        );
+        assert_product(&normal(&[3, 1, 5, 64], 11), &weight, true, mode.into(), 1e-4);
     }
 }
 
@@ -218,10 +184,7 @@ fn the_product_of_no_rows_has_none() {
 }
 
 fn text<T>(result: Result<T>) -> String {
-    result
-        .err()
-        .map(|error| error.what().to_owned())
-        .unwrap_or_default()
+    result.err().map(|error| error.what().to_owned()).unwrap_or_default()
 }
 
 #[test]
@@ -229,10 +192,7 @@ fn a_mode_has_the_sizes_it_has() {
     for mode in MODES {
         let format = QuantFormat::new(mode, None, None).unwrap();
         assert_eq!(format, mode.into());
-        assert_eq!(
-            (format.group_size(), format.bits()),
-            (mode.group_sizes()[0], mode.bits()[0])
-        );
+        assert_eq!((format.group_size(), format.bits()), (mode.group_sizes()[0], mode.bits()[0]));
         for wrong in [i32::MIN, -1, 0, 7, i32::MAX] {
             assert!(QuantFormat::new(mode, wrong, None).is_err());
             assert!(QuantFormat::new(mode, None, wrong).is_err());
@@ -272,53 +232,18 @@ fn parts_that_do_not_fit_are_errors() {
                 text(dequantize(packed, format, None)),
                 text(quantized_matmul(&x, packed, true, format)),
             ] {
-                assert!(
-                    text.contains(&format!("] {part} must")),
-                    "{mode:?}: {text:?}"
-                );
+                assert!(text.contains(&format!("] {part} must")), "{mode:?}: {text:?}");
             }
         };
         let weight = flat.weight.flatten(None, None).unwrap();
-        both(
-            Packed {
-                weight: &weight,
-                ..good
-            },
-            "weight",
-        );
-        both(
-            Packed {
-                weight: &float,
-                ..good
-            },
-            "weight",
-        );
-        both(
-            Packed {
-                scales: &other.scales,
-                ..good
-            },
-            "scales",
-        );
-        both(
-            Packed {
-                scales: &Array::from_int(1),
-                ..good
-            },
-            "scales",
-        );
-        let biases = if mode == QuantMode::Affine {
-            None
-        } else {
-            Some(good.scales)
-        };
+        both(Packed { weight: &weight, ..good }, "weight");
+        both(Packed { weight: &float, ..good }, "weight");
+        both(Packed { scales: &other.scales, ..good }, "scales");
+        both(Packed { scales: &Array::from_int(1), ..good }, "scales");
+        let biases = if mode == QuantMode::Affine { None } else { Some(good.scales) };
         both(Packed { biases, ..good }, "biases");
         let scales = &good.scales.as_dtype(Dtype::Int32).unwrap();
-        let part = if mode == QuantMode::Affine {
-            "scales and biases"
-        } else {
-            "scales"
-        };
+        let part = if mode == QuantMode::Affine { "scales and biases" } else { "scales" };
         both(Packed { scales, ..good }, part);
 
         let product = |x: &Array| text(quantized_matmul(x, good, true, format));
