@@ -28,6 +28,7 @@ pub mod dispatch;
 pub mod kernel;
 
 pub mod norm;
+pub mod rope;
 pub mod attention;
 
 pub mod cache;

@@ -10,3 +10,4 @@ mod architecture;
 mod attention;
 mod cache;
 mod norm;
+mod rope;

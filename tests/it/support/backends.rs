@@ -5,8 +5,11 @@ use mlx_rs::Array;
 
 /// Backends that an operation does not have at all. A skip that is not listed fails the test, and
 /// so does a listed backend that runs.
-const ABSENT: &[(&str, Backend)] =
-    &[("flash_attention", Backend::Kernel), ("rms_norm", Backend::Kernel)];
+const ABSENT: &[(&str, Backend)] = &[
+    ("flash_attention", Backend::Kernel),
+    ("rms_norm", Backend::Kernel),
+    ("rope", Backend::Kernel),
+];
 
 /// Calls `run` with each backend and hands every result to `check`.
 pub(crate) fn on_each_backend(

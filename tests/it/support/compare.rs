@@ -25,6 +25,18 @@ const WIDER: &[Wider] = &[
         tolerance: Tolerance { rtol: 8e-3, atol: 1.6e-2 },
         why: SCORES_ARE_ROUNDED,
     },
+    Wider {
+        op: "rope by MLX",
+        dtype: Dtype::Float16,
+        tolerance: Tolerance { rtol: 1e-3, atol: 4e-3 },
+        why: "on the CPU MLX rounds sines and products to f16: by 2^-11 of the pair, four times",
+    },
+    Wider {
+        op: "rope by MLX",
+        dtype: Dtype::Bfloat16,
+        tolerance: Tolerance { rtol: 8e-3, atol: 3e-2 },
+        why: "the same, by 2^-8",
+    },
 ];
 
 const SCORES_ARE_ROUNDED: &str = "MLX's fused attention, where it runs as plain ops, rounds scaled \

@@ -1,0 +1,278 @@
+//! Rotary position embeddings.
+
+mod frequencies;
+mod reference;
+
+pub use frequencies::RopeFrequencies;
+
+use mlx_rs::{Array, Dtype, fast};
+
+use crate::{
+    check::{Check, axes},
+    dispatch::{Backend, Context, Dispatch, NO_KERNEL, Target},
+    error::Result,
+    layout::Layout,
+};
+
+/// Which two elements of a head turn together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RopeStyle {
+    /// Element `i` with element `i + dims/2`: Llama, Qwen, Mistral, Phi and most checkpoints.
+    #[default]
+    HalfSplit,
+    /// Element `2i` with element `2i + 1`: the paper, GPT-J, and what MLX calls traditional.
+    Interleaved,
+}
+
+/// The position of the first element of the sequence axis.
+#[derive(Debug, Clone, Copy)]
+pub enum RopeOffset<'a> {
+    /// One for every row of the batch. Below zero, the rows are turned backwards.
+    At(i32),
+    /// One for each row: `[B]`, int32, not below zero. The values are not checked, because that
+    /// would wait for the device.
+    PerRow(&'a Array),
+}
+
+impl From<i32> for RopeOffset<'_> {
+    fn from(position: i32) -> Self {
+        Self::At(position)
+    }
+}
+
+impl<'a> From<&'a Array> for RopeOffset<'a> {
+    fn from(positions: &'a Array) -> Self {
+        Self::PerRow(positions)
+    }
+}
+
+/// Options of [`rope`].
+#[derive(Debug, Clone)]
+pub struct RopeOptions {
+    /// How many leading elements of a head turn; the others pass through. Even. Default: all `D`.
+    pub dims: Option<i32>,
+    /// Which two elements turn together.
+    pub style: RopeStyle,
+    /// Pair `i` turns by `base^(-2i/dims)` a position. Default: 10000.
+    pub base: f32,
+    /// What the pairs turn by instead; `base` is then unread.
+    pub frequencies: Option<RopeFrequencies>,
+    /// The order of the axes of `x`.
+    pub layout: Layout,
+    /// Who picks the backend.
+    pub dispatch: Dispatch,
+}
+
+impl RopeOptions {
+    /// The default of [`RopeOptions::base`].
+    pub const DEFAULT_BASE: f32 = 10_000.0;
+}
+
+impl Default for RopeOptions {
+    fn default() -> Self {
+        Self {
+            dims: None,
+            style: RopeStyle::default(),
+            base: Self::DEFAULT_BASE,
+            frequencies: None,
+            layout: Layout::default(),
+            dispatch: Dispatch::Auto,
+        }
+    }
+}
+
+/// Turns pairs of elements of every head by angles that grow with the position.
+///
+/// At position `p` the pair `(a, b)` number `i` becomes `(a·cos θ - b·sin θ, a·sin θ + b·cos θ)` with
+/// `θ = p · base^(-2i/dims)`, in f32 whatever the dtype. The product of a query and a key so turned
+/// depends on the distance between them alone.
+///
+/// # Shapes
+/// - `x`: `[B, S, H, D]`, or `[B, H, S, D]` with [`Layout::Bhsd`]; f32, f16 or bf16
+/// - `offset`: a number, or `[B]`, int32: the position where each row starts
+/// - result: the shape and dtype of `x`
+///
+/// # Errors
+/// When `x` is not of rank 4 or not floating point, when `dims` is odd, below two or above `D`, when
+/// `base` is not finite and above zero, when `frequencies` are not `dims/2` finite numbers, or when
+/// an array `offset` is not `[B]` or not int32.
+///
+/// # Example
+/// ```
+/// use mlx_primitives::rope::{RopeOptions, rope};
+/// use mlx_rs::Array;
+///
+/// let x = Array::from_slice(&[1.0_f32, 0.0, 1.0, 0.0], &[1, 2, 1, 2]);
+/// let y = rope(&x, 0, RopeOptions::default())?;
+/// let expected = Array::from_slice(&[1.0_f32, 0.0, 0.540_302, 0.841_471], &[1, 2, 1, 2]);
+/// assert!(y.all_close(expected, None, None, None)?);
+///
+/// // Each row may start at a position of its own.
+/// let starts = Array::from_slice(&[1_i32], &[1]);
+/// let y = rope(&x, &starts, RopeOptions::default())?;
+/// let expected = Array::from_slice(&[0.540_302_f32, 0.841_471, -0.416_147, 0.909_297], &[1, 2, 1, 2]);
+/// assert!(y.all_close(expected, None, None, None)?);
+/// # Ok::<(), mlx_primitives::Error>(())
+/// ```
+///
+/// # Backends
+/// `Builtin` is MLX's fused op, and what `Auto` takes on a GPU. It multiplies positions by
+/// frequencies in f32, so an angle is off by up to 2⁻²² of the position: 0.02 at position 100 000.
+/// It refuses a first position below 0 and a last one from 2²⁴ on. `Reference` is plain ops with
+/// angles that are right to f32 rounding at every position, and what `Auto` takes on the CPU, where
+/// MLX's op is a composition too, and rounds sines to the dtype of `x`. A magnitude other than one
+/// costs the fused op one more pass.
+///
+/// Su et al., [RoFormer: Enhanced Transformer with Rotary Position
+/// Embedding](https://arxiv.org/abs/2104.09864), 2021.
+pub fn rope<'a>(
+    x: impl AsRef<Array>,
+    offset: impl Into<RopeOffset<'a>>,
+    options: RopeOptions,
+) -> Result<Array> {
+    let (layout, dispatch) = (options.layout, options.dispatch);
+    let problem = Problem::new(x.as_ref(), offset.into(), options)?;
+    let backend = dispatch.resolve(&problem)?;
+    if problem.x.size() == 0 {
+        return Ok(x.as_ref().clone());
+    }
+    let y = match backend {
+        Backend::Reference => reference::rope(&problem),
+        _ => builtin(&problem),
+    }?;
+    Ok(layout.swap_with_bhsd(&y)?)
+}
+
+/// A checked call.
+struct Problem<'a> {
+    /// `[B, H, S, D]`.
+    x: Array,
+    offset: RopeOffset<'a>,
+    dims: i32,
+    style: RopeStyle,
+    frequencies: RopeFrequencies,
+    dtype: Dtype,
+}
+
+impl<'a> Problem<'a> {
+    fn new(x: &Array, offset: RopeOffset<'a>, options: RopeOptions) -> Result<Self> {
+        let check = Check::op("rope");
+        let dtype = check.floating("x", x)?;
+        match options.layout {
+            Layout::Bshd => check.shape("x", x, axes!["B", "S", "H", "D"]),
+            Layout::Bhsd => check.shape("x", x, axes!["B", "H", "S", "D"]),
+        }?;
+        let (batch, size) = (x.shape()[0], x.shape()[3]);
+        let dims = options.dims.unwrap_or(size);
+        check_dims(check, dims)?;
+        check.value(dims <= size, "dims", format_args!("be at most D = {size}"), dims)?;
+        check.positive("base", options.base)?;
+        let frequencies =
+            options.frequencies.unwrap_or_else(|| RopeFrequencies::of_base(dims, options.base));
+        frequencies.check(check, dims)?;
+        if let RopeOffset::PerRow(positions) = offset {
+            check.dtype_among("offset", positions, &[Dtype::Int32])?;
+            check.shape("offset", positions, axes![batch])?;
+        }
+        let x = options.layout.swap_with_bhsd(x)?;
+        Ok(Self { x, offset, dims, style: options.style, frequencies, dtype })
+    }
+
+    fn sequence_length(&self) -> i32 {
+        self.x.shape()[2]
+    }
+
+    /// Whether f32 holds every position, and none is below zero, as far as the host can tell.
+    fn has_builtin_positions(&self) -> bool {
+        match self.offset {
+            RopeOffset::At(first) => {
+                first >= 0 && i64::from(first) + i64::from(self.sequence_length()) <= 1 << 24
+            }
+            RopeOffset::PerRow(_) => true,
+        }
+    }
+}
+
+/// `dims` elements make up pairs.
+fn check_dims(check: Check, dims: i32) -> Result<()> {
+    check.at_least("dims", dims, 2)?;
+    check.value(dims % 2 == 0, "dims", "be even", dims)
+}
+
+impl crate::dispatch::Problem for Problem<'_> {
+    const OP: &'static str = "rope";
+
+    fn choose(&self, context: &Context) -> Backend {
+        match context.target {
+            Target::Metal | Target::Cuda if self.has_builtin_positions() => Backend::Builtin,
+            _ => Backend::Reference,
+        }
+    }
+
+    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+        match backend {
+            Backend::Kernel => Some(NO_KERNEL),
+            Backend::Builtin if !self.has_builtin_positions() => {
+                Some("MLX counts positions from 0 up to 2^24")
+            }
+            _ => None,
+        }
+    }
+}
+
+fn builtin(problem: &Problem) -> Result<Array> {
+    let Problem { x, dims, .. } = problem;
+    let interleaved = problem.style == RopeStyle::Interleaved;
+    let periods = problem.frequencies.periods();
+    let rotated = match problem.offset {
+        RopeOffset::At(first) => fast::rope(x, *dims, interleaved, None, 1.0, first, &periods),
+        RopeOffset::PerRow(firsts) => {
+            fast::rope_dynamic(x, *dims, interleaved, None, 1.0, firsts, &periods)
+        }
+    }?;
+    magnify(problem, rotated)
+}
+
+/// Multiplies the elements that turned by the magnitude.
+fn magnify(problem: &Problem, rotated: Array) -> Result<Array> {
+    let magnitude = problem.frequencies.magnitude as f32;
+    if magnitude == 1.0 {
+        return Ok(rotated);
+    }
+    let size = problem.x.shape()[3];
+    let factors: Vec<_> =
+        (0..size).map(|index| if index < problem.dims { magnitude } else { 1.0 }).collect();
+    let magnified = rotated.multiply(Array::from_slice(&factors, &[size]))?;
+    Ok(magnified.as_dtype(problem.dtype)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Settings, dispatch::Problem as _};
+
+    fn choice(target: Target, offset: RopeOffset) -> Option<Backend> {
+        let x = Array::from_slice(&[0.0_f32; 12], &[1, 3, 1, 4]);
+        let context = Context { target, settings: Settings::default() };
+        let problem = Problem::new(&x, offset, RopeOptions::default()).ok()?;
+        Some(problem.choose(&context))
+    }
+
+    #[test]
+    fn gpus_take_the_fused_op_where_it_is_right() {
+        const LAST: i32 = (1 << 24) - 3;
+        let starts = Array::from_slice(&[0_i32], &[1]);
+        for (target, offset, expected) in [
+            (Target::Cpu, RopeOffset::At(0), Backend::Reference),
+            (Target::Cpu, RopeOffset::PerRow(&starts), Backend::Reference),
+            (Target::Metal, RopeOffset::At(0), Backend::Builtin),
+            (Target::Cuda, RopeOffset::At(LAST), Backend::Builtin),
+            (Target::Cuda, RopeOffset::At(LAST + 1), Backend::Reference),
+            (Target::Cuda, RopeOffset::At(i32::MAX), Backend::Reference),
+            (Target::Metal, RopeOffset::At(-1), Backend::Reference),
+            (Target::Metal, RopeOffset::PerRow(&starts), Backend::Builtin),
+        ] {
+            assert_eq!(choice(target, offset), Some(expected), "{target:?} {offset:?}");
+        }
+    }
+}

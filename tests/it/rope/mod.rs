@@ -1,0 +1,5 @@
+mod function;
+mod oracle;
+mod properties;
+
+const OP: &str = "rope";
