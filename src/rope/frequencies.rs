@@ -36,6 +36,14 @@ impl RopeFrequencies {
         (0..dims / 2).map(|pair| base.powf(exponent(pair))).collect::<Vec<_>>().into()
     }
 
+    /// The same with each frequency changed by `change(pair, frequency)`.
+    pub(super) fn map(mut self, change: impl Fn(usize, f64) -> f64) -> Self {
+        for (pair, frequency) in self.inverse.iter_mut().enumerate() {
+            *frequency = change(pair, *frequency);
+        }
+        self
+    }
+
     pub(super) fn check(&self, check: Check, dims: i32) -> Result<()> {
         let (pairs, found) = (dims as usize / 2, self.inverse.len());
         let expected = format_args!("hold dims/2 = {pairs} numbers");

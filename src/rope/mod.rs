@@ -2,8 +2,12 @@
 
 mod frequencies;
 mod reference;
+mod scaling;
+mod yarn;
 
 pub use frequencies::RopeFrequencies;
+pub use scaling::RopeScaling;
+pub use yarn::{Yarn, YarnRamp};
 
 use mlx_rs::{Array, Dtype, fast};
 
@@ -55,7 +59,7 @@ pub struct RopeOptions {
     pub style: RopeStyle,
     /// Pair `i` turns by `base^(-2i/dims)` a position. Default: 10000.
     pub base: f32,
-    /// What the pairs turn by instead; `base` is then unread.
+    /// What the pairs turn by instead, such as [`RopeScaling::frequencies`]; `base` is then unread.
     pub frequencies: Option<RopeFrequencies>,
     /// The order of the axes of `x`.
     pub layout: Layout,
