@@ -1,11 +1,13 @@
 //! Rotary position embeddings.
 
 mod frequencies;
+mod module;
 mod reference;
 mod scaling;
 mod yarn;
 
 pub use frequencies::RopeFrequencies;
+pub use module::{Rope, RopeBuilder, RopeInput};
 pub use scaling::RopeScaling;
 pub use yarn::{Yarn, YarnRamp};
 

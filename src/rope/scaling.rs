@@ -129,6 +129,11 @@ impl RopeScaling {
         })
     }
 
+    /// Whether [`Self::frequencies`] reads the length of the sequence.
+    pub(super) fn follows_length(&self) -> bool {
+        matches!(self, Self::DynamicNtk { .. } | Self::LongRope { .. })
+    }
+
     fn check(&self, check: Check, dims: i32, base: f32) -> Result<()> {
         match self {
             Self::None => Ok(()),

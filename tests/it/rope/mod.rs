@@ -1,4 +1,5 @@
 mod function;
+mod module;
 mod oracle;
 mod properties;
 
