@@ -7,6 +7,7 @@ use mlx_rs::Array;
 /// so does a listed backend that runs.
 const ABSENT: &[(&str, Backend)] = &[
     ("flash_attention", Backend::Kernel),
+    ("layer_norm", Backend::Kernel),
     ("rms_norm", Backend::Kernel),
     ("rope", Backend::Kernel),
 ];

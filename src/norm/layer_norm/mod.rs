@@ -1,0 +1,126 @@
+//! Layer normalization.
+
+mod module;
+mod reference;
+
+pub use module::{LayerNorm, LayerNormBuilder};
+
+use mlx_rs::{Array, Dtype};
+
+use crate::{
+    check::{Check, axes},
+    dispatch::{Backend, Context, Dispatch, NO_KERNEL},
+    error::Result,
+};
+
+/// Options of [`layer_norm`].
+#[derive(Debug, Clone)]
+pub struct LayerNormOptions {
+    /// Added to the variance, so that a constant row stays finite. Default: 1e-5.
+    pub eps: f32,
+    /// Who picks the backend.
+    pub dispatch: Dispatch,
+}
+
+impl LayerNormOptions {
+    /// The default of [`LayerNormOptions::eps`].
+    pub const DEFAULT_EPS: f32 = 1e-5;
+}
+
+impl Default for LayerNormOptions {
+    fn default() -> Self {
+        Self { eps: Self::DEFAULT_EPS, dispatch: Dispatch::Auto }
+    }
+}
+
+/// Shifts each row of `x` to mean zero, scales it to variance one, then applies `weight` and `bias`.
+///
+/// `y = (x - mean(x)) / sqrt(var(x) + eps) · weight + bias`, with the mean and the (biased) variance
+/// over the last axis, in f32 whatever the dtype.
+///
+/// # Shapes
+/// - `x`: `[..., D]`, f32, f16 or bf16
+/// - `weight`: `[D]`, any of those; without one, nothing is scaled
+/// - `bias`: `[D]`, any of those; without one, nothing is shifted. Neither needs the other
+/// - result: the shape and dtype of `x`
+///
+/// # Errors
+/// When `x` has no last axis or an empty one, when `weight` or `bias` is not `[D]`, when any of the
+/// three is not floating point, or when `eps` is negative or not finite.
+///
+/// # Example
+/// ```
+/// use mlx_primitives::norm::{LayerNormOptions, layer_norm};
+/// use mlx_rs::array;
+///
+/// let x = array!([[1.0, 3.0]]);
+/// let y = layer_norm(&x, None, &array!([10.0, 20.0]), LayerNormOptions::default())?;
+/// assert!(y.all_close(array!([[9.0, 21.0]]), None, None, None)?);
+/// # Ok::<(), mlx_primitives::Error>(())
+/// ```
+///
+/// # Backends
+/// `Builtin` is MLX's fused op, and what `Auto` takes. `Reference` is plain ops. A `weight` or `bias`
+/// of another dtype than `x` costs the fused op a conversion of `x`: load them in the dtype you
+/// compute in.
+///
+/// Ba, Kiros and Hinton, [Layer Normalization](https://arxiv.org/abs/1607.06450), 2016.
+pub fn layer_norm<'a>(
+    x: impl AsRef<Array>,
+    weight: impl Into<Option<&'a Array>>,
+    bias: impl Into<Option<&'a Array>>,
+    options: LayerNormOptions,
+) -> Result<Array> {
+    let problem = Problem::new(x.as_ref(), weight.into(), bias.into(), options.eps)?;
+    match options.dispatch.resolve(&problem)? {
+        Backend::Reference => reference::layer_norm(&problem),
+        _ => builtin(&problem),
+    }
+}
+
+/// A checked call.
+struct Problem<'a> {
+    x: &'a Array,
+    weight: Option<&'a Array>,
+    bias: Option<&'a Array>,
+    eps: f32,
+    dtype: Dtype,
+}
+
+impl<'a> Problem<'a> {
+    fn new(
+        x: &'a Array,
+        weight: Option<&'a Array>,
+        bias: Option<&'a Array>,
+        eps: f32,
+    ) -> Result<Self> {
+        let check = Check::op("layer_norm");
+        let dtype = check.floating("x", x)?;
+        let dims = check.last_axis("x", x)?;
+        for (name, array) in [("weight", weight), ("bias", bias)] {
+            if let Some(array) = array {
+                check.floating(name, array)?;
+                check.shape(name, array, axes![dims])?;
+            }
+        }
+        check.non_negative("eps", eps)?;
+        Ok(Self { x, weight, bias, eps, dtype })
+    }
+}
+
+impl crate::dispatch::Problem for Problem<'_> {
+    const OP: &'static str = "layer_norm";
+
+    fn choose(&self, _: &Context) -> Backend {
+        Backend::Builtin
+    }
+
+    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+        (backend == Backend::Kernel).then_some(NO_KERNEL)
+    }
+}
+
+fn builtin(problem: &Problem) -> Result<Array> {
+    let y = mlx_rs::fast::layer_norm(problem.x, problem.weight, problem.bias, problem.eps)?;
+    Ok(y.as_dtype(problem.dtype)?)
+}
