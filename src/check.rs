@@ -161,10 +161,18 @@ impl Check {
         expected: impl Display,
         found: impl Display,
     ) -> Result<()> {
-        if holds {
-            return Ok(());
-        }
-        Err(Error::Value {
+        self.known(holds.then_some(()), name, expected, found)
+    }
+
+    /// What `found` stands for, where it stands for something; `expected` completes "argument must …".
+    pub(crate) fn known<T>(
+        &self,
+        meaning: Option<T>,
+        name: &'static str,
+        expected: impl Display,
+        found: impl Display,
+    ) -> Result<T> {
+        meaning.ok_or_else(|| Error::Value {
             op: self.op,
             argument: name,
             expected: expected.to_string(),
