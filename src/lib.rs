@@ -27,6 +27,7 @@ pub mod config;
 pub mod dispatch;
 pub mod kernel;
 
+pub mod activation;
 pub mod norm;
 pub mod rope;
 pub mod attention;

@@ -6,6 +6,7 @@ use mlx_rs::Array;
 /// Backends that an operation does not have at all. A skip that is not listed fails the test, and
 /// so does a listed backend that runs.
 const ABSENT: &[(&str, Backend)] = &[
+    ("activation", Backend::Kernel),
     ("flash_attention", Backend::Kernel),
     ("layer_norm", Backend::Kernel),
     ("rms_norm", Backend::Kernel),

@@ -1,0 +1,122 @@
+//! One pass over memory instead of one an op: formulas fused by MLX's compiler.
+
+use std::{cell::RefCell, collections::HashMap};
+
+use mlx_rs::{Array, Stream, error::Exception, transforms::compile::compile};
+
+use super::Activation;
+use crate::error::Result;
+
+/// An elementwise formula of one output, over inputs of one shape and dtype.
+pub(super) type Formula = fn(Activation, &[Array]) -> Result<Array>;
+
+type Compiled = Box<dyn FnMut(&[Array]) -> Result<Vec<Array>, Exception>>;
+
+/// What MLX has traced of one formula. One a thread, as MLX's own cache is.
+///
+/// Inputs that are being traced, by `grad` or an outer `compile`, pass through MLX's compiler
+/// untouched: it then calls the formula itself, so gradients never meet the fused kernel.
+pub(super) struct Fused {
+    formula: Formula,
+    traces: RefCell<Traces>,
+}
+
+/// The traces made on one stream. Each is bound to it, and MLX looks one up by its own default
+/// stream, which the scopes of mlx-rs do not move; so a change of stream drops them.
+#[derive(Default)]
+struct Traces {
+    stream: Option<i32>,
+    compiled: HashMap<Activation, Compiled>,
+}
+
+impl Fused {
+    pub(super) fn new(formula: Formula) -> Self {
+        Self { formula, traces: RefCell::default() }
+    }
+
+    pub(super) fn call(&self, activation: Activation, inputs: &[Array]) -> Result<Array> {
+        let stream = Some(Stream::thread_local_or_default().get_index()?);
+        // Held while MLX traces, and no formula calls back here.
+        let mut traces = self.traces.borrow_mut();
+        if traces.stream != stream {
+            *traces = Traces { stream, ..Default::default() };
+        }
+        let formula = self.formula;
+        let compiled =
+            traces.compiled.entry(activation).or_insert_with(|| trace(formula, activation));
+        Ok(compiled(inputs)?.swap_remove(0))
+    }
+}
+
+fn trace(formula: Formula, activation: Activation) -> Compiled {
+    let traced = move |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
+        Ok(vec![formula(activation, inputs)?])
+    };
+    let shapeless = true;
+    Box::new(compile(traced, shapeless))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use mlx_rs::{Device, transforms::fallible_vjp, with_device};
+
+    use super::*;
+
+    thread_local! {
+        static CALLS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    fn counted(_: Activation, inputs: &[Array]) -> Result<Array> {
+        CALLS.set(CALLS.get() + 1);
+        Ok(inputs[0].square()?.add(&inputs[0])?)
+    }
+
+    /// How often the formula ran, which is once a trace.
+    fn calls(during: impl FnOnce() -> Result<()>) -> Result<u32> {
+        let before = CALLS.get();
+        during()?;
+        Ok(CALLS.get() - before)
+    }
+
+    #[test]
+    fn a_trace_serves_every_shape_of_its_dtype_and_rank() -> Result<()> {
+        let fused = Fused::new(counted);
+        let call = |shape: &[i32]| {
+            calls(|| fused.call(Activation::Silu, &[Array::ones::<f32>(shape)?]).map(drop))
+        };
+        assert_eq!(call(&[2, 3])?, 1);
+        assert_eq!(call(&[2, 3])?, 0);
+        assert_eq!(call(&[5, 1])?, 0);
+        assert_eq!(call(&[5])?, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_trace_does_not_outlive_its_stream() -> Result<()> {
+        let fused = Fused::new(counted);
+        let x = [Array::ones::<f32>(&[4])?];
+        let call = || calls(|| fused.call(Activation::Silu, &x).map(drop));
+        assert_eq!(call()?, 1);
+        assert_eq!(
+            with_device(Device::cpu(), || call().and_then(|first| Ok((first, call()?))))?,
+            (1, 0)
+        );
+        assert_eq!(call()?, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn a_gradient_is_that_of_the_formula() -> Result<()> {
+        let fused = Fused::new(counted);
+        let x = [Array::ones::<f32>(&[4])?];
+        fused.call(Activation::Silu, &x)?;
+        let again = calls(|| {
+            let f = |x: &[Array]| Ok(vec![fused.call(Activation::Silu, x)?]);
+            Ok(fallible_vjp(f, &x, &x).map(drop)?)
+        });
+        assert_eq!(again?, 1);
+        Ok(())
+    }
+}
