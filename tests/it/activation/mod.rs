@@ -1,2 +1,3 @@
+mod glu;
 mod oracle;
 mod pointwise;

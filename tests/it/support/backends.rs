@@ -8,6 +8,7 @@ use mlx_rs::Array;
 const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
     ("flash_attention", Backend::Kernel),
+    ("glu", Backend::Kernel),
     ("layer_norm", Backend::Kernel),
     ("rms_norm", Backend::Kernel),
     ("rope", Backend::Kernel),
