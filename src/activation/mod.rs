@@ -6,9 +6,11 @@
 mod fused;
 pub mod glu;
 pub mod pointwise;
+mod swish;
 
 pub use glu::{Glu, GluOptions, geglu, geglu_tanh, glu, reglu, swiglu};
 pub use pointwise::{
     Activation, gelu, gelu_tanh, hard_sigmoid, hard_swish, leaky_relu, mish, quick_gelu, relu,
     relu_squared, relu6, sigmoid, silu, softplus, tanh,
 };
+pub use swish::{Swish, SwishBuilder, swish};

@@ -1,3 +1,4 @@
 mod glu;
 mod oracle;
 mod pointwise;
+mod swish;
