@@ -5,10 +5,9 @@
 
 mod support;
 
+mod activation;
 mod architecture;
-
 mod attention;
 mod cache;
 mod norm;
 mod rope;
-mod activation;
