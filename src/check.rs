@@ -111,6 +111,11 @@ impl Check {
         self.dtype_among(name, array, &FLOATING)
     }
 
+    /// `dtype` is f32, f16 or bf16.
+    pub(crate) fn floating_dtype(&self, name: &'static str, dtype: Dtype) -> Result<()> {
+        self.one_of(name, dtype, &FLOATING)
+    }
+
     /// `array` holds integers, signed or not.
     pub(crate) fn integer(&self, name: &'static str, array: &Array) -> Result<Dtype> {
         use Dtype::{Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
@@ -125,8 +130,13 @@ impl Check {
         allowed: &[Dtype],
     ) -> Result<Dtype> {
         let found = array.dtype();
+        self.one_of(name, found, allowed)?;
+        Ok(found)
+    }
+
+    fn one_of(&self, name: &'static str, found: Dtype, allowed: &[Dtype]) -> Result<()> {
         if allowed.contains(&found) {
-            return Ok(found);
+            return Ok(());
         }
         let names: Vec<_> = allowed.iter().map(|dtype| format!("{dtype:?}")).collect();
         let expected = names.join(" or ");

@@ -30,6 +30,8 @@ pub mod kernel;
 pub mod activation;
 pub mod norm;
 pub mod rope;
+mod ids;
+pub mod quant;
 pub mod attention;
 
 pub mod cache;

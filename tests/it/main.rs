@@ -11,3 +11,4 @@ mod attention;
 mod cache;
 mod norm;
 mod rope;
+mod quant;
