@@ -1,3 +1,4 @@
+mod linear;
 mod weight;
 
 use mlx_primitives::quant::QuantizedWeight;
@@ -26,4 +27,15 @@ fn unpacked(weight: &QuantizedWeight) -> Tensor {
         let group = [row, column / weight.group_size() as usize];
         scales.at(&group) * f64::from(q) + biases.at(&group)
     })
+}
+
+/// `x · Wᵀ + b` over the rows of `x`.
+fn linear(x: &Tensor, matrix: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    let mut shape = x.shape.clone();
+    *shape.last_mut().unwrap() = matrix.shape[0];
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let products = x.rows().flat_map(|x| {
+        matrix.rows().enumerate().map(move |(o, w)| dot(x, w) + bias.map_or(0.0, |b| b.values[o]))
+    });
+    Tensor::new(&shape, products.collect())
 }

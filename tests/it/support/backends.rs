@@ -10,6 +10,7 @@ const ABSENT: &[(&str, Backend)] = &[
     ("flash_attention", Backend::Kernel),
     ("glu", Backend::Kernel),
     ("layer_norm", Backend::Kernel),
+    ("quantized_linear", Backend::Kernel),
     ("rms_norm", Backend::Kernel),
     ("rope", Backend::Kernel),
 ];
