@@ -1,3 +1,4 @@
+mod layers;
 mod linear;
 mod weight;
 
