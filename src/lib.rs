@@ -32,6 +32,7 @@ pub mod norm;
 pub mod rope;
 mod ids;
 pub mod quant;
+pub mod sampling;
 pub mod attention;
 
 pub mod cache;

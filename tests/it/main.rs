@@ -12,3 +12,4 @@ mod cache;
 mod norm;
 mod rope;
 mod quant;
+mod sampling;
