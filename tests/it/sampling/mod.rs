@@ -1,5 +1,7 @@
+mod draw;
 mod filter;
 mod log_probability;
+mod sampler;
 
 /// `softmax(logits)` in f64; a NaN or −∞ has none of it.
 fn softmax(logits: &[f64]) -> Vec<f64> {
@@ -8,4 +10,32 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
         logits.iter().map(|v| if v.is_nan() { 0.0 } else { (v - max).exp() }).collect();
     let total: f64 = weights.iter().sum();
     weights.into_iter().map(|weight| weight / total).collect()
+}
+
+/// Pearson's statistic of `tokens` against `probabilities`, each of which must be positive or have
+/// no token.
+fn chi_squared(tokens: &[u32], probabilities: &[f64]) -> f64 {
+    let mut counts = vec![0.0; probabilities.len()];
+    for &token in tokens {
+        counts[token as usize] += 1.0;
+    }
+    let expected = probabilities.iter().map(|p| p * tokens.len() as f64);
+    let term = |(count, expected): (f64, f64)| match expected {
+        0.0 => {
+            assert_eq!(count, 0.0, "a token of probability 0 was drawn");
+            0.0
+        }
+        _ => (count - expected).powi(2) / expected,
+    };
+    counts.into_iter().zip(expected).map(term).sum()
+}
+
+/// What Pearson's statistic exceeds once in a thousand, by degrees of freedom.
+fn critical(freedom: usize) -> f64 {
+    match freedom {
+        3 => 16.27,
+        7 => 24.32,
+        15 => 37.70,
+        other => panic!("no critical value for {other} degrees of freedom"),
+    }
 }
