@@ -1,3 +1,5 @@
+use std::{cell::RefCell, rc::Rc};
+
 use mlx_primitives::{
     Error,
     quant::{
@@ -9,6 +11,7 @@ use mlx_rs::{
     Array, Device, Dtype,
     builder::Builder,
     module::{Module, ModuleParameters, ModuleParametersExt},
+    transforms::{compile::compile, grad},
     with_device,
 };
 
@@ -86,6 +89,24 @@ fn the_dense_copy_is_made_once_and_is_no_parameter() {
     assert_eq!(names(&layer), ["bias", "biases", "scales", "weight"]);
     let mut packed = self::layer(QuantizedCompute::Packed).build().unwrap();
     assert!(packed.dense_copy().unwrap().is_none());
+}
+
+#[test]
+fn a_copy_first_made_under_a_transform_serves_outside_it() {
+    let x = normal(1, &[3, 64], Dtype::Float32);
+    let expected =
+        Tensor::of(&layer(QuantizedCompute::Packed).build().unwrap().forward(&x).unwrap());
+    let tolerance = Tolerance::of(OP, Dtype::Float32);
+    let layer = Rc::new(RefCell::new(layer(QuantizedCompute::Dense).build().unwrap()));
+    let inside = Rc::clone(&layer);
+    let mut compiled = compile(move |x: &Array| inside.borrow_mut().forward(x), None);
+    assert_close("compiled", &compiled(&x).unwrap(), &expected, tolerance);
+    assert_close("compiled again", &compiled(&x).unwrap(), &expected, tolerance);
+    assert_close("after", &layer.borrow_mut().forward(&x).unwrap(), &expected, tolerance);
+    let fresh = RefCell::new(self::layer(QuantizedCompute::Dense).build().unwrap());
+    let loss = |x: &Array| fresh.borrow_mut().forward(x)?.sum(None);
+    grad(loss)(&x).unwrap().eval().unwrap();
+    assert_close("after grad", &fresh.borrow_mut().forward(&x).unwrap(), &expected, tolerance);
 }
 
 #[test]
