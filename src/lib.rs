@@ -11,7 +11,7 @@
 //! | `H`, `H_kv` | query heads; key and value heads |
 //! | `D` | head size, or the size of the last axis where there are no heads |
 //! | `F` | hidden size of a feed-forward block |
-//! | `O` | output features |
+//! | `I`, `O` | input and output features |
 //! | `V` | vocabulary size |
 //! | `G` | quantization group size |
 //! | `...` | any number of leading axes |
@@ -27,13 +27,15 @@ pub mod config;
 pub mod dispatch;
 pub mod kernel;
 
-pub mod activation;
-pub mod norm;
-pub mod rope;
 mod ids;
+pub mod norm;
+pub mod activation;
+pub mod rope;
+pub mod attention;
 pub mod quant;
 pub mod sampling;
-pub mod attention;
+
+pub mod layers;
 
 pub mod cache;
 

@@ -49,12 +49,12 @@ const WIDER: &[Wider] = &[
         tolerance: Tolerance { rtol: 8e-3, atol: 1.6e-2 },
         why: LAYER_NORM_ROUNDS_EARLY,
     },
-Wider {
-    op: "quantized_linear",
-    dtype: Dtype::Float32,
-    tolerance: Tolerance { rtol: 1e-5, atol: 3e-6 },
-    why: "a sum rounds in proportion to its terms, not to what is left where they cancel",
-}
+    Wider {
+        op: "quantized_linear",
+        dtype: Dtype::Float32,
+        tolerance: Tolerance { rtol: 1e-5, atol: 3e-6 },
+        why: "a sum rounds in proportion to its terms, not to what is left where they cancel",
+    },
 ];
 
 const LAYER_NORM_ROUNDS_EARLY: &str = "MLX rounds the normalized row and its product with the \

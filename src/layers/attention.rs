@@ -1,0 +1,211 @@
+//! Multi-head attention with its projections.
+
+use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
+
+use super::Projection;
+use crate::{
+    attention::{FlashAttentionOptions, KvCache, flash_attention},
+    builder::builder,
+    check::{Check, axes},
+    error::Result,
+    layout::Layout,
+    rope::Rope,
+};
+
+const CHECK: Check = Check::op("Attention");
+
+builder! {
+    /// Builder for [`Attention`].
+    AttentionBuilder => Attention (
+        /// The size of the last axis of input and output.
+        dims: i32,
+        /// Query heads, `H`.
+        num_heads: i32,
+    ) {
+        /// Key and value heads, `H_kv`, which must divide `H`; as many as query heads by default.
+        num_kv_heads: Option<i32> = None,
+        /// The size of a head, `D`; `dims / num_heads` by default.
+        head_dim: Option<i32> = None,
+        /// Rotates queries and keys; none by default.
+        rope: Option<Rope> = None,
+        /// Multiplies the scores; `1 / sqrt(D)` by default.
+        scale: Option<f32> = None,
+        /// Whether a token sees only itself and those before it; `true` by default.
+        causal: bool = true,
+        /// Whether the query, key and value projections have biases; `false` by default.
+        bias: bool = false,
+        /// Whether the output projection has a bias; `false` by default.
+        output_bias: bool = false,
+    }
+}
+
+/// Projects to queries, keys and values, rotates, attends, projects back.
+///
+/// Multi-head, grouped-query or multi-query, by the number of key and value heads.
+///
+/// # Shapes
+/// `[B, S, dims]` to `[B, S, dims]`.
+///
+/// # Example
+/// ```
+/// use mlx_primitives::{layers::{Attention, AttentionBuilder}, rope::Rope};
+/// use mlx_rs::{Array, builder::Builder, module::Module};
+///
+/// let mut attention = AttentionBuilder::new(64, 4).num_kv_heads(2).rope(Rope::new(16)?).build()?;
+/// assert_eq!(attention.forward(&Array::ones::<f32>(&[1, 10, 64])?)?.shape(), [1, 10, 64]);
+/// # Ok::<(), mlx_rs::error::Exception>(())
+/// ```
+#[derive(Debug, Clone, ModuleParameters)]
+pub struct Attention {
+    /// `[H · D, dims]`.
+    #[param]
+    pub query: Projection,
+    /// `[H_kv · D, dims]`.
+    #[param]
+    pub key: Projection,
+    /// `[H_kv · D, dims]`.
+    #[param]
+    pub value: Projection,
+    /// `[dims, H · D]`.
+    #[param]
+    pub output: Projection,
+    /// Rotates queries and keys.
+    pub rope: Option<Rope>,
+    /// Query heads.
+    pub num_heads: i32,
+    /// Key and value heads.
+    pub num_kv_heads: i32,
+    /// Multiplies the scores; `1 / sqrt(D)` without one.
+    pub scale: Option<f32>,
+    /// Whether a token sees only itself and those before it.
+    pub causal: bool,
+}
+
+/// What [`Attention`] and [`DecoderBlock`](super::DecoderBlock) take besides their input alone.
+#[derive(Debug)]
+pub struct AttentionInput<'a> {
+    /// `[B, S, dims]`.
+    pub x: &'a Array,
+    /// Boolean or additive, broadcastable to `[B, H, S, S_kv]`; on top of `causal`.
+    pub mask: Option<&'a Array>,
+    /// Keys and values of earlier tokens; this call appends its own.
+    pub cache: Option<&'a mut dyn KvCache>,
+}
+
+impl<'a> From<&'a Array> for AttentionInput<'a> {
+    fn from(x: &'a Array) -> Self {
+        Self { x, mask: None, cache: None }
+    }
+}
+
+impl<'a, C: KvCache> From<(&'a Array, &'a mut C)> for AttentionInput<'a> {
+    fn from((x, cache): (&'a Array, &'a mut C)) -> Self {
+        Self { x, mask: None, cache: Some(cache) }
+    }
+}
+
+impl Attention {
+    /// Causal multi-head attention without rotation or biases.
+    ///
+    /// # Errors
+    /// When a size is below one or `num_heads` does not divide `dims`.
+    pub fn new(dims: i32, num_heads: i32) -> Result<Self> {
+        Self::assemble(AttentionBuilder::new(dims, num_heads))
+    }
+
+    fn assemble(builder: AttentionBuilder) -> Result<Self> {
+        let AttentionBuilder { dims, num_heads, bias, .. } = builder;
+        let head_dim = checked_head_dim(&builder)?;
+        let num_kv_heads = checked_kv_heads(&builder)?;
+        let (inner, kv_inner) = (num_heads * head_dim, num_kv_heads * head_dim);
+        Ok(Self {
+            query: Projection::random(dims, inner, bias)?,
+            key: Projection::random(dims, kv_inner, bias)?,
+            value: Projection::random(dims, kv_inner, bias)?,
+            output: Projection::random(inner, dims, builder.output_bias)?,
+            rope: builder.rope,
+            num_heads,
+            num_kv_heads,
+            scale: builder.scale,
+            causal: builder.causal,
+        })
+    }
+
+    fn options<'a>(&self, mask: Option<&'a Array>) -> FlashAttentionOptions<'a> {
+        FlashAttentionOptions { scale: self.scale, causal: self.causal, mask, ..Default::default() }
+    }
+}
+
+fn checked_head_dim(builder: &AttentionBuilder) -> Result<i32> {
+    let AttentionBuilder { dims, num_heads, .. } = *builder;
+    CHECK.at_least("dims", dims, 1)?;
+    CHECK.at_least("num_heads", num_heads, 1)?;
+    if let Some(head_dim) = builder.head_dim {
+        CHECK.at_least("head_dim", head_dim, 1)?;
+        return Ok(head_dim);
+    }
+    CHECK.value(dims % num_heads == 0, "num_heads", format_args!("divide {dims}"), num_heads)?;
+    Ok(dims / num_heads)
+}
+
+fn checked_kv_heads(builder: &AttentionBuilder) -> Result<i32> {
+    let num_heads = builder.num_heads;
+    let kv_heads = builder.num_kv_heads.unwrap_or(num_heads);
+    CHECK.at_least("num_kv_heads", kv_heads, 1)?;
+    let divides = num_heads % kv_heads == 0;
+    CHECK.value(divides, "num_kv_heads", format_args!("divide {num_heads}"), kv_heads)?;
+    Ok(kv_heads)
+}
+
+/// Splits the last axis of `[B, S, heads · D]` into `[B, S, heads, D]`.
+fn split_heads(x: Array, heads: i32) -> Result<Array> {
+    let (batch, tokens, inner) = (x.dim(0), x.dim(1), x.dim(2));
+    Ok(x.reshape(&[batch, tokens, heads, inner / heads])?)
+}
+
+fn merge_heads(x: Array) -> Result<Array> {
+    let (batch, tokens, inner) = (x.dim(0), x.dim(1), x.dim(2) * x.dim(3));
+    Ok(x.reshape(&[batch, tokens, inner])?)
+}
+
+impl<'a> Module<AttentionInput<'a>> for Attention {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, input: AttentionInput<'a>) -> Result<Array, Exception> {
+        let AttentionInput { x, mask, cache } = input;
+        CHECK.shape("x", x, axes!["B", "S", "dims"])?;
+        let mut queries = split_heads(self.query.forward(x)?, self.num_heads)?;
+        let mut keys = split_heads(self.key.forward(x)?, self.num_kv_heads)?;
+        let mut values = split_heads(self.value.forward(x)?, self.num_kv_heads)?;
+        if let Some(rope) = &self.rope {
+            let offset = cache.as_ref().map_or(0, |cache| cache.len());
+            queries = rope.forward_at(&queries, offset)?;
+            keys = rope.forward_at(&keys, offset)?;
+        }
+        if let Some(cache) = cache {
+            (keys, values) = cache.update(&keys, &values, Layout::Bshd)?;
+        }
+        let attended = flash_attention(queries, keys, values, self.options(mask))?;
+        self.output.forward(&merge_heads(attended)?)
+    }
+
+    fn training_mode(&mut self, mode: bool) {
+        for projection in [&mut self.query, &mut self.key, &mut self.value, &mut self.output] {
+            projection.training_mode(mode);
+        }
+    }
+}
+
+impl Module<&Array> for Attention {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
+        self.forward(AttentionInput::from(x))
+    }
+
+    fn training_mode(&mut self, mode: bool) {
+        <Self as Module<AttentionInput<'_>>>::training_mode(self, mode);
+    }
+}

@@ -1,0 +1,98 @@
+//! The gated feed-forward block.
+
+use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
+
+use super::Projection;
+use crate::{
+    activation::{Activation, GluOptions, glu},
+    builder::builder,
+    check::Check,
+    error::Result,
+};
+
+builder! {
+    /// Builder for [`GatedFeedForward`].
+    GatedFeedForwardBuilder => GatedFeedForward (
+        /// The size of the last axis of input and output, `D`.
+        dims: i32,
+        /// The size in between, `F`.
+        hidden_dims: i32,
+    ) {
+        /// What the gate passes through: [`Activation::Silu`] by default, which makes it SwiGLU.
+        activation: Activation = Activation::Silu,
+        /// Whether the projections have biases; `false` by default.
+        bias: bool = false,
+    }
+}
+
+/// `down(act(gate(x)) · up(x))`: the feed-forward half of a decoder block.
+///
+/// # Shapes
+/// `[..., D]` to `[..., D]`, through `[..., F]`.
+///
+/// # Example
+/// ```
+/// use mlx_primitives::{activation::Activation, layers::GatedFeedForwardBuilder};
+/// use mlx_rs::{Array, builder::Builder, module::Module};
+///
+/// let mut geglu = GatedFeedForwardBuilder::new(8, 32).activation(Activation::Gelu).build()?;
+/// assert_eq!(geglu.forward(&Array::ones::<f32>(&[2, 3, 8])?)?.shape(), [2, 3, 8]);
+/// # Ok::<(), mlx_rs::error::Exception>(())
+/// ```
+///
+/// Shazeer, [GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202), 2020.
+#[derive(Debug, Clone, ModuleParameters)]
+pub struct GatedFeedForward {
+    /// `[F, D]`.
+    #[param]
+    pub gate: Projection,
+    /// `[F, D]`.
+    #[param]
+    pub up: Projection,
+    /// `[D, F]`.
+    #[param]
+    pub down: Projection,
+    /// What the gate passes through.
+    pub activation: Activation,
+}
+
+impl GatedFeedForward {
+    /// A SwiGLU feed-forward without biases.
+    ///
+    /// # Errors
+    /// When a size is below one.
+    pub fn new(dims: i32, hidden_dims: i32) -> Result<Self> {
+        Self::assemble(GatedFeedForwardBuilder::new(dims, hidden_dims))
+    }
+
+    fn assemble(builder: GatedFeedForwardBuilder) -> Result<Self> {
+        let GatedFeedForwardBuilder { dims, hidden_dims, activation, bias } = builder;
+        let check = Check::op("GatedFeedForward");
+        check.at_least("dims", dims, 1)?;
+        check.at_least("hidden_dims", hidden_dims, 1)?;
+        Ok(Self {
+            gate: Projection::random(dims, hidden_dims, bias)?,
+            up: Projection::random(dims, hidden_dims, bias)?,
+            down: Projection::random(hidden_dims, dims, bias)?,
+            activation,
+        })
+    }
+}
+
+impl Module<&Array> for GatedFeedForward {
+    type Output = Array;
+    type Error = Exception;
+
+    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
+        let gate = self.gate.forward(x)?;
+        let up = self.up.forward(x)?;
+        let options = GluOptions { activation: self.activation, ..Default::default() };
+        self.down.forward(&glu(gate, up, options)?)
+    }
+
+    fn training_mode(&mut self, mode: bool) {
+        for projection in [&mut self.gate, &mut self.up, &mut self.down] {
+            projection.training_mode(mode);
+        }
+    }
+}

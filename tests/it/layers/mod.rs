@@ -1,0 +1,276 @@
+mod oracle;
+
+use mlx_primitives::{
+    Error, Layout,
+    activation::Activation,
+    attention::KvCache,
+    cache::SimpleKvCache,
+    layers::{
+        Attention, AttentionBuilder, AttentionInput, DecoderBlock, DecoderBlockBuilder,
+        GatedFeedForward, GatedFeedForwardBuilder, Projection, TokenEmbedding,
+    },
+    norm::RmsNormOptions,
+    quant::{QuantizedEmbedding, QuantizedLinear, QuantizedWeight},
+    rope::Rope,
+};
+use mlx_rs::{
+    Array, Dtype,
+    builder::Builder,
+    error::Exception,
+    module::{Module, ModuleParameters, Parameter},
+    nn,
+    ops::concatenate,
+    optimizers::{Adam, Optimizer},
+    transforms::compile::compile_with_state,
+};
+
+use crate::support::{
+    compare::{Tolerance, assert_close},
+    modules::assert_module,
+    sample::normal,
+    tensor::Tensor,
+};
+use oracle::{Heads, Weights};
+
+const DIMS: i32 = 16;
+const HEADS: Heads = Heads { queries: 4, keys: 2, size: 4, rope_base: 10000.0 };
+
+/// A block is a dozen operations deep; each rounds.
+const DEEP: Tolerance = Tolerance { rtol: 1e-4, atol: 1e-5 };
+
+const BLOCK_PARAMETERS: &[&str] = &[
+    "attention.key.weight",
+    "attention.output.weight",
+    "attention.query.weight",
+    "attention.value.weight",
+    "attention_norm.weight",
+    "feed_forward.down.weight",
+    "feed_forward.gate.weight",
+    "feed_forward.up.weight",
+    "feed_forward_norm.weight",
+];
+
+fn attention() -> Attention {
+    mlx_rs::random::seed(7).unwrap();
+    AttentionBuilder::new(DIMS, 4).num_kv_heads(2).rope(Rope::new(4).unwrap()).build().unwrap()
+}
+
+fn block() -> DecoderBlock {
+    let attention = attention();
+    DecoderBlock::new(DIMS, attention, GatedFeedForward::new(DIMS, 40).unwrap()).unwrap()
+}
+
+fn input(batch: i32, tokens: i32) -> Array {
+    normal(11, &[batch, tokens, DIMS], Dtype::Float32)
+}
+
+/// Runs an oracle for one sequence on each sequence of a batch.
+fn per_sequence(x: &Array, run: impl Fn(&[Vec<f64>]) -> Vec<Vec<f64>>) -> Tensor {
+    let x = Tensor::of(x);
+    let rows: Vec<_> = x.rows().map(<[f64]>::to_vec).collect();
+    let values = rows.chunks(x.shape[1]).flat_map(run).flatten().collect();
+    Tensor::new(&x.shape, values)
+}
+
+#[test]
+fn a_decoder_block_matches_the_oracle() {
+    let (mut block, x) = (block(), input(2, 7));
+    let weights = Weights::of(&block);
+    let eps = RmsNormOptions::DEFAULT_EPS.into();
+    let expected = per_sequence(&x, |rows| oracle::decoder_block(&weights, rows, HEADS, eps));
+    assert_close("DecoderBlock", &block.forward(&x).unwrap(), &expected, DEEP);
+}
+
+#[test]
+fn attention_matches_the_oracle() {
+    let (mut attention, x) = (attention(), input(3, 5));
+    let weights = Weights::of(&attention);
+    let expected = per_sequence(&x, |rows| oracle::attention(&weights, "", rows, HEADS));
+    assert_close("Attention", &attention.forward(&x).unwrap(), &expected, DEEP);
+}
+
+#[test]
+fn token_by_token_with_a_cache_is_the_whole_prompt_at_once() {
+    let (mut block, x) = (block(), input(2, 9));
+    let whole = Tensor::of(&block.forward(&x).unwrap());
+    for chunks in [&[1; 9][..], &[4, 1, 4], &[8, 1]] {
+        let mut cache = SimpleKvCache::new();
+        let mut parts = Vec::new();
+        for part in split(&x, chunks) {
+            parts.push(block.forward(AttentionInput::from((&part, &mut cache))).unwrap());
+        }
+        let joined = concatenate(&parts, 1).unwrap();
+        assert_close(&format!("in chunks {chunks:?}"), &joined, &whole, DEEP);
+        assert_eq!(cache.len(), 9);
+    }
+}
+
+fn split(x: &Array, chunks: &[i32]) -> Vec<Array> {
+    let ends: Vec<_> = chunks
+        .iter()
+        .scan(0, |end, chunk| {
+            *end += chunk;
+            Some(*end)
+        })
+        .collect();
+    mlx_rs::ops::split_at_indices(x, &ends[..ends.len() - 1], 1).unwrap()
+}
+
+#[test]
+fn a_mask_hides_what_it_says() {
+    let (mut attention, x) = (attention(), input(1, 4));
+    let mask = Array::from_slice(&[true, true, false, true], &[1, 1, 1, 4]);
+    let masked = |attention: &mut Attention, x: &Array| {
+        attention.forward(AttentionInput { x, mask: Some(&mask), cache: None }).unwrap()
+    };
+    let mut parts = split(&x, &[2, 1, 1]);
+    let expected = Tensor::of(&masked(&mut attention, &x));
+    parts[1] = normal(99, &[1, 1, DIMS], Dtype::Float32);
+    let changed = Tensor::of(&masked(&mut attention, &concatenate(&parts, 1).unwrap()));
+    for row in [0, 1, 3] {
+        for d in 0..DIMS as usize {
+            assert_eq!(changed.at(&[0, row, d]), expected.at(&[0, row, d]), "row {row}");
+        }
+    }
+}
+
+#[test]
+fn layers_train_save_and_compose() {
+    let x = input(2, 5);
+    assert_module(block(), &x, BLOCK_PARAMETERS);
+    let feed_forward = GatedFeedForwardBuilder::new(DIMS, 24)
+        .activation(Activation::Gelu)
+        .bias(true)
+        .build()
+        .unwrap();
+    let names = ["gate.bias", "gate.weight", "up.bias", "up.weight", "down.bias", "down.weight"];
+    assert_module(feed_forward, &x, &names);
+    let biased = AttentionBuilder::new(DIMS, 2).bias(true).output_bias(true).build().unwrap();
+    let names = ["query", "key", "value", "output"]
+        .map(|name| [format!("{name}.bias"), format!("{name}.weight")]);
+    let names: Vec<_> = names.iter().flatten().map(String::as_str).collect();
+    // A key bias shifts every score of a query alike, so softmax cancels its gradient.
+    let moving: Vec<_> = names.iter().copied().filter(|name| *name != "key.bias").collect();
+    let mut frozen_key_bias = biased;
+    if let Projection::Dense(linear) = &mut frozen_key_bias.key {
+        linear.bias.freeze(false);
+    }
+    assert_module(frozen_key_bias, &x, &moving);
+}
+
+#[test]
+fn an_optimizer_fits_a_block_to_a_target() {
+    let (mut block, x) = (block(), input(2, 6));
+    let target = normal(5, &[2, 6, DIMS], Dtype::Float32);
+    let loss =
+        |block: &mut DecoderBlock, (x, target): (&Array, &Array)| -> Result<Array, Exception> {
+            block.forward(x)?.subtract(target)?.square()?.mean(None)
+        };
+    let mut value_and_grad = nn::value_and_grad(loss);
+    let mut optimizer = Adam::new(1e-2);
+    let mut losses = Vec::new();
+    for _ in 0..40 {
+        let (value, gradients) = value_and_grad(&mut block, (&x, &target)).unwrap();
+        optimizer.update(&mut block, gradients).unwrap();
+        losses.push(value.item_exact::<f32>());
+    }
+    assert!(losses[39] < 0.5 * losses[0], "{losses:?}");
+}
+
+#[test]
+fn a_block_compiles() {
+    let (mut block, x) = (block(), input(1, 5));
+    let expected = Tensor::of(&block.forward(&x).unwrap());
+    let step = |block: &mut DecoderBlock, x: &Array| block.forward(x);
+    let compiled = compile_with_state(step, None)(&mut block, &x).unwrap();
+    assert_close("compiled DecoderBlock", &compiled, &expected, DEEP);
+}
+
+#[test]
+fn quantized_projections_do_not_train() {
+    let weight = normal(3, &[64, 64], Dtype::Float32);
+    let packed = QuantizedWeight::quantize(&weight, 32, 8).unwrap();
+    let mut attention = AttentionBuilder::new(64, 4).build().unwrap();
+    attention.query = QuantizedLinear::from_weight(packed).unwrap().into();
+    let names: Vec<_> = attention.trainable_parameters().flatten().into_keys().collect();
+    assert!(names.iter().all(|name| !name.starts_with("query")), "{names:?}");
+    let x = normal(4, &[1, 3, 64], Dtype::Float32);
+    let dense = {
+        let mut dense = attention.clone();
+        let mut linear = nn::LinearBuilder::new(64, 64).bias(false).build().unwrap();
+        linear.weight.value = weight;
+        dense.query = linear.into();
+        Tensor::of(&dense.forward(&x).unwrap())
+    };
+    let close = Tolerance { rtol: 2e-2, atol: 2e-2 };
+    assert_close("8-bit queries", &attention.forward(&x).unwrap(), &dense, close);
+}
+
+#[test]
+fn tied_embeddings_look_up_and_project() {
+    let table = normal(1, &[10, 32], Dtype::Float32);
+    let dense =
+        TokenEmbedding::from(nn::Embedding { weight: mlx_rs::module::Param::new(table.clone()) });
+    let packed = QuantizedWeight::quantize(&table, 32, 8).unwrap();
+    let quantized = TokenEmbedding::from(QuantizedEmbedding::from_weight(packed).unwrap());
+    let ids = Array::from_slice(&[3_u32, 0, 9, 3], &[2, 2]);
+    let rows = Tensor::of(&table);
+    for (mut embedding, tolerance) in [
+        (dense, Tolerance::of("TokenEmbedding", Dtype::Float32)),
+        (quantized, Tolerance { rtol: 0.0, atol: 2e-2 }),
+    ] {
+        let looked_up = embedding.forward(&ids).unwrap();
+        let expected =
+            Tensor::from_fn(&[2, 2, 32], |at| rows.at(&[[3, 0, 9, 3][2 * at[0] + at[1]], at[2]]));
+        assert_close("lookup", &looked_up, &expected, tolerance);
+        let logits = embedding.as_linear(&looked_up).unwrap();
+        let held = Tensor::of(
+            &embedding.forward(&Array::from_slice(&(0..10).collect::<Vec<i32>>(), &[10])).unwrap(),
+        );
+        let x = Tensor::of(&looked_up);
+        let product = Tensor::from_fn(&[2, 2, 10], |at| {
+            (0..32).map(|d| x.at(&[at[0], at[1], d]) * held.at(&[at[2], d])).sum()
+        });
+        assert_close("as_linear", &logits, &product, DEEP);
+        assert!(embedding.forward(&Array::from_slice(&[0.5_f32], &[1])).is_err());
+        let unknown = embedding.forward(&Array::from_slice(&[-1, 10], &[2])).unwrap();
+        assert!(Tensor::of(&unknown).values.iter().all(|value| value.is_nan()));
+        let none = embedding.forward(&Array::from_slice::<i32>(&[], &[0, 3])).unwrap();
+        assert_eq!(none.shape(), [0, 3, 32]);
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused() {
+    let refused = |builder: AttentionBuilder| builder.build().unwrap_err().to_string();
+    assert_eq!(
+        refused(AttentionBuilder::new(10, 3)),
+        "[Attention] num_heads must divide 10 but got 3"
+    );
+    assert_eq!(
+        refused(AttentionBuilder::new(12, 4).num_kv_heads(3)),
+        "[Attention] num_kv_heads must divide 4 but got 3"
+    );
+    assert!(refused(AttentionBuilder::new(12, 0)).contains("num_heads"));
+    assert!(refused(AttentionBuilder::new(12, 4).head_dim(0)).contains("head_dim"));
+    assert!(matches!(
+        GatedFeedForward::new(8, 0),
+        Err(Error::Value { argument: "hidden_dims", .. })
+    ));
+    let builder = DecoderBlockBuilder::new(0, attention(), GatedFeedForward::new(8, 8).unwrap());
+    assert!(builder.build().is_err());
+    let flat = attention().forward(&normal(1, &[3, DIMS], Dtype::Float32)).unwrap_err();
+    assert!(flat.what().contains("[Attention] x must have shape [B, S, dims]"), "{flat}");
+}
+
+#[test]
+fn a_refused_call_leaves_the_cache_alone() {
+    let (mut attention, mut cache) = (attention(), SimpleKvCache::new());
+    let x = input(1, 3);
+    attention.forward(AttentionInput::from((&x, &mut cache))).unwrap();
+    let other_batch = input(2, 1);
+    assert!(attention.forward(AttentionInput::from((&other_batch, &mut cache))).is_err());
+    assert_eq!(cache.len(), 3);
+    let (keys, _) = cache.contents(Layout::Bshd).unwrap().unwrap();
+    assert_eq!(keys.shape(), [1, 3, 2, 4]);
+}
