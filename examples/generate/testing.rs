@@ -1,0 +1,32 @@
+//! What the tests of several files share.
+
+use std::{env, path::PathBuf};
+
+/// The model named by `MLX_PRIMITIVES_TEST_MODEL`; without one the caller's test is skipped,
+/// except under continuous integration, where a skip would go unseen.
+pub(crate) fn model_path() -> Option<PathBuf> {
+    let path = env::var_os("MLX_PRIMITIVES_TEST_MODEL").map(PathBuf::from);
+    if path.is_none() {
+        let in_ci = env::var("CI").is_ok_and(|value| value == "true");
+        assert!(!in_ci, "MLX_PRIMITIVES_TEST_MODEL is not set");
+        eprintln!("skipped: MLX_PRIMITIVES_TEST_MODEL is not set");
+    }
+    path
+}
+
+/// A seeded generator (SplitMix64), so that a failure can be repeated.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A number below `bound`.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
+    }
+}
