@@ -13,5 +13,6 @@
 mod gguf;
 #[cfg(test)]
 mod testing;
+mod tokenizer;
 
 fn main() {}

@@ -2,6 +2,8 @@
 
 use std::{env, path::PathBuf};
 
+use crate::{gguf::Checkpoint, tokenizer::Tokenizer};
+
 /// The model named by `MLX_PRIMITIVES_TEST_MODEL`; without one the caller's test is skipped,
 /// except under continuous integration, where a skip would go unseen.
 pub(crate) fn model_path() -> Option<PathBuf> {
@@ -29,4 +31,10 @@ impl Random {
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((mixed ^ (mixed >> 31)) % bound as u64) as usize
     }
+}
+
+/// The tokenizer of that model.
+pub(crate) fn model_tokenizer() -> Option<Tokenizer> {
+    let checkpoint = Checkpoint::open(&model_path()?).unwrap();
+    Some(Tokenizer::new(checkpoint.metadata()).unwrap())
 }

@@ -11,7 +11,7 @@ mod tensor;
 mod tests;
 
 pub(crate) use config::LlamaConfig;
-pub(crate) use metadata::Metadata;
+pub(crate) use metadata::{Metadata, required};
 
 use std::{
     fs::{File, OpenOptions},

@@ -1,5 +1,7 @@
 //! GGUF files written by the tests.
 
+use super::{Metadata, header::Header};
+
 /// A file in parts, so that a test can break any one of them.
 #[derive(Clone)]
 pub(crate) struct File {
@@ -52,7 +54,28 @@ fn llama_pairs() -> Vec<(String, Vec<u8>)> {
     pairs
 }
 
+/// A file without tensors, for its tokenizer of ten tokens.
+pub(crate) fn tokenizer() -> File {
+    let tokens = ["a", "b", "ab", "Ġ", "1", "2", "12", "<|im_start|>", "<|im_end|>", "<user>"];
+    let pairs = [
+        ("model", text("gpt2")),
+        ("pre", text("smollm")),
+        ("tokens", texts(&tokens)),
+        ("merges", texts(&["a b", "1 2"])),
+        ("token_type", integers(&[1, 1, 1, 1, 1, 1, 1, 3, 3, 4])),
+        ("bos_token_id", integer(7)),
+        ("eos_token_id", integer(8)),
+    ];
+    let pairs = pairs.map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).to_vec();
+    File { version: 3, pairs, tensors: Vec::new(), data: 0 }
+}
+
 impl File {
+    pub(crate) fn metadata(&self) -> Metadata {
+        let bytes = self.bytes();
+        Header::read(bytes.as_slice(), bytes.len() as u64).unwrap().metadata
+    }
+
     /// Appends an F32 tensor and its data.
     pub(crate) fn add(&mut self, name: &str, dims: &[u64]) {
         let (name, offset) = (name.to_owned(), self.data as u64);
