@@ -11,6 +11,7 @@
 )]
 
 mod gguf;
+mod template;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
