@@ -11,6 +11,7 @@
 )]
 
 mod gguf;
+mod stream;
 mod template;
 #[cfg(test)]
 mod testing;
