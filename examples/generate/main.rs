@@ -10,6 +10,7 @@
     )
 )]
 
+mod args;
 mod gguf;
 mod stream;
 mod template;
