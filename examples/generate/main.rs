@@ -12,6 +12,7 @@
 
 mod args;
 mod gguf;
+mod report;
 mod stream;
 mod template;
 #[cfg(test)]
