@@ -1,14 +1,9 @@
 //! Writes text with a llama from a GGUF file.
+//!
+//! `cargo run --release --example generate -- --model model.gguf --prompt "Why is the sky blue?"`
+#![allow(clippy::print_stderr, reason = "a command line program prints")]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking"))]
 #![expect(dead_code, reason = "the model that reads the weights and samples is not here yet")]
-#![cfg_attr(
-    test,
-    allow(
-        clippy::unwrap_used,
-        clippy::panic,
-        clippy::print_stderr,
-        reason = "a test fails by panicking and says what it skips"
-    )
-)]
 
 mod args;
 mod gguf;
@@ -19,4 +14,151 @@ mod template;
 mod testing;
 mod tokenizer;
 
-fn main() {}
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+
+use args::Args;
+use gguf::{Checkpoint, Metadata};
+use report::{Generation, Report};
+use stream::TextStream;
+use tokenizer::Tokenizer;
+
+/// What the model is asked to do.
+#[derive(Debug)]
+struct Request<'a> {
+    prompt: &'a [u32],
+    max_tokens: usize,
+    /// Tokens that end the text, and are not part of it.
+    stops: &'a [u32],
+    args: &'a Args,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", one_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let metadata = checkpoint.metadata();
+    let tokenizer = Tokenizer::new(metadata).with_context(|| args.model.display().to_string())?;
+    let prompt = prompt_tokens(args, metadata, &tokenizer)?;
+    let context = checkpoint.config().context_length;
+    let max_tokens = room(prompt.len(), args.max_tokens as usize, context)?;
+    let request = Request { prompt: &prompt, max_tokens, stops: tokenizer.stops(), args };
+    let mut stream = TextStream::new(text_output(args.json));
+    let emit = |token| Ok(stream.push(tokenizer.bytes(token))?);
+    let generation = generate(&checkpoint, &request, emit)?;
+    let text = stream.finish()?;
+    print_report(&Report::new(prompt, generation, text), args.json)
+}
+
+/// Writes after the prompt until a stop or `max_tokens`; `emit` gets each token once it is chosen.
+fn generate(
+    _checkpoint: &Checkpoint,
+    _request: &Request<'_>,
+    _emit: impl FnMut(u32) -> Result<()>,
+) -> Result<Generation> {
+    bail!("this example has no model yet")
+}
+
+fn prompt_tokens(args: &Args, metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let tokens = if args.raw {
+        let text = tokenizer.encode(&args.prompt)?;
+        tokenizer.lead().into_iter().chain(text).collect()
+    } else {
+        // The template writes the leading token itself.
+        tokenizer.encode(&template::render(metadata, tokenizer, &args.prompt)?)?
+    };
+    ensure!(!tokens.is_empty(), "the prompt is empty: there is nothing to continue");
+    Ok(tokens)
+}
+
+/// How many tokens may be written: the last one needs no place in the context.
+fn room(prompt: usize, max_tokens: usize, context: usize) -> Result<usize> {
+    ensure!(
+        prompt <= context,
+        "the prompt has {prompt} tokens, but the model's context holds {context}",
+    );
+    Ok(max_tokens.min(context - prompt + 1))
+}
+
+/// With --json the text is a field of the object, and standard output is the object alone.
+fn text_output(json: bool) -> Box<dyn Write> {
+    if json { Box::new(io::sink()) } else { Box::new(io::stdout()) }
+}
+
+fn print_report(report: &Report, json: bool) -> Result<()> {
+    let last_line = if json { report.json()? } else { String::new() };
+    writeln!(io::stdout(), "{last_line}")?;
+    eprintln!("{}", report.closing_line());
+    Ok(())
+}
+
+fn one_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{Args, one_line, prompt_tokens, room};
+    use crate::{
+        gguf::synthetic::{self, File, flag, text},
+        tokenizer::Tokenizer,
+    };
+
+    fn prompt(file: &File, flags: &[&str]) -> Result<Vec<u32>, String> {
+        let metadata = file.metadata();
+        let tokenizer = Tokenizer::new(&metadata).unwrap();
+        let args = ["generate", "--model", "m.gguf"].iter().chain(flags);
+        let args = Args::try_parse_from(args).unwrap();
+        prompt_tokens(&args, &metadata, &tokenizer).map_err(|error| one_line(&error))
+    }
+
+    #[test]
+    fn raw_prompts_get_the_lead_and_chats_the_template() {
+        let mut file = synthetic::tokenizer();
+        let template = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}";
+        file.set("tokenizer.chat_template", text(template));
+        file.set("tokenizer.ggml.add_bos_token", flag(true));
+        assert_eq!(prompt(&file, &["--prompt", "ab", "--raw"]), Ok(vec![7, 2]));
+        assert_eq!(prompt(&file, &["--prompt", "ab"]), Ok(vec![7, 2, 8]));
+        assert_eq!(prompt(&file, &["--prompt", ""]), Ok(vec![7, 8]));
+    }
+
+    #[test]
+    fn there_must_be_something_to_continue() {
+        let mut file = synthetic::tokenizer();
+        let empty = prompt(&file, &["--prompt", "", "--raw"]);
+        assert_eq!(empty.unwrap_err(), "the prompt is empty: there is nothing to continue");
+        file.set("tokenizer.ggml.add_bos_token", flag(true));
+        assert_eq!(prompt(&file, &["--prompt", "", "--raw"]), Ok(vec![7]));
+    }
+
+    #[test]
+    fn the_context_bounds_prompt_and_text() {
+        assert_eq!(room(10, 5, 16).unwrap(), 5);
+        assert_eq!(room(10, 128, 16).unwrap(), 7);
+        assert_eq!(room(16, 128, 16).unwrap(), 1);
+        let error = room(17, 1, 16).unwrap_err().to_string();
+        assert_eq!(error, "the prompt has 17 tokens, but the model's context holds 16");
+    }
+
+    #[test]
+    fn errors_are_one_line() {
+        let error = anyhow::anyhow!("inner\n  lines").context("outer");
+        assert_eq!(one_line(&error), "outer: inner lines");
+    }
+}
