@@ -3,10 +3,12 @@
 //! `cargo run --release --example generate -- --model model.gguf --prompt "Why is the sky blue?"`
 #![allow(clippy::print_stderr, reason = "a command line program prints")]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking"))]
-#![expect(dead_code, reason = "the model that reads the weights and samples is not here yet")]
 
 mod args;
+mod device;
+mod generate;
 mod gguf;
+mod model;
 mod report;
 mod stream;
 mod template;
@@ -19,24 +21,17 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use mlx_primitives::sampling::{Sampler, SamplingOptions};
 
 use args::Args;
+use generate::{Request, generate};
 use gguf::{Checkpoint, Metadata};
-use report::{Generation, Report};
+use model::Llama;
+use report::Report;
 use stream::TextStream;
 use tokenizer::Tokenizer;
-
-/// What the model is asked to do.
-#[derive(Debug)]
-struct Request<'a> {
-    prompt: &'a [u32],
-    max_tokens: usize,
-    /// Tokens that end the text, and are not part of it.
-    stops: &'a [u32],
-    args: &'a Args,
-}
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
@@ -49,27 +44,32 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    let device = device::select(args.device)?;
+    let sampler = sampler(args)?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let metadata = checkpoint.metadata();
     let tokenizer = Tokenizer::new(metadata).with_context(|| args.model.display().to_string())?;
     let prompt = prompt_tokens(args, metadata, &tokenizer)?;
     let context = checkpoint.config().context_length;
     let max_tokens = room(prompt.len(), args.max_tokens as usize, context)?;
-    let request = Request { prompt: &prompt, max_tokens, stops: tokenizer.stops(), args };
+
+    let mut model = Llama::load(&checkpoint)?;
+    let request = Request { prompt: &prompt, max_tokens, stops: tokenizer.stops() };
     let mut stream = TextStream::new(text_output(args.json));
     let emit = |token| Ok(stream.push(tokenizer.bytes(token))?);
-    let generation = generate(&checkpoint, &request, emit)?;
+    let generation = generate(&mut model, sampler, &request, emit)?;
     let text = stream.finish()?;
-    print_report(&Report::new(prompt, generation, text), args.json)
+    print_report(&Report::new(prompt, generation, text, device), args.json)
 }
 
-/// Writes after the prompt until a stop or `max_tokens`; `emit` gets each token once it is chosen.
-fn generate(
-    _checkpoint: &Checkpoint,
-    _request: &Request<'_>,
-    _emit: impl FnMut(u32) -> Result<()>,
-) -> Result<Generation> {
-    bail!("this example has no model yet")
+fn sampler(args: &Args) -> Result<Sampler> {
+    let options = SamplingOptions {
+        temperature: args.temperature,
+        top_k: i32::try_from(args.top_k).unwrap_or(i32::MAX),
+        top_p: args.top_p,
+        min_p: args.min_p,
+    };
+    Ok(Sampler::new(options, args.seed)?)
 }
 
 fn prompt_tokens(args: &Args, metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Vec<u32>> {

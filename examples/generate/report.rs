@@ -15,7 +15,6 @@ pub(crate) struct Generation {
     /// From the first token written to the last.
     pub(crate) decode_time: Duration,
     pub(crate) peak_bytes: usize,
-    pub(crate) device: String,
 }
 
 /// A finished run; its fields are the keys of the JSON object.
@@ -28,11 +27,16 @@ pub(crate) struct Report {
     prompt_tps: f64,
     decode_tps: f64,
     peak_bytes: usize,
-    device: String,
+    device: &'static str,
 }
 
 impl Report {
-    pub(crate) fn new(prompt_tokens: Vec<u32>, generation: Generation, text: String) -> Self {
+    pub(crate) fn new(
+        prompt_tokens: Vec<u32>,
+        generation: Generation,
+        text: String,
+        device: &'static str,
+    ) -> Self {
         let Generation { tokens, logprobs, prompt_time, decode_time, .. } = generation;
         Self {
             prompt_tps: rate(prompt_tokens.len(), prompt_time),
@@ -43,7 +47,7 @@ impl Report {
             logprobs: logprobs.into_iter().map(finite).collect(),
             text,
             peak_bytes: generation.peak_bytes,
-            device: generation.device,
+            device,
         }
     }
 
@@ -93,13 +97,12 @@ mod tests {
             prompt_time: Duration::from_millis(400),
             decode_time: Duration::from_secs(10),
             peak_bytes: 612_000_000,
-            device: "cpu".to_owned(),
         }
     }
 
     #[test]
     fn closing_line_counts_and_rates() {
-        let report = Report::new(vec![1; 36], generation(), String::new());
+        let report = Report::new(vec![1; 36], generation(), String::new(), "cpu");
         assert_eq!(
             report.closing_line(),
             "prompt: 36 tokens, 90.0 tokens/s · generation: 128 tokens, 12.7 tokens/s · \
@@ -110,7 +113,7 @@ mod tests {
     #[test]
     fn json_has_every_field() {
         let text = "a \"quote\"\n🙂".to_owned();
-        let json = Report::new(vec![1, 2], generation(), text.clone()).json().unwrap();
+        let json = Report::new(vec![1, 2], generation(), text.clone(), "cpu").json().unwrap();
         assert!(!json.contains('\n'), "one line");
         let json = serde_json::from_str::<Value>(&json).unwrap();
         assert_eq!(json["prompt_tokens"], serde_json::json!([1, 2]));
@@ -127,7 +130,7 @@ mod tests {
         for tokens in [vec![], vec![1], vec![1; 4]] {
             let logprobs = odd[..tokens.len()].to_vec();
             let generation = Generation { tokens, logprobs, ..Default::default() };
-            let report = Report::new(Vec::new(), generation, String::new());
+            let report = Report::new(Vec::new(), generation, String::new(), "cpu");
             let json = serde_json::from_str::<Value>(&report.json().unwrap()).unwrap();
             assert_eq!((&json["prompt_tps"], &json["decode_tps"]), (&0.0.into(), &0.0.into()));
             assert!(json["logprobs"].as_array().unwrap().iter().all(Value::is_number));
@@ -138,7 +141,7 @@ mod tests {
     #[test]
     fn one_token_is_singular() {
         let generation = Generation { tokens: vec![1], ..Default::default() };
-        let line = Report::new(vec![1], generation, String::new()).closing_line();
+        let line = Report::new(vec![1], generation, String::new(), "cpu").closing_line();
         assert!(line.starts_with("prompt: 1 token, 0.0 tokens/s · generation: 1 token,"), "{line}");
     }
 }

@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use mlx_primitives::quant::QuantizedWeight;
 use mlx_rs::{Array, io::GgufFile};
 
 use header::Header;
@@ -39,14 +40,8 @@ pub(crate) struct Checkpoint {
 #[derive(Debug)]
 pub(crate) enum Weight {
     Dense(Array),
-    /// Affine groups along the columns: `weight` holds `bits`-bit numbers packed in u32.
-    Packed {
-        weight: Array,
-        scales: Array,
-        biases: Array,
-        group_size: i32,
-        bits: i32,
-    },
+    /// As the file holds it.
+    Packed(QuantizedWeight),
 }
 
 impl Checkpoint {
@@ -81,7 +76,8 @@ impl Checkpoint {
         let scales = self.array(name, "scales")?;
         let biases = self.array(name, "biases")?;
         let bits = bits(&weight, &scales).with_context(|| format!("tensor {name:?}"))?;
-        Ok(Weight::Packed { weight, scales, biases, group_size: GROUP_SIZE, bits })
+        let packed = QuantizedWeight::from_parts((weight, scales, biases), GROUP_SIZE, bits)?;
+        Ok(Weight::Packed(packed))
     }
 
     fn array(&self, name: &str, part: &str) -> Result<Array> {

@@ -293,7 +293,7 @@ fn real_model_is_read() {
     assert_eq!((config.rope_base, config.rms_eps), (100_000.0, 1e-5));
     for (name, expected) in [("token_embd", 8), ("blk.29.ffn_down", 4)] {
         let weight = checkpoint.weight(name).unwrap();
-        assert!(matches!(weight, Weight::Packed { bits, group_size: 32, .. } if bits == expected));
+        assert!(matches!(weight, Weight::Packed(packed) if packed.bits() == expected));
     }
     assert!(matches!(checkpoint.weight("output_norm").unwrap(), Weight::Dense(_)));
 }

@@ -1,0 +1,154 @@
+//! A llama made of the crate's layers.
+
+use anyhow::{Result, bail};
+use mlx_primitives::{
+    cache::SimpleKvCache,
+    dispatch::{Context, Target},
+    layers::{
+        AttentionBuilder, AttentionInput, DecoderBlock, DecoderBlockBuilder, GatedFeedForward,
+        Projection, TokenEmbedding,
+    },
+    norm::RmsNorm,
+    quant::{QuantizedEmbedding, QuantizedLinear},
+    rope::{Rope, RopeBuilder, RopeStyle},
+};
+use mlx_rs::{
+    Array, Dtype,
+    builder::Builder,
+    module::{Module, Param},
+    nn,
+    ops::indexing::TryIndexOp,
+    transforms::eval,
+};
+
+use crate::gguf::{Checkpoint, LlamaConfig, Weight};
+
+/// Token ids in, logits out.
+#[derive(Debug)]
+pub(crate) struct Llama {
+    embedding: TokenEmbedding,
+    blocks: Vec<DecoderBlock>,
+    norm: RmsNorm,
+    /// None where the embedding is the output head too.
+    head: Option<Projection>,
+    dtype: Dtype,
+}
+
+impl Llama {
+    /// Takes the weights as they are, and unpacks what the device multiplies unpacked.
+    pub(crate) fn load(checkpoint: &Checkpoint) -> Result<Self> {
+        let config = checkpoint.config();
+        let loader = Loader { checkpoint, dtype: dtype()? };
+        let blocks = (0..config.layers).map(|layer| loader.block(config, layer));
+        Ok(Self {
+            embedding: loader.embedding()?,
+            blocks: blocks.collect::<Result<_>>()?,
+            norm: loader.norm("output_norm", config)?,
+            head: (!config.tied).then(|| loader.projection("output")).transpose()?,
+            dtype: loader.dtype,
+        })
+    }
+
+    /// An empty cache for each block.
+    pub(crate) fn caches(&self) -> Vec<SimpleKvCache> {
+        vec![SimpleKvCache::new(); self.blocks.len()]
+    }
+
+    /// The logits, `[1, V]`, of the token after the last of `ids`, `[1, S]`.
+    pub(crate) fn next_logits(
+        &mut self,
+        ids: &Array,
+        caches: &mut [SimpleKvCache],
+    ) -> Result<Array> {
+        let mut x = self.embedding.forward(ids)?.as_dtype(self.dtype)?;
+        for (block, cache) in self.blocks.iter_mut().zip(caches) {
+            x = block.forward(AttentionInput::from((&x, cache)))?;
+        }
+        let last = self.norm.forward(&x.try_index((.., -1, ..))?)?;
+        Ok(match &mut self.head {
+            Some(head) => head.forward(&last)?,
+            None => self.embedding.as_linear(&last)?,
+        })
+    }
+}
+
+/// f32 on a CPU, whose BLAS knows nothing smaller; on a GPU f16, as the file's scales are.
+fn dtype() -> Result<Dtype> {
+    Ok(match Context::current()?.target {
+        Target::Cpu => Dtype::Float32,
+        _ => Dtype::Float16,
+    })
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    dtype: Dtype,
+}
+
+impl Loader<'_> {
+    fn block(&self, config: &LlamaConfig, layer: i32) -> Result<DecoderBlock> {
+        let name = |part: &str| format!("blk.{layer}.{part}");
+        let mut attention = AttentionBuilder::new(config.dims, config.heads)
+            .num_kv_heads(config.kv_heads)
+            .head_dim(config.head_dim)
+            .rope(rope(config)?)
+            .build()?;
+        attention.query = self.projection(&name("attn_q"))?;
+        attention.key = self.projection(&name("attn_k"))?;
+        attention.value = self.projection(&name("attn_v"))?;
+        attention.output = self.projection(&name("attn_output"))?;
+
+        let mut feed_forward = GatedFeedForward::new(config.dims, config.ffn_dims)?;
+        feed_forward.gate = self.projection(&name("ffn_gate"))?;
+        feed_forward.up = self.projection(&name("ffn_up"))?;
+        feed_forward.down = self.projection(&name("ffn_down"))?;
+
+        let mut block = DecoderBlockBuilder::new(config.dims, attention, feed_forward).build()?;
+        block.attention_norm = self.norm(&name("attn_norm"), config)?;
+        block.feed_forward_norm = self.norm(&name("ffn_norm"), config)?;
+        Ok(block)
+    }
+
+    fn projection(&self, name: &str) -> Result<Projection> {
+        Ok(match self.checkpoint.weight(name)? {
+            Weight::Dense(weight) => {
+                nn::Linear { weight: self.param(weight)?, bias: Param::new(None) }.into()
+            }
+            Weight::Packed(weight) => {
+                let mut layer = QuantizedLinear::from_weight(weight)?;
+                eval(layer.dense_copy()?)?;
+                layer.into()
+            }
+        })
+    }
+
+    fn embedding(&self) -> Result<TokenEmbedding> {
+        Ok(match self.checkpoint.weight("token_embd")? {
+            Weight::Dense(weight) => nn::Embedding { weight: self.param(weight)? }.into(),
+            Weight::Packed(weight) => {
+                let mut table = QuantizedEmbedding::from_weight(weight)?;
+                eval(table.dense_copy()?)?;
+                table.into()
+            }
+        })
+    }
+
+    fn norm(&self, name: &str, config: &LlamaConfig) -> Result<RmsNorm> {
+        let Weight::Dense(weight) = self.checkpoint.weight(name)? else {
+            bail!("{name} is packed, but the weight of a norm never is");
+        };
+        Ok(RmsNorm { weight: self.param(weight)?, eps: config.rms_eps })
+    }
+
+    fn param(&self, weight: Array) -> Result<Param<Array>> {
+        let weight = weight.as_dtype(self.dtype)?;
+        weight.eval()?;
+        Ok(Param::new(weight))
+    }
+}
+
+/// The file's weights are permuted for rotation in neighbouring pairs.
+fn rope(config: &LlamaConfig) -> Result<Rope> {
+    let builder = RopeBuilder::new(config.head_dim).base(config.rope_base);
+    Ok(builder.style(RopeStyle::Interleaved).build()?)
+}
