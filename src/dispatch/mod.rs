@@ -6,8 +6,10 @@
 //! and fails loudly where it cannot run. What was taken is traced under the target
 //! `mlx_primitives::dispatch`.
 
+mod beside;
 mod context;
 
+pub(crate) use beside::beside;
 pub use context::{Context, Target};
 
 pub use crate::backend::Backend;

@@ -7,6 +7,7 @@ use crate::{
     activation::{Activation, GluOptions, glu},
     builder::builder,
     check::Check,
+    dispatch::beside,
     error::Result,
 };
 
@@ -85,7 +86,7 @@ impl Module<&Array> for GatedFeedForward {
 
     fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
         let gate = self.gate.forward(x)?;
-        let up = self.up.forward(x)?;
+        let up = beside(x, &gate, || Ok(self.up.forward(x)?))?;
         let options = GluOptions { activation: self.activation, ..Default::default() };
         self.down.forward(&glu(gate, up, options)?)
     }

@@ -1,10 +1,13 @@
 //! The product with an unpacked weight, arranged as the device runs it fastest.
 
-use mlx_rs::{Array, ops::matmul};
+use mlx_rs::{
+    Array,
+    ops::{concatenate, indexing::TryIndexOp, matmul},
+};
 
 use super::Problem;
 use crate::{
-    dispatch::{Context, Target},
+    dispatch::{Context, Target, beside},
     error::Result,
 };
 
@@ -50,11 +53,19 @@ pub(super) fn multiply(matrix: &Array, problem: &Problem) -> Result<Array> {
         Arrangement::Rows => matmul(x, matrix.t())?,
         Arrangement::Column => matmul(matrix, x.reshape(&[inputs])?)?,
         Arrangement::Blocks(size) => {
-            let blocks = matrix.reshape(&[outputs / size, size, inputs])?;
-            matmul(x, blocks.swap_axes(1, 2)?)?
+            let blocks = matrix.reshape(&[outputs / size, size, inputs])?.swap_axes(1, 2)?;
+            let (some, rest) = halves(&blocks)?;
+            let some = matmul(&x, some)?;
+            let rest = beside(&x, &some, || Ok(matmul(&x, rest)?))?;
+            concatenate(&[some, rest], 0)?
         }
     };
     problem.finish(&y)
+}
+
+fn halves(blocks: &Array) -> Result<(Array, Array)> {
+    let half = blocks.dim(0) / 2;
+    Ok((blocks.try_index(..half)?, blocks.try_index(half..)?))
 }
 
 #[cfg(test)]

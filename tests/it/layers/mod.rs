@@ -158,6 +158,35 @@ fn layers_train_save_and_compose() {
     assert_module(frozen_key_bias, &x, &moving);
 }
 
+/// Large enough that a CPU computes a lone row's gate and up on two threads.
+#[test]
+fn a_lone_row_is_computed_as_one_of_many() {
+    mlx_rs::random::seed(3).unwrap();
+    let mut feed_forward = GatedFeedForward::new(512, 1024).unwrap();
+    let rows = normal(2, &[2, 1, 512], Dtype::Float32);
+    let together = Tensor::of(&feed_forward.forward(&rows).unwrap());
+    for (row, expected) in split_rows(&rows).iter().zip(together.rows()) {
+        let expected = Tensor::new(&[1, 1, 512], expected.to_vec());
+        assert_close("lone row", &feed_forward.forward(row).unwrap(), &expected, DEEP);
+    }
+    let gradients = |feed_forward: &mut GatedFeedForward, x: &Array| {
+        let loss = |feed_forward: &mut GatedFeedForward, x: &Array| -> Result<Array, Exception> {
+            feed_forward.forward(x)?.square()?.sum(None)
+        };
+        nn::value_and_grad(loss)(feed_forward, x).unwrap().1
+    };
+    let both = gradients(&mut feed_forward, &rows);
+    let [first, second] = split_rows(&rows).map(|row| gradients(&mut feed_forward, &row));
+    for (name, gradient) in &both {
+        let sum = Tensor::of(&first[name].add(&second[name]).unwrap());
+        assert_close(&format!("gradient of {name}"), gradient, &sum, DEEP);
+    }
+}
+
+fn split_rows(rows: &Array) -> [Array; 2] {
+    mlx_rs::ops::split(rows, 2, 0).unwrap().try_into().unwrap()
+}
+
 #[test]
 fn an_optimizer_fits_a_block_to_a_target() {
     let (mut block, x) = (block(), input(2, 6));
