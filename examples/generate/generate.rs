@@ -113,3 +113,76 @@ impl Step {
         Ok((self.token.try_item_cast::<u32>()?, logprob))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mlx_primitives::sampling::SamplingOptions;
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::{gguf::Checkpoint, testing::model_path};
+
+    #[derive(Deserialize)]
+    struct Fixture {
+        prompt: String,
+        prompt_tokens: Vec<u32>,
+        tokens: Vec<u32>,
+        logprobs: Vec<f32>,
+    }
+
+    fn fixtures() -> Vec<Fixture> {
+        serde_json::from_str(include_str!("../../tests/fixtures/smollm2.json")).unwrap()
+    }
+
+    fn sampler(temperature: f32) -> Sampler {
+        Sampler::new(SamplingOptions { temperature, ..Default::default() }, 7).unwrap()
+    }
+
+    fn write(model: &mut Llama, sampler: Sampler, prompt: &[u32], stops: &[u32]) -> Generation {
+        let request = Request { prompt, max_tokens: 24, stops };
+        let mut emitted = Vec::new();
+        let emit = |token| {
+            emitted.push(token);
+            Ok(())
+        };
+        let generation = generate(model, sampler, &request, emit).unwrap();
+        assert_eq!(emitted, generation.tokens);
+        generation
+    }
+
+    #[test]
+    fn the_real_model_writes_what_the_independent_one_wrote() {
+        let Some(path) = model_path() else { return };
+        let mut model = Llama::load(&Checkpoint::open(&path).unwrap()).unwrap();
+        for case in fixtures() {
+            let written = write(&mut model, sampler(0.0), &case.prompt_tokens, &[]);
+            assert_eq!(written.tokens, case.tokens, "{:?}", case.prompt);
+            let distance = written.logprobs.iter().zip(&case.logprobs).map(|(a, b)| (a - b).abs());
+            let mean = distance.sum::<f32>() / case.logprobs.len() as f32;
+            assert!(mean < 0.01, "{:?}: log-probabilities are {mean} away", case.prompt);
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_the_text_and_is_no_part_of_it() {
+        let Some(path) = model_path() else { return };
+        let mut model = Llama::load(&Checkpoint::open(&path).unwrap()).unwrap();
+        let case = fixtures().swap_remove(0);
+        let stop = case.tokens[5];
+        let expected = case.tokens.split(|token| *token == stop).next().unwrap();
+        let written = write(&mut model, sampler(0.0), &case.prompt_tokens, &[stop]);
+        assert_eq!(written.tokens, expected);
+    }
+
+    #[test]
+    fn a_seed_reproduces_a_text() {
+        let Some(path) = model_path() else { return };
+        let mut model = Llama::load(&Checkpoint::open(&path).unwrap()).unwrap();
+        let prompt = fixtures().swap_remove(0).prompt_tokens;
+        let first = write(&mut model, sampler(1.0), &prompt, &[]);
+        let again = write(&mut model, sampler(1.0), &prompt, &[]);
+        assert_eq!(first.tokens, again.tokens);
+        let greedy = write(&mut model, sampler(0.0), &prompt, &[]);
+        assert_ne!(first.tokens, greedy.tokens);
+    }
+}
