@@ -1,2 +1,62 @@
-//! Sets up, tests, benches and bundles the workspace.
-fn main() {}
+//! Sets up, tests, demonstrates and bundles the workspace.
+#![allow(
+    clippy::print_stderr,
+    reason = "a command line tool tells its user what it does"
+)]
+
+mod cached;
+mod fetch;
+mod mlx;
+mod model;
+mod paths;
+mod progress;
+mod steps;
+mod tools;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Sets up, tests, demonstrates and bundles the workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Provides MLX on this machine: on Linux from PyPI, on a Mac by checking Xcode's tools
+    Setup {
+        /// Also fetches MLX for NVIDIA GPUs, which `bundle` needs
+        #[arg(long)]
+        cuda: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<steps::Failed>() {
+            Some(failed) => ExitCode::from(failed.0),
+            None => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Setup { cuda } => {
+            mlx::setup()?;
+            if cuda {
+                mlx::cuda::provide()?;
+            }
+            Ok(())
+        }
+    }
+}

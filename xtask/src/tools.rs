@@ -1,0 +1,259 @@
+//! The programs and libraries that setting up needs, and how to get them.
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::progress::Progress;
+use crate::steps;
+
+/// Something this machine must have, and the package that brings it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tool {
+    /// What it is called in a message.
+    pub(crate) name: &'static str,
+    /// Its packages by [`Family`]: Debian, Fedora, Arch.
+    pub(crate) packages: [&'static str; 3],
+    /// Whether it is here.
+    pub(crate) found: fn() -> bool,
+}
+
+pub(crate) const CXX: Tool = Tool {
+    name: "no C++ compiler was found",
+    packages: ["g++", "gcc-c++", "gcc"],
+    found: || cxx().is_some(),
+};
+pub(crate) const AR: Tool = Tool {
+    name: "ar was not found",
+    packages: ["binutils", "binutils", "binutils"],
+    found: || steps::succeeds("ar", &["--version"]),
+};
+pub(crate) const PYTHON: Tool = Tool {
+    name: "python3 was not found",
+    packages: ["python3", "python3", "python"],
+    found: || steps::succeeds("python3", &["--version"]),
+};
+pub(crate) const PIP: Tool = Tool {
+    name: "python3 has no pip",
+    packages: ["python3-pip", "python3-pip", "python-pip"],
+    found: || pip_python().is_some(),
+};
+pub(crate) const LIBCLANG: Tool = Tool {
+    name: "libclang was not found",
+    packages: ["libclang-dev", "clang-devel", "clang"],
+    found: || clang_sys::load().is_ok(),
+};
+pub(crate) const OPENBLAS: Tool = Tool {
+    name: "OpenBLAS was not found",
+    packages: ["libopenblas0-pthread", "openblas-threads", "openblas"],
+    found: || openblas().is_some(),
+};
+pub(crate) const XZ: Tool = Tool {
+    name: "xz was not found",
+    packages: ["xz-utils", "xz", "xz"],
+    found: || steps::succeeds("xz", &["--version"]),
+};
+
+/// The C++ compiler: `$CXX`, or the first of the usual names that runs.
+pub(crate) fn cxx() -> Option<String> {
+    let own = std::env::var("CXX").ok().filter(|own| !own.is_empty());
+    let names = ["c++", "g++", "clang++"].map(String::from);
+    own.into_iter()
+        .chain(names)
+        .find(|name| steps::succeeds(name, &["--version"]))
+}
+
+/// A Python that has pip: the one on the path, or else the system's.
+pub(crate) fn pip_python() -> Option<&'static str> {
+    let has_pip = |python: &&str| steps::succeeds(python, &["-m", "pip", "--version"]);
+    ["python3", "/usr/bin/python3"].into_iter().find(has_pip)
+}
+
+/// OpenBLAS's shared library, the variant with threads of its own first.
+pub(crate) fn openblas() -> Option<PathBuf> {
+    let debian = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let places = [
+        format!("{debian}/openblas-pthread/libopenblas.so.0"),
+        format!("{debian}/libopenblas.so.0"),
+        "/usr/lib64/libopenblasp.so.0".into(),
+        "/usr/lib64/libopenblas.so.0".into(),
+        "/usr/lib/libopenblas.so.0".into(),
+        "/usr/local/lib/libopenblas.so.0".into(),
+    ];
+    places
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|place| place.exists())
+}
+
+/// Makes sure that all of `tools` are here: root on Debian gets them installed, anyone else told.
+pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
+    let missing = missing(tools);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let family = Family::here();
+    if family == Some(Family::Debian) && is_root() {
+        install(&missing)?;
+    }
+    match self::missing(&missing)[..] {
+        [] => Ok(()),
+        ref missing => bail!(advice(missing, family)),
+    }
+}
+
+fn missing(tools: &[Tool]) -> Vec<Tool> {
+    tools
+        .iter()
+        .filter(|tool| !(tool.found)())
+        .copied()
+        .collect()
+}
+
+fn install(tools: &[Tool]) -> Result<()> {
+    let packages: Vec<_> = tools.iter().map(|tool| tool.packages[0]).collect();
+    Progress::during(format!("installing {}", packages.join(" ")), 0, |_| {
+        apt_get(&["update"])?;
+        let install = ["install", "--yes", "--no-install-recommends"];
+        apt_get(&[&install[..], &packages].concat())
+    })
+}
+
+fn apt_get(args: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command
+        .arg("-q")
+        .args(args)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    let output = steps::output(&mut command)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = said
+            .lines()
+            .find(|line| line.starts_with("E:"))
+            .unwrap_or("it failed");
+        bail!("apt-get {}: {why}", args.join(" "));
+    }
+    Ok(())
+}
+
+fn advice(missing: &[Tool], family: Option<Family>) -> String {
+    let names: Vec<_> = missing.iter().map(|tool| tool.name).collect();
+    let shown = family.unwrap_or(Family::Debian);
+    let packages: Vec<_> = missing
+        .iter()
+        .map(|tool| tool.packages[shown as usize])
+        .collect();
+    let sudo = if is_root() { "" } else { "sudo " };
+    let (pronoun, packages) = (
+        if names.len() == 1 { "it" } else { "them" },
+        packages.join(" "),
+    );
+    let how = match family {
+        Some(family) => format!("with: {sudo}{} {packages}", family.installer()),
+        None => format!("with your package manager (Debian's names: {packages})"),
+    };
+    format!("{}; install {pronoun} {how}", names.join(", "))
+}
+
+/// Whether this process may install packages.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+}
+
+/// Linux distributions by their package manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    Debian,
+    Fedora,
+    Arch,
+}
+
+impl Family {
+    /// This machine's, if it is one of these.
+    pub(crate) fn here() -> Option<Family> {
+        let text = ["/etc/os-release", "/usr/lib/os-release"].map(Path::new);
+        Family::of(
+            &text
+                .into_iter()
+                .find_map(|path| fs::read_to_string(path).ok())?,
+        )
+    }
+
+    /// The family that the text of `os-release` names in `ID` or `ID_LIKE`.
+    fn of(os_release: &str) -> Option<Family> {
+        let value = |key: &str| {
+            let mut values = os_release
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix(key));
+            values
+                .next()
+                .unwrap_or_default()
+                .trim_matches(['"', '\''])
+                .to_owned()
+        };
+        let ids = format!("{} {}", value("ID="), value("ID_LIKE="));
+        ids.split_whitespace().find_map(|id| match id {
+            "debian" | "ubuntu" => Some(Family::Debian),
+            "fedora" | "rhel" | "centos" => Some(Family::Fedora),
+            "arch" | "archlinux" => Some(Family::Arch),
+            _ => None,
+        })
+    }
+
+    fn installer(self) -> &'static str {
+        match self {
+            Family::Debian => "apt-get install",
+            Family::Fedora => "dnf install",
+            Family::Arch => "pacman -S",
+        }
+    }
+}
+
+/// The path of an executable that is needed and was ensured before.
+pub(crate) fn needed<T>(found: Option<T>, tool: Tool) -> Result<T> {
+    found.context(tool.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_of_os_release() {
+        let is = |text: &str, family| assert_eq!(Family::of(text), family, "{text}");
+        is(
+            "PRETTY_NAME=\"Debian GNU/Linux 12\"\nVERSION_ID=\"12\"\nID=debian\n",
+            Some(Family::Debian),
+        );
+        is(
+            "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n",
+            Some(Family::Debian),
+        );
+        is(
+            "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n",
+            Some(Family::Fedora),
+        );
+        is("ID=arch\n", Some(Family::Arch));
+        is("ID=alpine\n", None);
+        is("", None);
+    }
+
+    #[test]
+    fn advice_names_the_thing_and_the_command() {
+        let text = advice(&[PIP], Some(Family::Debian));
+        assert!(
+            text.starts_with("python3 has no pip; install it with: "),
+            "{text}"
+        );
+        assert!(text.ends_with("apt-get install python3-pip"), "{text}");
+        let text = advice(&[CXX, OPENBLAS], Some(Family::Fedora));
+        assert!(
+            text.ends_with("dnf install gcc-c++ openblas-threads"),
+            "{text}"
+        );
+        assert!(advice(&[XZ], None).contains("xz-utils"));
+    }
+}
