@@ -4,7 +4,9 @@
     reason = "a command line tool tells its user what it does"
 )]
 
+mod apple;
 mod cached;
+mod distro;
 mod fetch;
 mod mlx;
 mod model;
@@ -34,6 +36,8 @@ enum Task {
         #[arg(long)]
         cuda: bool,
     },
+    /// Type-checks the library and the examples for Apple silicon
+    CheckApple,
 }
 
 fn main() -> ExitCode {
@@ -52,11 +56,21 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<()> {
     match task {
         Task::Setup { cuda } => {
-            mlx::setup()?;
+            setup()?;
             if cuda {
                 mlx::cuda::provide()?;
             }
             Ok(())
         }
+        Task::CheckApple => apple::check(),
+    }
+}
+
+/// Makes this machine ready to build the workspace.
+fn setup() -> Result<()> {
+    if cfg!(target_os = "macos") {
+        apple::check_tools()
+    } else {
+        mlx::setup().map(drop)
     }
 }

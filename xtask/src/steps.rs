@@ -24,7 +24,18 @@ pub(crate) fn cargo(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Comman
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(args).current_dir(paths::root());
+    // Either would hide the flags in `.cargo/mlx.toml`, and so where libmlx.so lies.
+    command.env_remove("RUSTFLAGS").env_remove("RUSTDOCFLAGS");
     command
+}
+
+/// The library's features for this machine: off Apple's, its defaults have no meaning.
+pub(crate) fn features() -> &'static [&'static str] {
+    if cfg!(target_os = "macos") {
+        &[]
+    } else {
+        &["--no-default-features"]
+    }
 }
 
 /// Runs `command` to its end with this process's streams; [`Failed`] unless it succeeds.

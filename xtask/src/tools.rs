@@ -1,11 +1,10 @@
 //! The programs and libraries that setting up needs, and how to get them.
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::distro::{Family, is_root};
 use crate::progress::Progress;
 use crate::steps;
 
@@ -33,7 +32,11 @@ pub(crate) const AR: Tool = Tool {
 pub(crate) const PYTHON: Tool = Tool {
     name: "python3 was not found",
     packages: ["python3", "python3", "python"],
-    found: || steps::succeeds("python3", &["--version"]),
+    found: || {
+        PYTHONS
+            .iter()
+            .any(|python| steps::succeeds(python, &["--version"]))
+    },
 };
 pub(crate) const PIP: Tool = Tool {
     name: "python3 has no pip",
@@ -65,10 +68,13 @@ pub(crate) fn cxx() -> Option<String> {
         .find(|name| steps::succeeds(name, &["--version"]))
 }
 
-/// A Python that has pip: the one on the path, or else the system's.
+/// The Python on the path, and the system's, which may have pip where that one has not.
+const PYTHONS: [&str; 2] = ["python3", "/usr/bin/python3"];
+
+/// A Python that has pip.
 pub(crate) fn pip_python() -> Option<&'static str> {
     let has_pip = |python: &&str| steps::succeeds(python, &["-m", "pip", "--version"]);
-    ["python3", "/usr/bin/python3"].into_iter().find(has_pip)
+    PYTHONS.into_iter().find(has_pip)
 }
 
 /// OpenBLAS's shared library, the variant with threads of its own first.
@@ -95,12 +101,14 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
         return Ok(());
     }
     let family = Family::here();
-    if family == Some(Family::Debian) && is_root() {
-        install(&missing)?;
-    }
+    let able = family == Some(Family::Debian) && is_root();
+    let tried = if able { install(&missing) } else { Ok(()) };
     match self::missing(&missing)[..] {
         [] => Ok(()),
-        ref missing => bail!(advice(missing, family)),
+        ref missing => match tried {
+            Ok(()) => bail!(advice(missing, family)),
+            Err(error) => Err(error.context(advice(missing, family))),
+        },
     }
 }
 
@@ -113,7 +121,10 @@ fn missing(tools: &[Tool]) -> Vec<Tool> {
 }
 
 fn install(tools: &[Tool]) -> Result<()> {
-    let packages: Vec<_> = tools.iter().map(|tool| tool.packages[0]).collect();
+    let packages: Vec<_> = tools
+        .iter()
+        .flat_map(|tool| tool.packages[0].split_whitespace())
+        .collect();
     Progress::during(format!("installing {}", packages.join(" ")), 0, |_| {
         apt_get(&["update"])?;
         let install = ["install", "--yes", "--no-install-recommends"];
@@ -158,60 +169,6 @@ fn advice(missing: &[Tool], family: Option<Family>) -> String {
     format!("{}; install {pronoun} {how}", names.join(", "))
 }
 
-/// Whether this process may install packages.
-pub(crate) fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
-}
-
-/// Linux distributions by their package manager.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Family {
-    Debian,
-    Fedora,
-    Arch,
-}
-
-impl Family {
-    /// This machine's, if it is one of these.
-    pub(crate) fn here() -> Option<Family> {
-        let text = ["/etc/os-release", "/usr/lib/os-release"].map(Path::new);
-        Family::of(
-            &text
-                .into_iter()
-                .find_map(|path| fs::read_to_string(path).ok())?,
-        )
-    }
-
-    /// The family that the text of `os-release` names in `ID` or `ID_LIKE`.
-    fn of(os_release: &str) -> Option<Family> {
-        let value = |key: &str| {
-            let mut values = os_release
-                .lines()
-                .filter_map(|line| line.trim().strip_prefix(key));
-            values
-                .next()
-                .unwrap_or_default()
-                .trim_matches(['"', '\''])
-                .to_owned()
-        };
-        let ids = format!("{} {}", value("ID="), value("ID_LIKE="));
-        ids.split_whitespace().find_map(|id| match id {
-            "debian" | "ubuntu" => Some(Family::Debian),
-            "fedora" | "rhel" | "centos" => Some(Family::Fedora),
-            "arch" | "archlinux" => Some(Family::Arch),
-            _ => None,
-        })
-    }
-
-    fn installer(self) -> &'static str {
-        match self {
-            Family::Debian => "apt-get install",
-            Family::Fedora => "dnf install",
-            Family::Arch => "pacman -S",
-        }
-    }
-}
-
 /// The path of an executable that is needed and was ensured before.
 pub(crate) fn needed<T>(found: Option<T>, tool: Tool) -> Result<T> {
     found.context(tool.name)
@@ -220,26 +177,6 @@ pub(crate) fn needed<T>(found: Option<T>, tool: Tool) -> Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn families_of_os_release() {
-        let is = |text: &str, family| assert_eq!(Family::of(text), family, "{text}");
-        is(
-            "PRETTY_NAME=\"Debian GNU/Linux 12\"\nVERSION_ID=\"12\"\nID=debian\n",
-            Some(Family::Debian),
-        );
-        is(
-            "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n",
-            Some(Family::Debian),
-        );
-        is(
-            "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n",
-            Some(Family::Fedora),
-        );
-        is("ID=arch\n", Some(Family::Arch));
-        is("ID=alpine\n", None);
-        is("", None);
-    }
 
     #[test]
     fn advice_names_the_thing_and_the_command() {

@@ -19,7 +19,7 @@ pub type bfloat16_t = u16;";
 pub(super) fn write(mlx_c: &Path, scratch: &Path, to: &Path) -> Result<()> {
     let half = scratch.join("half.h");
     fs::write(&half, HALF)?;
-    let builder = bindgen::Builder::default()
+    let mut builder = bindgen::Builder::default()
         // As in mlx-sys; the choice changes what is generated.
         .rust_target("1.73.0".parse().context("bindgen does not know Rust 1.73")?)
         .clang_arg(format!("-I{}", mlx_c.display()))
@@ -27,13 +27,10 @@ pub(super) fn write(mlx_c: &Path, scratch: &Path, to: &Path) -> Result<()> {
         .blocklist_function("malloc|realloc")
         .blocklist_type("float16_t|bfloat16_t")
         .raw_line(HALF_TYPES);
-    let headers = source::files(mlx_c, "h")?;
-    let add = |builder: bindgen::Builder, header: &_| builder.header(Path::to_string_lossy(header));
-    let bindings = headers
-        .iter()
-        .map(|header| header.as_path())
-        .fold(builder, |b, h| add(b, h));
-    let bindings = bindings
+    for header in source::files(mlx_c, "h")? {
+        builder = builder.header(header.to_string_lossy());
+    }
+    let bindings = builder
         .generate()
         .context("libclang cannot read mlx-c's headers; is its package (libclang-dev) whole?")?;
     bindings.write_to_file(to)?;

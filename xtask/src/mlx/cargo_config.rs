@@ -39,7 +39,7 @@ pub(crate) fn check_only(triple: &str, out: &Path) -> Result<String> {
 }
 
 /// `text` as a TOML string.
-pub(crate) fn quoted(text: &str) -> String {
+fn quoted(text: &str) -> String {
     let mut quoted = String::from('"');
     for c in text.chars() {
         match c {

@@ -1,7 +1,7 @@
 //! Provides MLX on Linux, and tells Cargo where it lies.
 mod bindings;
 mod blas;
-mod cargo_config;
+pub(crate) mod cargo_config;
 mod compile;
 pub(crate) mod cuda;
 mod source;
