@@ -6,6 +6,7 @@
 
 mod apple;
 mod cached;
+mod demo;
 mod distro;
 mod fetch;
 mod mlx;
@@ -15,6 +16,7 @@ mod progress;
 mod steps;
 mod tools;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -35,6 +37,13 @@ enum Task {
         /// Also fetches MLX for NVIDIA GPUs, which `bundle` needs
         #[arg(long)]
         cuda: bool,
+    },
+    /// Generates text with a small model: `demo --prompt "..." --json`
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// For the example `generate`; see `demo --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
     },
     /// Type-checks the library and the examples for Apple silicon
     CheckApple,
@@ -62,6 +71,7 @@ fn run(task: Task) -> Result<()> {
             }
             Ok(())
         }
+        Task::Demo { args } => demo::run(args),
         Task::CheckApple => apple::check(),
     }
 }
