@@ -14,6 +14,7 @@ mod model;
 mod paths;
 mod progress;
 mod steps;
+mod test;
 mod tools;
 
 use std::ffi::OsString;
@@ -45,6 +46,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Checks format, lints, documentation and all tests
+    Test,
     /// Type-checks the library and the examples for Apple silicon
     CheckApple,
 }
@@ -72,6 +75,7 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Demo { args } => demo::run(args),
+        Task::Test => test::run(),
         Task::CheckApple => apple::check(),
     }
 }
