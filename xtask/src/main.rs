@@ -5,6 +5,7 @@
 )]
 
 mod apple;
+mod bundle;
 mod cached;
 mod demo;
 mod distro;
@@ -18,6 +19,7 @@ mod test;
 mod tools;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -50,6 +52,15 @@ enum Task {
     Test,
     /// Type-checks the library and the examples for Apple silicon
     CheckApple,
+    /// Packs the programs and MLX for an NVIDIA machine without network
+    Bundle {
+        /// The GPU's generation
+        #[arg(long, default_value = "sm_90")]
+        arch: String,
+        /// The file to write [default: in the target folder]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -77,6 +88,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { args } => demo::run(args),
         Task::Test => test::run(),
         Task::CheckApple => apple::check(),
+        Task::Bundle { arch, output } => bundle::run(&arch, output),
     }
 }
 
