@@ -9,6 +9,7 @@ use crate::tools::{self, Tool};
 use crate::{mlx, paths, steps};
 
 const TRIPLE: &str = "aarch64-apple-darwin";
+const ALL: &str = "--all-targets";
 
 /// Debian's Rust for building Firefox: with the standard library's sources, no rustup needed.
 const RUST_WEB: Tool = Tool {
@@ -44,12 +45,11 @@ pub(crate) fn check_tools() -> Result<()> {
     Ok(())
 }
 
-/// Type-checks the library and the examples as a Mac builds them, Metal included.
+/// Type-checks the library, its examples, tests and benches as a Mac builds them, Metal included.
 pub(crate) fn check() -> Result<()> {
-    let what = ["--lib", "--examples"];
     if cfg!(target_os = "macos") {
         check_tools()?;
-        return steps::run(steps::cargo(["check"]).args(what));
+        return steps::run(&mut steps::cargo(["check", ALL]));
     }
     let home = mlx::setup()?;
     let dir = paths::target().join("check-apple");
@@ -61,8 +61,7 @@ pub(crate) fn check() -> Result<()> {
     )?;
     let mut cargo = cargo()?;
     cargo
-        .arg("check")
-        .args(what)
+        .args(["check", ALL])
         .args(["--target", TRIPLE, "--config"])
         .arg(config);
     eprintln!("$ {}", steps::shown(&cargo));
@@ -84,7 +83,7 @@ fn cargo() -> Result<Command> {
     let mut cargo = Command::new("/usr/bin/cargo");
     // The standard library is checked along with the rest, which only nightly allows by itself.
     cargo
-        .arg("-Zbuild-std=std,panic_abort")
+        .arg("-Zbuild-std=std,panic_abort,test")
         .env("RUSTC_BOOTSTRAP", "1");
     cargo
         .env("RUSTC", "/usr/bin/rustc")

@@ -50,7 +50,7 @@ enum Task {
     },
     /// Checks format, lints, documentation and all tests
     Test,
-    /// Type-checks the library and the examples for Apple silicon
+    /// Type-checks the library, examples, tests and benches for Apple silicon
     CheckApple,
     /// Packs the programs and MLX for an NVIDIA machine without network
     Bundle {
