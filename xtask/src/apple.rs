@@ -14,17 +14,10 @@ const ALL: &str = "--all-targets";
 /// Debian's Rust for building Firefox: with the standard library's sources, no rustup needed.
 const RUST_WEB: Tool = Tool {
     name: "no Rust that knows Apple's targets was found",
-    packages: [
-        "rustc-web cargo-web rust-web-src libstd-rust-web-dev",
-        "",
-        "",
-    ],
+    packages: ["rustc-web cargo-web rust-web-src libstd-rust-web-dev", "", ""],
     found: || {
         let packages = RUST_WEB.packages[0].split_whitespace();
-        steps::succeeds(
-            "dpkg",
-            &["-s"].into_iter().chain(packages).collect::<Vec<_>>(),
-        )
+        steps::succeeds("dpkg", &["-s"].into_iter().chain(packages).collect::<Vec<_>>())
     },
 };
 
@@ -55,15 +48,9 @@ pub(crate) fn check() -> Result<()> {
     let dir = paths::target().join("check-apple");
     std::fs::create_dir_all(&dir)?;
     let config = dir.join("config.toml");
-    mlx::cargo_config::write(
-        &config,
-        &mlx::cargo_config::check_only(TRIPLE, &home.out())?,
-    )?;
+    mlx::cargo_config::write(&config, &mlx::cargo_config::check_only(TRIPLE, &home.out())?)?;
     let mut cargo = cargo()?;
-    cargo
-        .args(["check", ALL])
-        .args(["--target", TRIPLE, "--config"])
-        .arg(config);
+    cargo.args(["check", ALL]).args(["--target", TRIPLE, "--config"]).arg(config);
     eprintln!("$ {}", steps::shown(&cargo));
     steps::run(cargo.env("CARGO_TARGET_DIR", dir))
 }
@@ -74,28 +61,15 @@ fn cargo() -> Result<Command> {
         return Ok(steps::cargo([""; 0]));
     }
     if Family::here() != Some(Family::Debian) {
-        bail!(
-            "{}; install it with: rustup target add {TRIPLE}",
-            RUST_WEB.name
-        );
+        bail!("{}; install it with: rustup target add {TRIPLE}", RUST_WEB.name);
     }
     tools::ensure(&[RUST_WEB])?;
     let mut cargo = Command::new("/usr/bin/cargo");
     // The standard library is checked along with the rest, which only nightly allows by itself.
-    cargo
-        .arg("-Zbuild-std=std,panic_abort,test")
-        .env("RUSTC_BOOTSTRAP", "1");
-    cargo
-        .env("RUSTC", "/usr/bin/rustc")
-        .current_dir(paths::root());
+    cargo.arg("-Zbuild-std=std,panic_abort,test").env("RUSTC_BOOTSTRAP", "1");
+    cargo.env("RUSTC", "/usr/bin/rustc").current_dir(paths::root());
     // Of the cargo that runs this program, another version.
-    for name in [
-        "RUSTUP_TOOLCHAIN",
-        "LD_LIBRARY_PATH",
-        "RUSTFLAGS",
-        "RUSTDOC",
-        "CARGO",
-    ] {
+    for name in ["RUSTUP_TOOLCHAIN", "LD_LIBRARY_PATH", "RUSTFLAGS", "RUSTDOC", "CARGO"] {
         cargo.env_remove(name);
     }
     Ok(cargo)
@@ -103,10 +77,7 @@ fn cargo() -> Result<Command> {
 
 fn has_target() -> bool {
     let args = ["--print", "target-libdir", "--target", TRIPLE];
-    let output = Command::new("rustc")
-        .args(args)
-        .current_dir(paths::root())
-        .output();
+    let output = Command::new("rustc").args(args).current_dir(paths::root()).output();
     output.is_ok_and(|output| {
         let dir = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
         !dir.as_os_str().is_empty() && Path::exists(&dir)

@@ -64,11 +64,7 @@ fn alive(pid: u32) -> bool {
 
 /// Removes a file or folder as well as it can: what stays is swept up next time.
 pub(crate) fn remove(path: &Path) {
-    let _ = if path.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
+    let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
 }
 
 #[cfg(test)]

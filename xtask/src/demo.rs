@@ -16,12 +16,7 @@ pub(crate) fn run(args: Vec<OsString>) -> Result<()> {
     steps::run(build.args(steps::features()).args(example))?;
     // Quiet, now that it is built: what follows on the screen is the example's alone.
     let mut run = steps::cargo(["run", "--quiet"]);
-    steps::run(
-        run.args(steps::features())
-            .args(example)
-            .arg("--")
-            .args(given),
-    )
+    steps::run(run.args(steps::features()).args(example).arg("--").args(given))
 }
 
 fn complete(
@@ -57,19 +52,14 @@ mod tests {
     use super::*;
 
     fn completed(args: &[&str]) -> Result<Vec<OsString>> {
-        complete(args.iter().map(OsString::from).collect(), || {
-            Ok("/m.gguf".into())
-        })
+        complete(args.iter().map(OsString::from).collect(), || Ok("/m.gguf".into()))
     }
 
     #[test]
     fn model_and_prompt_are_added_where_missing() -> Result<()> {
         assert_eq!(completed(&[])?, ["--model", "/m.gguf", "--prompt", PROMPT]);
         let asked = completed(&["--prompt=hi", "--json", "--seed", "7"])?;
-        assert_eq!(
-            asked,
-            ["--model", "/m.gguf", "--prompt=hi", "--json", "--seed", "7"]
-        );
+        assert_eq!(asked, ["--model", "/m.gguf", "--prompt=hi", "--json", "--seed", "7"]);
         assert_eq!(completed(&["--modeling"])?[..2], ["--model", "/m.gguf"]);
         Ok(())
     }

@@ -59,14 +59,8 @@ mod tests {
             "PRETTY_NAME=\"Debian GNU/Linux 12\"\nVERSION_ID=\"12\"\nID=debian\n",
             Some(Family::Debian),
         );
-        is(
-            "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n",
-            Some(Family::Debian),
-        );
-        is(
-            "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n",
-            Some(Family::Fedora),
-        );
+        is("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", Some(Family::Debian));
+        is("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", Some(Family::Fedora));
         is("ID=arch\n", Some(Family::Arch));
         is("ID=alpine\n", None);
         is("", None);

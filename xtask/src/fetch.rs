@@ -46,37 +46,15 @@ impl Wheel {
 
     /// The line of a requirements file.
     fn requirement(&self) -> String {
-        let hashes = self
-            .hashes
-            .iter()
-            .map(|hash| format!(" --hash=sha256:{hash}"));
-        format!(
-            "{}=={}{}\n",
-            self.name,
-            self.version,
-            hashes.collect::<String>()
-        )
+        let hashes = self.hashes.iter().map(|hash| format!(" --hash=sha256:{hash}"));
+        format!("{}=={}{}\n", self.name, self.version, hashes.collect::<String>())
     }
 
     fn pip(&self, python: &str, requirement: &Path, dir: &Path) -> Result<()> {
         let mut pip = Command::new(python);
-        pip.args([
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-        ]);
-        pip.args([
-            "--no-deps",
-            "--only-binary=:all:",
-            "--require-hashes",
-            "--retries=2",
-        ]);
-        pip.arg("--requirement")
-            .arg(requirement)
-            .arg("--dest")
-            .arg(dir);
+        pip.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check"]);
+        pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--retries=2"]);
+        pip.arg("--requirement").arg(requirement).arg("--dest").arg(dir);
         let output = steps::output(&mut pip)?;
         if !output.status.success() {
             bail!(self.complaint(&String::from_utf8_lossy(&output.stderr)));
@@ -90,9 +68,7 @@ impl Wheel {
         if stderr.contains("DO NOT MATCH THE HASHES") {
             return format!("pip's index serves another {name} {version} than the checked-in hash");
         }
-        let mut errors = stderr
-            .lines()
-            .filter_map(|line| line.strip_prefix("ERROR: "));
+        let mut errors = stderr.lines().filter_map(|line| line.strip_prefix("ERROR: "));
         let why = errors.next_back().unwrap_or("it gave no reason");
         format!(
             "pip could not download {name} {version} ({why}); check the network and pip's index settings (the wheel needs glibc 2.35 or newer)"
@@ -112,17 +88,14 @@ fn file_with_extension(dir: &Path, extension: &str) -> Result<PathBuf> {
 
 /// Unpacks all of `wheel` into `dir`.
 pub(crate) fn unpack(wheel: &Path, dir: &Path) -> Result<()> {
-    open(wheel)?
-        .extract(dir)
-        .with_context(|| format!("cannot unpack {}", wheel.display()))
+    open(wheel)?.extract(dir).with_context(|| format!("cannot unpack {}", wheel.display()))
 }
 
 /// Unpacks the one file `member` of `wheel` to `to`.
 pub(crate) fn unpack_one(wheel: &Path, member: &str, to: &Path) -> Result<()> {
     let mut archive = open(wheel)?;
-    let mut from = archive
-        .by_name(member)
-        .with_context(|| format!("{} has no {member}", wheel.display()))?;
+    let mut from =
+        archive.by_name(member).with_context(|| format!("{} has no {member}", wheel.display()))?;
     io::copy(&mut from, &mut File::create(to)?)?;
     Ok(())
 }
@@ -136,18 +109,11 @@ fn open(wheel: &Path) -> Result<ZipArchive<File>> {
 mod tests {
     use super::*;
 
-    const WHEEL: Wheel = Wheel {
-        name: "thing",
-        version: "1.2",
-        hashes: &["aa", "bb"],
-    };
+    const WHEEL: Wheel = Wheel { name: "thing", version: "1.2", hashes: &["aa", "bb"] };
 
     #[test]
     fn requirement_lists_every_hash() {
-        assert_eq!(
-            WHEEL.requirement(),
-            "thing==1.2 --hash=sha256:aa --hash=sha256:bb\n"
-        );
+        assert_eq!(WHEEL.requirement(), "thing==1.2 --hash=sha256:aa --hash=sha256:bb\n");
     }
 
     #[test]
@@ -155,10 +121,7 @@ mod tests {
         let said =
             "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution\n";
         let told = WHEEL.complaint(said);
-        assert!(
-            told.contains("(No matching distribution); check the network"),
-            "{told}"
-        );
+        assert!(told.contains("(No matching distribution); check the network"), "{told}");
         assert!(!WHEEL.complaint("").contains('\n'));
         let told = WHEEL.complaint("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM\n  more");
         assert!(told.contains("checked-in hash"), "{told}");

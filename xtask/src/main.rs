@@ -1,8 +1,5 @@
 //! Sets up, tests, demonstrates and bundles the workspace.
-#![allow(
-    clippy::print_stderr,
-    reason = "a command line tool tells its user what it does"
-)]
+#![allow(clippy::print_stderr, reason = "a command line tool tells its user what it does")]
 
 mod apple;
 mod bundle;
@@ -94,9 +91,5 @@ fn run(task: Task) -> Result<()> {
 
 /// Makes this machine ready to build the workspace.
 fn setup() -> Result<()> {
-    if cfg!(target_os = "macos") {
-        apple::check_tools()
-    } else {
-        mlx::setup().map(drop)
-    }
+    if cfg!(target_os = "macos") { apple::check_tools() } else { mlx::setup().map(drop) }
 }

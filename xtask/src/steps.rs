@@ -31,21 +31,13 @@ pub(crate) fn cargo(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Comman
 
 /// The library's features for this machine: off Apple's, its defaults have no meaning.
 pub(crate) fn features() -> &'static [&'static str] {
-    if cfg!(target_os = "macos") {
-        &[]
-    } else {
-        &["--no-default-features"]
-    }
+    if cfg!(target_os = "macos") { &[] } else { &["--no-default-features"] }
 }
 
 /// Runs `command` to its end with this process's streams; [`Failed`] unless it succeeds.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| cannot_run(command))?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Failed(code(status)).into())
-    }
+    if status.success() { Ok(()) } else { Err(Failed(code(status)).into()) }
 }
 
 /// Runs `command` and returns what it wrote.
@@ -65,16 +57,10 @@ fn cannot_run(command: &Command) -> String {
 
 /// The code a shell would report.
 fn code(status: ExitStatus) -> u8 {
-    status
-        .code()
-        .and_then(|code| u8::try_from(code).ok())
-        .unwrap_or_else(|| {
-            use std::os::unix::process::ExitStatusExt as _;
-            status
-                .signal()
-                .and_then(|signal| u8::try_from(128 + signal).ok())
-                .unwrap_or(1)
-        })
+    status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or_else(|| {
+        use std::os::unix::process::ExitStatusExt as _;
+        status.signal().and_then(|signal| u8::try_from(128 + signal).ok()).unwrap_or(1)
+    })
 }
 
 /// The command as a person would type it, without its environment.
@@ -82,10 +68,7 @@ pub(crate) fn shown(command: &Command) -> String {
     let name = command.get_program();
     let name = std::path::Path::new(name).file_name().unwrap_or(name);
     let words = [name].into_iter().chain(command.get_args());
-    words
-        .map(|word| word.to_string_lossy())
-        .collect::<Vec<_>>()
-        .join(" ")
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -96,10 +79,7 @@ mod tests {
     fn exit_codes_and_signals_pass_through() {
         let code_of = |script: &str| {
             let failed = run(Command::new("sh").args(["-c", script]));
-            failed
-                .err()
-                .and_then(|error| error.downcast::<Failed>().ok())
-                .map(|failed| failed.0)
+            failed.err().and_then(|error| error.downcast::<Failed>().ok()).map(|failed| failed.0)
         };
         assert_eq!(code_of("exit 0"), None);
         assert_eq!(code_of("exit 7"), Some(7));
@@ -109,9 +89,6 @@ mod tests {
     #[test]
     fn shown_as_typed() {
         let mut command = Command::new("/some/bin/cargo");
-        assert_eq!(
-            shown(command.args(["test", "--workspace"])),
-            "cargo test --workspace"
-        );
+        assert_eq!(shown(command.args(["test", "--workspace"])), "cargo test --workspace");
     }
 }

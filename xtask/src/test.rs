@@ -36,17 +36,11 @@ fn checks() -> Vec<(&'static str, Command)> {
     doc.env("RUSTDOCFLAGS", "-Dwarnings");
     vec![
         ("format", with("fmt --all --check", false, "")),
-        (
-            "clippy",
-            with("clippy --workspace --all-targets", true, "-- -D warnings"),
-        ),
+        ("clippy", with("clippy --workspace --all-targets", true, "-- -D warnings")),
         ("doc", doc),
         ("test", with("test --workspace --exclude xtask", true, "")),
         // In the profile that it was built in already.
-        (
-            "test xtask",
-            with("test --profile xtask --package xtask", false, ""),
-        ),
+        ("test xtask", with("test --profile xtask --package xtask", false, "")),
     ]
 }
 
@@ -64,13 +58,7 @@ mod tests {
 
     #[test]
     fn table_has_a_row_a_check() {
-        let times = [
-            ("format", true, Duration::from_millis(1250)),
-            ("doc", false, Duration::ZERO),
-        ];
-        assert_eq!(
-            table(&times),
-            "format      ok          1.2 s\ndoc         FAILED      0.0 s"
-        );
+        let times = [("format", true, Duration::from_millis(1250)), ("doc", false, Duration::ZERO)];
+        assert_eq!(table(&times), "format      ok          1.2 s\ndoc         FAILED      0.0 s");
     }
 }

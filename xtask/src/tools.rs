@@ -32,11 +32,7 @@ pub(crate) const AR: Tool = Tool {
 pub(crate) const PYTHON: Tool = Tool {
     name: "python3 was not found",
     packages: ["python3", "python3", "python"],
-    found: || {
-        PYTHONS
-            .iter()
-            .any(|python| steps::succeeds(python, &["--version"]))
-    },
+    found: || PYTHONS.iter().any(|python| steps::succeeds(python, &["--version"])),
 };
 pub(crate) const PIP: Tool = Tool {
     name: "python3 has no pip",
@@ -63,9 +59,7 @@ pub(crate) const XZ: Tool = Tool {
 pub(crate) fn cxx() -> Option<String> {
     let own = std::env::var("CXX").ok().filter(|own| !own.is_empty());
     let names = ["c++", "g++", "clang++"].map(String::from);
-    own.into_iter()
-        .chain(names)
-        .find(|name| steps::succeeds(name, &["--version"]))
+    own.into_iter().chain(names).find(|name| steps::succeeds(name, &["--version"]))
 }
 
 /// The Python on the path, and the system's, which may have pip where that one has not.
@@ -88,10 +82,7 @@ pub(crate) fn openblas() -> Option<PathBuf> {
         "/usr/lib/libopenblas.so.0".into(),
         "/usr/local/lib/libopenblas.so.0".into(),
     ];
-    places
-        .into_iter()
-        .map(PathBuf::from)
-        .find(|place| place.exists())
+    places.into_iter().map(PathBuf::from).find(|place| place.exists())
 }
 
 /// Makes sure that all of `tools` are here: root on Debian gets them installed, anyone else told.
@@ -113,18 +104,12 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
 }
 
 fn missing(tools: &[Tool]) -> Vec<Tool> {
-    tools
-        .iter()
-        .filter(|tool| !(tool.found)())
-        .copied()
-        .collect()
+    tools.iter().filter(|tool| !(tool.found)()).copied().collect()
 }
 
 fn install(tools: &[Tool]) -> Result<()> {
-    let packages: Vec<_> = tools
-        .iter()
-        .flat_map(|tool| tool.packages[0].split_whitespace())
-        .collect();
+    let packages: Vec<_> =
+        tools.iter().flat_map(|tool| tool.packages[0].split_whitespace()).collect();
     Progress::during(format!("installing {}", packages.join(" ")), 0, |_| {
         apt_get(&["update"])?;
         let install = ["install", "--yes", "--no-install-recommends"];
@@ -134,17 +119,11 @@ fn install(tools: &[Tool]) -> Result<()> {
 
 fn apt_get(args: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
-    command
-        .arg("-q")
-        .args(args)
-        .env("DEBIAN_FRONTEND", "noninteractive");
+    command.arg("-q").args(args).env("DEBIAN_FRONTEND", "noninteractive");
     let output = steps::output(&mut command)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let why = said
-            .lines()
-            .find(|line| line.starts_with("E:"))
-            .unwrap_or("it failed");
+        let why = said.lines().find(|line| line.starts_with("E:")).unwrap_or("it failed");
         bail!("apt-get {}: {why}", args.join(" "));
     }
     Ok(())
@@ -153,15 +132,9 @@ fn apt_get(args: &[&str]) -> Result<()> {
 fn advice(missing: &[Tool], family: Option<Family>) -> String {
     let names: Vec<_> = missing.iter().map(|tool| tool.name).collect();
     let shown = family.unwrap_or(Family::Debian);
-    let packages: Vec<_> = missing
-        .iter()
-        .map(|tool| tool.packages[shown as usize])
-        .collect();
+    let packages: Vec<_> = missing.iter().map(|tool| tool.packages[shown as usize]).collect();
     let sudo = if is_root() { "" } else { "sudo " };
-    let (pronoun, packages) = (
-        if names.len() == 1 { "it" } else { "them" },
-        packages.join(" "),
-    );
+    let (pronoun, packages) = (if names.len() == 1 { "it" } else { "them" }, packages.join(" "));
     let how = match family {
         Some(family) => format!("with: {sudo}{} {packages}", family.installer()),
         None => format!("with your package manager (Debian's names: {packages})"),
@@ -181,16 +154,10 @@ mod tests {
     #[test]
     fn advice_names_the_thing_and_the_command() {
         let text = advice(&[PIP], Some(Family::Debian));
-        assert!(
-            text.starts_with("python3 has no pip; install it with: "),
-            "{text}"
-        );
+        assert!(text.starts_with("python3 has no pip; install it with: "), "{text}");
         assert!(text.ends_with("apt-get install python3-pip"), "{text}");
         let text = advice(&[CXX, OPENBLAS], Some(Family::Fedora));
-        assert!(
-            text.ends_with("dnf install gcc-c++ openblas-threads"),
-            "{text}"
-        );
+        assert!(text.ends_with("dnf install gcc-c++ openblas-threads"), "{text}");
         assert!(advice(&[XZ], None).contains("xz-utils"));
     }
 }

@@ -184,7 +184,7 @@ fn a_lone_row_is_computed_as_one_of_many() {
 }
 
 fn split_rows(rows: &Array) -> [Array; 2] {
-    mlx_rs::ops::split(rows, 2, 0).unwrap().try_into().unwrap()
+    mlx_rs::ops::split_equal(rows, 2, 0).unwrap().try_into().unwrap()
 }
 
 #[test]

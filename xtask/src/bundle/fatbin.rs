@@ -25,9 +25,7 @@ const ENTRY_HEADER: usize = 32;
 /// Returns the generation it is for: the highest of the same major version up to `arch`.
 pub(super) fn keep_only(library: &mut [u8], arch: u32) -> Result<u32> {
     let range = section(library)?;
-    let section = library
-        .get_mut(range)
-        .context(".nv_fatbin lies outside the file")?;
+    let section = library.get_mut(range).context(".nv_fatbin lies outside the file")?;
     let entries = entries(section)?;
     let kept = choose(&entries, arch)?;
     for entry in entries.iter().filter(|entry| !entry.is_code_for(kept)) {
@@ -38,9 +36,7 @@ pub(super) fn keep_only(library: &mut [u8], arch: u32) -> Result<u32> {
 
 fn section(library: &[u8]) -> Result<Range<usize>> {
     let file = object::File::parse(library).context("no ELF file")?;
-    let section = file
-        .section_by_name(".nv_fatbin")
-        .context("no section .nv_fatbin")?;
+    let section = file.section_by_name(".nv_fatbin").context("no section .nv_fatbin")?;
     let (start, size) = section.file_range().context(".nv_fatbin is empty")?;
     span(usize::try_from(start)?, size)
 }
@@ -67,10 +63,7 @@ fn choose(entries: &[Entry], wanted: u32) -> Result<u32> {
     let runs = |arch: &&u32| **arch / 10 == wanted / 10 && **arch <= wanted;
     archs.iter().rev().find(runs).copied().with_context(|| {
         let all: Vec<_> = archs.iter().map(|arch| format!("sm_{arch}")).collect();
-        format!(
-            "MLX has no code for sm_{wanted}, only for {}",
-            all.join(" ")
-        )
+        format!("MLX has no code for sm_{wanted}, only for {}", all.join(" "))
     })
 }
 
@@ -97,14 +90,8 @@ fn block(section: &[u8], at: usize, entries: &mut Vec<Entry>) -> Result<usize> {
     let magic = u32::from_le_bytes(field(section, at)?);
     let version = u16::from_le_bytes(field(section, at + 4)?);
     let header = u16::from_le_bytes(field(section, at + 6)?);
-    ensure!(
-        magic == MAGIC,
-        "a block must start with {MAGIC:#x} but has {magic:#x}"
-    );
-    ensure!(
-        version == 1 && header == 16,
-        "unknown block version {version}, header {header}"
-    );
+    ensure!(magic == MAGIC, "a block must start with {MAGIC:#x} but has {magic:#x}");
+    ensure!(version == 1 && header == 16, "unknown block version {version}, header {header}");
     let size = u64::from_le_bytes(field(section, at + 8)?);
     let body = span(at + usize::from(header), size)?;
     let block = section.get(..body.end).context("a block is cut off")?;
@@ -124,10 +111,7 @@ fn entry(block: &[u8], at: usize) -> Result<Entry> {
         bail!("an entry's header must have {ENTRY_HEADER} bytes but has {header}");
     }
     let size = u64::from_le_bytes(field(block, at + 8)?);
-    let payload = span(
-        at.checked_add(header).context("an entry is too long")?,
-        size,
-    )?;
+    let payload = span(at.checked_add(header).context("an entry is too long")?, size)?;
     ensure!(payload.end <= block.len(), "an entry is cut off");
     Ok(Entry {
         kind: u16::from_le_bytes(field(block, at)?),
@@ -142,9 +126,7 @@ fn field<const N: usize>(bytes: &[u8], at: usize) -> Result<[u8; N]> {
 }
 
 fn span(start: usize, size: u64) -> Result<Range<usize>> {
-    let end = start
-        .checked_add(usize::try_from(size)?)
-        .context("a size is too large")?;
+    let end = start.checked_add(usize::try_from(size)?).context("a size is too large")?;
     Ok(start..end)
 }
 
@@ -175,14 +157,8 @@ mod tests {
     }
 
     fn sample() -> Vec<u8> {
-        let first = [
-            entry_bytes(2, 80, b"eighty!!"),
-            entry_bytes(2, 90, b"ninety!!"),
-        ];
-        let second = [
-            entry_bytes(1, 90, b"ptx of 90"),
-            entry_bytes(2, 90, b"more!!!"),
-        ];
+        let first = [entry_bytes(2, 80, b"eighty!!"), entry_bytes(2, 90, b"ninety!!")];
+        let second = [entry_bytes(1, 90, b"ptx of 90"), entry_bytes(2, 90, b"more!!!")];
         [block_bytes(&first), vec![0; 8], block_bytes(&second)].concat()
     }
 
@@ -204,10 +180,7 @@ mod tests {
         assert_eq!(choose(&found, 90)?, 90);
         assert_eq!(choose(&found, 89)?, 80);
         let told = choose(&found, 120).map_err(|error| error.to_string());
-        assert_eq!(
-            told,
-            Err("MLX has no code for sm_120, only for sm_80 sm_90".into())
-        );
+        assert_eq!(told, Err("MLX has no code for sm_120, only for sm_80 sm_90".into()));
         Ok(())
     }
 
@@ -228,11 +201,7 @@ mod tests {
                 let mut damaged = whole.clone();
                 damaged[at] = value;
                 if let Ok(entries) = entries(&damaged) {
-                    assert!(
-                        entries
-                            .iter()
-                            .all(|entry| entry.payload.end <= damaged.len())
-                    );
+                    assert!(entries.iter().all(|entry| entry.payload.end <= damaged.len()));
                 }
             }
         }

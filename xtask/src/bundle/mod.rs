@@ -36,9 +36,7 @@ pub(crate) fn run(arch: &str, to: Option<PathBuf>) -> Result<()> {
 }
 
 fn generation(arch: &str) -> Result<u32> {
-    let number = arch
-        .strip_prefix("sm_")
-        .and_then(|number| number.parse().ok());
+    let number = arch.strip_prefix("sm_").and_then(|number| number.parse().ok());
     number.with_context(|| format!("--arch must be like sm_90 but is {arch}"))
 }
 
@@ -64,23 +62,13 @@ fn fill(stage: &Path, cuda: &Path, arch: u32) -> Result<()> {
 
 fn pack(stage: &Path, cuda: &Path, to: &Path) -> Result<()> {
     let mut tar = Command::new("tar");
-    tar.args([
-        "--create",
-        "--owner=0",
-        "--group=0",
-        "--use-compress-program=xz -T0 -7",
-    ]);
-    tar.arg(format!("--transform=s,^,{NAME}/,"))
-        .arg("--file")
-        .arg(to);
+    tar.args(["--create", "--owner=0", "--group=0", "--use-compress-program=xz -T0 -7"]);
+    tar.arg(format!("--transform=s,^,{NAME}/,")).arg("--file").arg(to);
     tar.arg("-C").arg(stage).args(["run.sh", "bin", "mlx/lib"]);
     // What the wheel itself holds of that it needs: a BLAS, and headers for kernels compiled at
     // run time. NVIDIA's libraries are the target machine's.
     let headers = ["cccl", "cute", "cutlass"].map(|name| format!("mlx/include/{name}"));
-    tar.arg("-C")
-        .arg(cuda)
-        .arg("mlx_cuda_13.libs")
-        .args(headers);
+    tar.arg("-C").arg(cuda).arg("mlx_cuda_13.libs").args(headers);
     Progress::during("packing", 0, |_| steps::run(&mut tar).context("tar failed"))
 }
 

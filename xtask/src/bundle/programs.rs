@@ -24,9 +24,7 @@ pub(super) fn build() -> Result<Vec<(String, PathBuf)>> {
 
 fn built_by(args: &[&str]) -> Result<Vec<(String, PathBuf)>> {
     let mut command = steps::cargo(args);
-    command
-        .args(steps::features())
-        .arg("--message-format=json-render-diagnostics");
+    command.args(steps::features()).arg("--message-format=json-render-diagnostics");
     eprintln!("$ {}", steps::shown(&command));
     let output = steps::output(command.stderr(Stdio::inherit()))?;
     if !output.status.success() {

@@ -11,10 +11,7 @@ pub(super) fn linux(triple: &str, home: &Home) -> Result<String> {
     let mlx_lib = utf8(&home.mlx_lib())?.to_owned();
     let rpath = quoted(&format!("link-arg=-Wl,-rpath,{mlx_lib}"));
     let (mlx_lib, own_lib) = (format!("native={mlx_lib}"), home.own_lib());
-    let (mlx_lib, own_lib) = (
-        quoted(&mlx_lib),
-        quoted(&format!("native={}", utf8(&own_lib)?)),
-    );
+    let (mlx_lib, own_lib) = (quoted(&mlx_lib), quoted(&format!("native={}", utf8(&own_lib)?)));
     let out = quoted(utf8(&home.out())?);
     Ok(format!(
         r#"# Written by `cargo xtask setup`: where MLX lies on this machine.
@@ -33,9 +30,7 @@ rustdocflags = ["-C", {rpath}]
 /// The configuration for type-checking `triple`: bindings, and nothing to link.
 pub(crate) fn check_only(triple: &str, out: &Path) -> Result<String> {
     let out = quoted(utf8(out)?);
-    Ok(format!(
-        "[target.{triple}.mlx]\nrustc-link-lib = []\nrustc-env = {{ OUT_DIR = {out} }}\n"
-    ))
+    Ok(format!("[target.{triple}.mlx]\nrustc-link-lib = []\nrustc-env = {{ OUT_DIR = {out} }}\n"))
 }
 
 /// `text` as a TOML string.
@@ -52,8 +47,7 @@ fn quoted(text: &str) -> String {
 }
 
 fn utf8(path: &Path) -> Result<&str> {
-    path.to_str()
-        .with_context(|| format!("{} is not UTF-8", path.display()))
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 /// Writes `text` to `path` unless it is there already, so that Cargo sees a change only if it is.

@@ -23,19 +23,9 @@ pub(super) fn mlx_c(mlx_c: &Path, home: &Path) -> Result<()> {
     let cxx = tools::needed(tools::cxx(), tools::CXX)?;
     let command = |source: &Path| {
         let mut command = Command::new(&cxx);
-        command
-            .args(["-std=c++20", "-O2", "-fPIC", "-include"])
-            .arg(&compat);
-        command
-            .arg("-I")
-            .arg(mlx_c)
-            .arg("-I")
-            .arg(home.join("mlx/include"));
-        command
-            .arg("-c")
-            .arg(source)
-            .arg("-o")
-            .arg(objects.of(source));
+        command.args(["-std=c++20", "-O2", "-fPIC", "-include"]).arg(&compat);
+        command.arg("-I").arg(mlx_c).arg("-I").arg(home.join("mlx/include"));
+        command.arg("-c").arg(source).arg("-o").arg(objects.of(source));
         command
     };
     Progress::during("compiling mlx-c", sources.len(), |progress| {
@@ -71,16 +61,12 @@ impl Objects {
     }
 
     fn of(&self, source: &Path) -> PathBuf {
-        self.0
-            .join(source.file_name().unwrap_or_default())
-            .with_extension("o")
+        self.0.join(source.file_name().unwrap_or_default()).with_extension("o")
     }
 
     fn archive(self, sources: &[PathBuf], to: &Path) -> Result<()> {
         let mut ar = Command::new("ar");
-        ar.arg("crs")
-            .arg(to)
-            .args(sources.iter().map(|source| self.of(source)));
+        ar.arg("crs").arg(to).args(sources.iter().map(|source| self.of(source)));
         steps::run(&mut ar).with_context(|| format!("cannot write {}", to.display()))?;
         Ok(fs::remove_dir_all(&self.0)?)
     }
@@ -92,15 +78,8 @@ fn compile(mut command: Command, source: &Path) -> Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let why = said
-        .lines()
-        .find(|line| line.contains("error"))
-        .unwrap_or("no reason given");
-    bail!(
-        "{} could not compile {}: {why}",
-        command.get_program().display(),
-        source.display()
-    )
+    let why = said.lines().find(|line| line.contains("error")).unwrap_or("no reason given");
+    bail!("{} could not compile {}: {why}", command.get_program().display(), source.display())
 }
 
 /// Does `work` for every item, on all cores; stops early with the first error.
@@ -116,12 +95,10 @@ fn in_parallel(items: &[PathBuf], work: impl Fn(&Path) -> Result<()> + Sync) -> 
     let threads = thread::available_parallelism()?.get().min(items.len());
     thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| match worker.join() {
-                Ok(done) => done,
-                Err(_) => bail!("a compiling thread panicked"),
-            })
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(done) => done,
+            Err(_) => bail!("a compiling thread panicked"),
+        })
     })
 }
 

@@ -20,8 +20,6 @@ const WHEEL: Wheel = Wheel {
 pub(crate) fn provide() -> Result<PathBuf> {
     let name = format!("{}-{VERSION}-{}", WHEEL.name, std::env::consts::ARCH);
     let home = paths::cache()?.join(name);
-    cached::provide(&home, |at| {
-        WHEEL.fetch(at, |wheel| fetch::unpack(wheel, at))
-    })?;
+    cached::provide(&home, |at| WHEEL.fetch(at, |wheel| fetch::unpack(wheel, at)))?;
     Ok(home)
 }

@@ -51,12 +51,7 @@ impl Home {
 
     /// Whether all that a build needs is there; a package update may have removed OpenBLAS.
     fn is_whole(&self) -> bool {
-        let files = [
-            "mlx/lib/libmlx.so",
-            "lib/libmlxc.a",
-            "lib/libmachtime.a",
-            "out/bindings.rs",
-        ];
+        let files = ["mlx/lib/libmlx.so", "lib/libmlxc.a", "lib/libmachtime.a", "out/bindings.rs"];
         files.iter().all(|file| self.0.join(file).is_file()) && blas::is_swapped(&self.0)
     }
 }
@@ -87,9 +82,7 @@ fn triple() -> Result<String> {
 
 fn check_lock(lock: &str) -> Result<()> {
     let entry = "name = \"mlx-sys\"\nversion = \"";
-    let (_, rest) = lock
-        .split_once(entry)
-        .context("Cargo.lock has no mlx-sys")?;
+    let (_, rest) = lock.split_once(entry).context("Cargo.lock has no mlx-sys")?;
     let version = rest.split('"').next().unwrap_or_default();
     if version != MLX_SYS {
         bail!("xtask/src/mlx knows mlx-sys {MLX_SYS}, but Cargo.lock has {version}");

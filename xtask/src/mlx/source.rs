@@ -12,19 +12,12 @@ use crate::steps;
 /// The folder of mlx-c; Cargo downloads the crate if need be.
 pub(crate) fn mlx_c() -> Result<PathBuf> {
     let args = ["metadata", "--format-version=1", "--quiet"];
-    let output = Progress::during("looking up mlx-sys", 0, |_| {
-        steps::output(&mut steps::cargo(args))
-    })?;
+    let output =
+        Progress::during("looking up mlx-sys", 0, |_| steps::output(&mut steps::cargo(args)))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        let why = said
-            .lines()
-            .find(|line| line.starts_with("error"))
-            .unwrap_or("error: unknown");
-        bail!(
-            "cargo metadata failed ({}); check the network",
-            why.trim_start_matches("error: ")
-        );
+        let why = said.lines().find(|line| line.starts_with("error")).unwrap_or("error: unknown");
+        bail!("cargo metadata failed ({}); check the network", why.trim_start_matches("error: "));
     }
     let metadata = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
     mlx_c_in(&metadata).context("cargo metadata names no mlx-sys")
@@ -41,9 +34,8 @@ fn mlx_c_in(metadata: &Value) -> Option<PathBuf> {
 pub(crate) fn files(mlx_c: &Path, extension: &str) -> Result<Vec<PathBuf>> {
     let dir = mlx_c.join("mlx/c");
     let entries = fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))?;
-    let mut files = entries
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut files =
+        entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>()?;
     files.retain(|file| file.extension() == Some(OsStr::new(extension)));
     files.sort();
     Ok(files)
