@@ -23,16 +23,27 @@ pub(crate) fn run(arch: &str, to: Option<PathBuf>) -> Result<()> {
         bail!("bundles are made on Linux, as their programs run there");
     }
     let to = to.unwrap_or_else(|| paths::target().join(format!("{NAME}-cuda13-{arch}.tar.xz")));
+    fs::create_dir_all(folder(&to)).with_context(|| format!("cannot write {}", to.display()))?;
     tools::ensure(&[tools::XZ])?;
     mlx::setup()?;
     let cuda = mlx::cuda::provide()?;
     let stage = paths::target().join(format!("bundle.tmp-{}", std::process::id()));
-    let packed = fill(&stage, &cuda, number).and_then(|()| pack(&stage, &cuda, &to));
+    // In the folder of the result, so that a cut run leaves no half bundle by its name.
+    let unfinished = folder(&to).join(format!(".{NAME}.tmp-{}", std::process::id()));
+    let packed = fill(&stage, &cuda, number)
+        .and_then(|()| pack(&stage, &cuda, &unfinished))
+        .and_then(|()| Ok(fs::rename(&unfinished, &to)?));
     cached::remove(&stage);
+    cached::remove(&unfinished);
     packed?;
     let size = fs::metadata(&to)?.len() as f64 / 1e6;
     eprintln!("wrote {} ({size:.1} MB)", to.display());
     Ok(())
+}
+
+/// The folder that `file` is in, also where only its name is given.
+fn folder(file: &Path) -> &Path {
+    file.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }
 
 fn generation(arch: &str) -> Result<u32> {
@@ -75,6 +86,12 @@ fn pack(stage: &Path, cuda: &Path, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bare_file_name_is_in_the_current_folder() {
+        assert_eq!(folder(Path::new("bundle.tar.xz")), Path::new("."));
+        assert_eq!(folder(Path::new("out/bundle.tar.xz")), Path::new("out"));
+    }
 
     #[test]
     fn generations_are_numbers_after_sm() {
