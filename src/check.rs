@@ -86,6 +86,14 @@ impl Check {
         }
     }
 
+    /// The last axis of `array`, of any rank from one, has `size` elements.
+    pub(crate) fn last_axis_is(&self, name: &'static str, array: &Array, size: i32) -> Result<()> {
+        match array.shape().last() {
+            Some(&found) if found == size => Ok(()),
+            _ => Err(self.bad_shape(name, array, format!("[..., {size}]"))),
+        }
+    }
+
     /// `array` broadcasts to `target` without changing it.
     pub(crate) fn broadcasts_to(
         &self,
@@ -228,6 +236,16 @@ mod tests {
             message(CHECK.last_axis("x", &array(&[4, 0]))),
             "[op] x must have shape [..., D] with D at least 1 but got [4, 0]"
         );
+    }
+
+    #[test]
+    fn the_last_axis_may_have_to_be_of_one_size() {
+        assert!(CHECK.last_axis_is("x", &array(&[2, 3]), 3).is_ok());
+        assert_eq!(
+            message(CHECK.last_axis_is("x", &array(&[2, 3]), 4)),
+            "[op] x must have shape [..., 4] but got [2, 3]"
+        );
+        assert!(CHECK.last_axis_is("x", &array(&[]), 1).is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use mlx_rs::{
     Array, Dtype,
     error::Result,
-    ops::{select, zeros_dtype},
+    ops::{broadcast_to, select},
 };
 
 /// Splits `ids` into which of them are in `0..size` and indices that are safe to gather with: the
@@ -19,10 +19,10 @@ pub(crate) fn within(ids: &Array, size: i32) -> Result<(Array, Array)> {
 /// The rows `ids`, `[...]`, of `table`, `[V, D]`, as `[..., D]`; an id that names no row gives NaN.
 pub(crate) fn rows(table: &Array, ids: &Array) -> Result<Array> {
     let shape = [ids.shape(), &[table.dim(1)]].concat();
-    if ids.size() == 0 {
-        return zeros_dtype(&shape, table.dtype());
+    let nan = Array::from_f32(f32::NAN).as_dtype(table.dtype())?;
+    if ids.size() == 0 || table.size() == 0 {
+        return broadcast_to(nan, &shape);
     }
     let (known, safe) = within(ids, table.dim(0))?;
-    let nan = Array::from_f32(f32::NAN).as_dtype(table.dtype())?;
     select(known.expand_dims(-1)?, table.take_axis(safe, 0)?, nan)
 }

@@ -5,8 +5,8 @@ use mlx_primitives::{
     cache::SimpleKvCache,
     dispatch::{Context, Target},
     layers::{
-        AttentionBuilder, AttentionInput, DecoderBlock, DecoderBlockBuilder, GatedFeedForward,
-        Projection, TokenEmbedding,
+        AttentionBuilder, DecoderBlock, DecoderBlockBuilder, GatedFeedForward, Projection,
+        TokenEmbedding,
     },
     norm::RmsNorm,
     quant::{QuantizedEmbedding, QuantizedLinear},
@@ -62,7 +62,7 @@ impl Llama {
     ) -> Result<Array> {
         let mut x = self.embedding.forward(ids)?.as_dtype(self.dtype)?;
         for (block, cache) in self.blocks.iter_mut().zip(caches) {
-            x = block.forward(AttentionInput::from((&x, cache)))?;
+            x = block.forward((&x, cache))?;
         }
         let last = self.norm.forward(&x.try_index((.., -1, ..))?)?;
         Ok(match &mut self.head {

@@ -1,6 +1,6 @@
 //! When half precision is safe.
 
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, error::Exception};
 
 use crate::{check::Check, error::Result};
 
@@ -28,7 +28,8 @@ impl Default for Float16Limits {
 /// `x`: any.
 ///
 /// # Errors
-/// When `x` is not a floating-point array, or a limit is not a positive finite number.
+/// When `x` is not floating point, `terms` is negative, a limit is not a positive finite number, or
+/// `x` cannot be evaluated.
 ///
 /// # Example
 /// ```
@@ -45,6 +46,7 @@ pub fn fits_float16(x: impl AsRef<Array>, terms: i32, limits: &Float16Limits) ->
     check.floating("x", x)?;
     check.positive("max_magnitude", limits.max_magnitude)?;
     check.at_least("max_terms", limits.max_terms, 1)?;
+    check.at_least("terms", terms, 0)?;
     if terms > limits.max_terms {
         return Ok(false);
     }
@@ -52,6 +54,8 @@ pub fn fits_float16(x: impl AsRef<Array>, terms: i32, limits: &Float16Limits) ->
         return Ok(true);
     }
     let largest = x.as_dtype(Dtype::Float32)?.abs()?.max(None)?;
+    let largest =
+        largest.try_item_cast::<f32>().map_err(|error| Exception::custom(error.to_string()))?;
     // NaN compares false, which is the answer wanted for it.
-    Ok(largest.item_cast::<f32>() <= limits.max_magnitude)
+    Ok(largest <= limits.max_magnitude)
 }

@@ -1,6 +1,6 @@
 //! Multi-head attention with its projections.
 
-use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
+use mlx_rs::{Array, Dtype, error::Exception, macros::ModuleParameters, module::Module};
 
 use super::Projection;
 use crate::{
@@ -69,19 +69,15 @@ pub struct Attention {
     /// `[dims, H · D]`.
     #[param]
     pub output: Projection,
-    /// Rotates queries and keys.
-    pub rope: Option<Rope>,
-    /// Query heads.
-    pub num_heads: i32,
-    /// Key and value heads.
-    pub num_kv_heads: i32,
-    /// Multiplies the scores; `1 / sqrt(D)` without one.
-    pub scale: Option<f32>,
-    /// Whether a token sees only itself and those before it.
-    pub causal: bool,
+    rope: Option<Rope>,
+    dims: i32,
+    num_heads: i32,
+    num_kv_heads: i32,
+    scale: Option<f32>,
+    causal: bool,
 }
 
-/// What [`Attention`] and [`DecoderBlock`](super::DecoderBlock) take besides their input alone.
+/// Input of [`Attention`] and [`DecoderBlock`](super::DecoderBlock): `x`, and what may come with it.
 #[derive(Debug)]
 pub struct AttentionInput<'a> {
     /// `[B, S, dims]`.
@@ -98,6 +94,12 @@ impl<'a> From<&'a Array> for AttentionInput<'a> {
     }
 }
 
+impl<'a> From<(&'a Array, &'a Array)> for AttentionInput<'a> {
+    fn from((x, mask): (&'a Array, &'a Array)) -> Self {
+        Self { x, mask: Some(mask), cache: None }
+    }
+}
+
 impl<'a, C: KvCache> From<(&'a Array, &'a mut C)> for AttentionInput<'a> {
     fn from((x, cache): (&'a Array, &'a mut C)) -> Self {
         Self { x, mask: None, cache: Some(cache) }
@@ -108,7 +110,7 @@ impl Attention {
     /// Causal multi-head attention without rotation or biases.
     ///
     /// # Errors
-    /// When a size is below one or `num_heads` does not divide `dims`.
+    /// When a size is below one, `num_heads` does not divide `dims`, or the sizes are too large.
     pub fn new(dims: i32, num_heads: i32) -> Result<Self> {
         Self::assemble(AttentionBuilder::new(dims, num_heads))
     }
@@ -117,18 +119,43 @@ impl Attention {
         let AttentionBuilder { dims, num_heads, bias, .. } = builder;
         let head_dim = checked_head_dim(&builder)?;
         let num_kv_heads = checked_kv_heads(&builder)?;
-        let (inner, kv_inner) = (num_heads * head_dim, num_kv_heads * head_dim);
+        let inner = checked_inner(num_heads, head_dim)?;
+        let kv_inner = num_kv_heads * head_dim;
+        check_scores(&builder, head_dim)?;
         Ok(Self {
             query: Projection::random(dims, inner, bias)?,
             key: Projection::random(dims, kv_inner, bias)?,
             value: Projection::random(dims, kv_inner, bias)?,
             output: Projection::random(inner, dims, builder.output_bias)?,
             rope: builder.rope,
+            dims,
             num_heads,
             num_kv_heads,
             scale: builder.scale,
             causal: builder.causal,
         })
+    }
+
+    /// Refuses what a later step would, before the cache has changed.
+    fn check(&self, x: &Array, mask: Option<&Array>, offset: i32) -> Result<()> {
+        CHECK.floating("x", x)?;
+        CHECK.shape("x", x, axes!["B", "S", self.dims])?;
+        let Some(mask) = mask else { return Ok(()) };
+        let (batch, tokens) = (x.dim(0), x.dim(1));
+        use Dtype::{Bfloat16, Bool, Float16, Float32};
+        CHECK.dtype_among("mask", mask, &[Bool, Float32, Float16, Bfloat16])?;
+        let scores = [batch, self.num_heads, tokens, offset.saturating_add(tokens)];
+        CHECK.broadcasts_to("mask", mask, &scores)
+    }
+
+    /// Queries, keys and values of tokens that start at `offset`, `[B, S, heads, D]`.
+    fn project(&mut self, x: &Array, offset: i32) -> Result<[Array; 3]> {
+        let queries = split_heads(self.query.forward(x)?, self.num_heads)?;
+        let keys = split_heads(self.key.forward(x)?, self.num_kv_heads)?;
+        let values = split_heads(self.value.forward(x)?, self.num_kv_heads)?;
+        let Some(rope) = &self.rope else { return Ok([queries, keys, values]) };
+        let turned = |x| rope.forward_in(Layout::Bshd, x, offset.into());
+        Ok([turned(&queries)?, turned(&keys)?, values])
     }
 
     fn options<'a>(&self, mask: Option<&'a Array>) -> FlashAttentionOptions<'a> {
@@ -157,6 +184,19 @@ fn checked_kv_heads(builder: &AttentionBuilder) -> Result<i32> {
     Ok(kv_heads)
 }
 
+/// `H · D`, which the axes of an array must be able to hold.
+fn checked_inner(num_heads: i32, head_dim: i32) -> Result<i32> {
+    let inner = num_heads.checked_mul(head_dim);
+    CHECK.known(inner, "head_dim", format_args!("fit {num_heads} times into an axis"), head_dim)
+}
+
+fn check_scores(builder: &AttentionBuilder, head_dim: i32) -> Result<()> {
+    CHECK.finite("scale", builder.scale.unwrap_or(1.0))?;
+    let turned = builder.rope.as_ref().map_or(0, Rope::dims);
+    let expected = format_args!("turn at most D = {head_dim} elements");
+    CHECK.value(turned <= head_dim, "rope", expected, turned)
+}
+
 /// Splits the last axis of `[B, S, heads · D]` into `[B, S, heads, D]`.
 fn split_heads(x: Array, heads: i32) -> Result<Array> {
     let (batch, tokens, inner) = (x.dim(0), x.dim(1), x.dim(2));
@@ -168,21 +208,15 @@ fn merge_heads(x: Array) -> Result<Array> {
     Ok(x.reshape(&[batch, tokens, inner])?)
 }
 
-impl<'a> Module<AttentionInput<'a>> for Attention {
+impl<'a, I: Into<AttentionInput<'a>>> Module<I> for Attention {
     type Output = Array;
     type Error = Exception;
 
-    fn forward(&mut self, input: AttentionInput<'a>) -> Result<Array, Exception> {
-        let AttentionInput { x, mask, cache } = input;
-        CHECK.shape("x", x, axes!["B", "S", "dims"])?;
-        let mut queries = split_heads(self.query.forward(x)?, self.num_heads)?;
-        let mut keys = split_heads(self.key.forward(x)?, self.num_kv_heads)?;
-        let mut values = split_heads(self.value.forward(x)?, self.num_kv_heads)?;
-        if let Some(rope) = &self.rope {
-            let offset = cache.as_ref().map_or(0, |cache| cache.len());
-            queries = rope.forward_at(&queries, offset)?;
-            keys = rope.forward_at(&keys, offset)?;
-        }
+    fn forward(&mut self, input: I) -> Result<Array, Exception> {
+        let AttentionInput { x, mask, cache } = input.into();
+        let offset = cache.as_ref().map_or(0, |cache| cache.len());
+        self.check(x, mask, offset)?;
+        let [queries, mut keys, mut values] = self.project(x, offset)?;
         if let Some(cache) = cache {
             (keys, values) = cache.update(&keys, &values, Layout::Bshd)?;
         }
@@ -194,18 +228,5 @@ impl<'a> Module<AttentionInput<'a>> for Attention {
         for projection in [&mut self.query, &mut self.key, &mut self.value, &mut self.output] {
             projection.training_mode(mode);
         }
-    }
-}
-
-impl Module<&Array> for Attention {
-    type Output = Array;
-    type Error = Exception;
-
-    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
-        self.forward(AttentionInput::from(x))
-    }
-
-    fn training_mode(&mut self, mode: bool) {
-        <Self as Module<AttentionInput<'_>>>::training_mode(self, mode);
     }
 }

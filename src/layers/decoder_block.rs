@@ -80,12 +80,12 @@ impl DecoderBlock {
     }
 }
 
-impl<'a> Module<AttentionInput<'a>> for DecoderBlock {
+impl<'a, I: Into<AttentionInput<'a>>> Module<I> for DecoderBlock {
     type Output = Array;
     type Error = Exception;
 
-    fn forward(&mut self, input: AttentionInput<'a>) -> Result<Array, Exception> {
-        let AttentionInput { x, mask, cache } = input;
+    fn forward(&mut self, input: I) -> Result<Array, Exception> {
+        let AttentionInput { x, mask, cache } = input.into();
         let normed = self.attention_norm.forward(x)?;
         // The cast shortens the cache's lifetime to that of `normed`.
         let cache = cache.map(|cache| cache as &mut dyn KvCache);
@@ -96,20 +96,7 @@ impl<'a> Module<AttentionInput<'a>> for DecoderBlock {
     }
 
     fn training_mode(&mut self, mode: bool) {
-        <Attention as Module<&Array>>::training_mode(&mut self.attention, mode);
+        Module::<&Array>::training_mode(&mut self.attention, mode);
         self.feed_forward.training_mode(mode);
-    }
-}
-
-impl Module<&Array> for DecoderBlock {
-    type Output = Array;
-    type Error = Exception;
-
-    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
-        self.forward(AttentionInput::from(x))
-    }
-
-    fn training_mode(&mut self, mode: bool) {
-        <Self as Module<AttentionInput<'_>>>::training_mode(self, mode);
     }
 }

@@ -11,6 +11,8 @@ use crate::{
     error::Result,
 };
 
+const CHECK: Check = Check::op("GatedFeedForward");
+
 builder! {
     /// Builder for [`GatedFeedForward`].
     GatedFeedForwardBuilder => GatedFeedForward (
@@ -53,8 +55,8 @@ pub struct GatedFeedForward {
     /// `[D, F]`.
     #[param]
     pub down: Projection,
-    /// What the gate passes through.
-    pub activation: Activation,
+    activation: Activation,
+    dims: i32,
 }
 
 impl GatedFeedForward {
@@ -68,14 +70,14 @@ impl GatedFeedForward {
 
     fn assemble(builder: GatedFeedForwardBuilder) -> Result<Self> {
         let GatedFeedForwardBuilder { dims, hidden_dims, activation, bias } = builder;
-        let check = Check::op("GatedFeedForward");
-        check.at_least("dims", dims, 1)?;
-        check.at_least("hidden_dims", hidden_dims, 1)?;
+        CHECK.at_least("dims", dims, 1)?;
+        CHECK.at_least("hidden_dims", hidden_dims, 1)?;
         Ok(Self {
             gate: Projection::random(dims, hidden_dims, bias)?,
             up: Projection::random(dims, hidden_dims, bias)?,
             down: Projection::random(hidden_dims, dims, bias)?,
             activation,
+            dims,
         })
     }
 }
@@ -85,6 +87,7 @@ impl Module<&Array> for GatedFeedForward {
     type Error = Exception;
 
     fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
+        CHECK.last_axis_is("x", x, self.dims)?;
         let gate = self.gate.forward(x)?;
         let up = beside(x, &gate, || Ok(self.up.forward(x)?))?;
         let options = GluOptions { activation: self.activation, ..Default::default() };

@@ -3,7 +3,7 @@
 use mlx_rs::{Array, error::Exception, module::Module, nn};
 
 use super::parameters_of_variants;
-use crate::{check::Check, ids, quant::QuantizedEmbedding};
+use crate::{check::Check, error::Result, ids, quant::QuantizedEmbedding};
 
 const CHECK: Check = Check::op("TokenEmbedding");
 
@@ -38,10 +38,14 @@ impl TokenEmbedding {
     ///
     /// # Errors
     /// When the last axis of `x` is not `D`.
-    pub fn as_linear(&mut self, x: &Array) -> Result<Array, Exception> {
+    pub fn as_linear(&mut self, x: impl AsRef<Array>) -> Result<Array> {
+        let x = x.as_ref();
         match self {
-            Self::Dense(embedding) => embedding.as_linear(x),
-            Self::Quantized(embedding) => Ok(embedding.as_linear(x)?),
+            Self::Dense(embedding) => {
+                CHECK.last_axis_is("x", x, embedding.weight.dim(1))?;
+                Ok(embedding.as_linear(x)?)
+            }
+            Self::Quantized(embedding) => embedding.as_linear(x),
         }
     }
 }

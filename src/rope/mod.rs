@@ -164,10 +164,7 @@ impl<'a> Problem<'a> {
     fn new(x: &Array, offset: RopeOffset<'a>, options: RopeOptions) -> Result<Self> {
         let check = Check::op("rope");
         let dtype = check.floating("x", x)?;
-        match options.layout {
-            Layout::Bshd => check.shape("x", x, axes!["B", "S", "H", "D"]),
-            Layout::Bhsd => check.shape("x", x, axes!["B", "H", "S", "D"]),
-        }?;
+        check.shape("x", x, &options.layout.axes("B", "S", "H", "D"))?;
         let (batch, size) = (x.shape()[0], x.shape()[3]);
         let dims = options.dims.unwrap_or(size);
         check_dims(check, dims)?;

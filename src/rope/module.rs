@@ -75,6 +75,11 @@ impl Rope {
         Self::assemble(RopeBuilder::new(dims))
     }
 
+    /// How many leading elements of a head turn.
+    pub fn dims(&self) -> i32 {
+        self.dims
+    }
+
     fn assemble(builder: RopeBuilder) -> Result<Self> {
         let RopeBuilder { dims, style, base, scaling, sequence_length, layout } = builder;
         if let Some(length) = sequence_length {
@@ -99,10 +104,19 @@ impl Rope {
     /// Those of [`rope`], and an `offset` for each row under frequencies that follow the length of
     /// the sequence, which the host then does not know.
     pub fn forward_at<'a>(&self, x: &Array, offset: impl Into<RopeOffset<'a>>) -> Result<Array> {
-        let offset = offset.into();
-        let mut options = self.options.clone();
+        self.forward_in(self.options.layout, x, offset.into())
+    }
+
+    /// [`Self::forward_at`] for an `x` of this layout, whatever the layer's own.
+    pub(crate) fn forward_in(
+        &self,
+        layout: Layout,
+        x: &Array,
+        offset: RopeOffset,
+    ) -> Result<Array> {
+        let mut options = RopeOptions { layout, ..self.options.clone() };
         if self.follows_length {
-            let length = self.length_of(x, offset)?;
+            let length = self.length_of(x, offset, layout)?;
             options.frequencies = Some(self.scaling.frequencies(self.dims, self.base, length)?);
         }
         rope(x, offset, options)
@@ -123,8 +137,8 @@ impl Rope {
     }
 
     /// The length of a sequence that ends with `x`; without a sequence axis, [`rope`] refuses `x`.
-    fn length_of(&self, x: &Array, offset: RopeOffset) -> Result<i32> {
-        let axis = self.options.layout.sequence_axis() as usize;
+    fn length_of(&self, x: &Array, offset: RopeOffset, layout: Layout) -> Result<i32> {
+        let axis = layout.sequence_axis() as usize;
         let length = x.shape().get(axis).copied().unwrap_or_default();
         match offset {
             RopeOffset::At(first) => Ok(first.saturating_add(length)),

@@ -94,8 +94,7 @@ impl<'a> Problem<'a> {
         let check = Check::op("quantized_linear");
         let [outputs, inputs] = weight.shape();
         let dtype = check.floating("x", x)?;
-        let last = check.last_axis("x", x)?;
-        check.value(last == inputs, "x", format_args!("have a last axis of {inputs}"), last)?;
+        check.last_axis_is("x", x, inputs)?;
         if let Some(bias) = bias {
             check.floating("bias", bias)?;
             check.shape("bias", bias, axes![outputs])?;
@@ -148,7 +147,8 @@ fn builtin(problem: &Problem) -> Result<Array> {
         Target::Cpu => Dtype::Float32,
         Target::Metal | Target::Cuda => problem.dtype,
     };
-    let x = problem.x.as_dtype(dtype)?;
+    // MLX's CUDA kernel cannot take a vector.
+    let x = problem.x.as_dtype(dtype)?.reshape(&[-1, problem.weight.shape()[1]])?;
     let y = quantized_matmul(x, weight, scales, biases, true, *group_size, *bits)?;
     problem.finish(&y)
 }

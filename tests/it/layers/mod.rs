@@ -11,7 +11,7 @@ use mlx_primitives::{
     },
     norm::RmsNormOptions,
     quant::{QuantizedEmbedding, QuantizedLinear, QuantizedWeight},
-    rope::Rope,
+    rope::{Rope, RopeBuilder},
 };
 use mlx_rs::{
     Array, Dtype,
@@ -33,7 +33,8 @@ use crate::support::{
 use oracle::{Heads, Weights};
 
 const DIMS: i32 = 16;
-const HEADS: Heads = Heads { queries: 4, keys: 2, size: 4, rope_base: 10000.0 };
+const HEADS: Heads =
+    Heads { queries: 4, keys: 2, size: 4, rope_base: 10000.0, scale: 0.5, causal: true };
 
 /// A block is a dozen operations deep; each rounds.
 const DEEP: Tolerance = Tolerance { rtol: 1e-4, atol: 1e-5 };
@@ -97,7 +98,7 @@ fn token_by_token_with_a_cache_is_the_whole_prompt_at_once() {
         let mut cache = SimpleKvCache::new();
         let mut parts = Vec::new();
         for part in split(&x, chunks) {
-            parts.push(block.forward(AttentionInput::from((&part, &mut cache))).unwrap());
+            parts.push(block.forward((&part, &mut cache)).unwrap());
         }
         let joined = concatenate(&parts, 1).unwrap();
         assert_close(&format!("in chunks {chunks:?}"), &joined, &whole, DEEP);
@@ -120,9 +121,7 @@ fn split(x: &Array, chunks: &[i32]) -> Vec<Array> {
 fn a_mask_hides_what_it_says() {
     let (mut attention, x) = (attention(), input(1, 4));
     let mask = Array::from_slice(&[true, true, false, true], &[1, 1, 1, 4]);
-    let masked = |attention: &mut Attention, x: &Array| {
-        attention.forward(AttentionInput { x, mask: Some(&mask), cache: None }).unwrap()
-    };
+    let masked = |attention: &mut Attention, x: &Array| attention.forward((x, &mask)).unwrap();
     let mut parts = split(&x, &[2, 1, 1]);
     let expected = Tensor::of(&masked(&mut attention, &x));
     parts[1] = normal(99, &[1, 1, DIMS], Dtype::Float32);
@@ -282,6 +281,12 @@ fn sizes_that_do_not_fit_are_refused() {
     );
     assert!(refused(AttentionBuilder::new(12, 0)).contains("num_heads"));
     assert!(refused(AttentionBuilder::new(12, 4).head_dim(0)).contains("head_dim"));
+    assert!(refused(AttentionBuilder::new(12, 4).head_dim(i32::MAX)).contains("head_dim"));
+    assert!(refused(AttentionBuilder::new(12, 4).scale(f32::NAN)).contains("scale"));
+    assert_eq!(
+        refused(AttentionBuilder::new(16, 4).rope(Rope::new(8).unwrap())),
+        "[Attention] rope must turn at most D = 4 elements but got 8"
+    );
     assert!(matches!(
         GatedFeedForward::new(8, 0),
         Err(Error::Value { argument: "hidden_dims", .. })
@@ -289,16 +294,66 @@ fn sizes_that_do_not_fit_are_refused() {
     let builder = DecoderBlockBuilder::new(0, attention(), GatedFeedForward::new(8, 8).unwrap());
     assert!(builder.build().is_err());
     let flat = attention().forward(&normal(1, &[3, DIMS], Dtype::Float32)).unwrap_err();
-    assert!(flat.what().contains("[Attention] x must have shape [B, S, dims]"), "{flat}");
+    assert!(flat.what().contains("[Attention] x must have shape [B, S, 16]"), "{flat}");
+}
+
+#[test]
+fn inputs_that_do_not_fit_are_refused_by_name() {
+    let wide = normal(1, &[1, 3, DIMS + 1], Dtype::Float32);
+    let error = attention().forward(&wide).unwrap_err();
+    assert!(error.what().starts_with("[Attention] x must have shape [B, S, 16]"), "{error}");
+    let error = GatedFeedForward::new(DIMS, 8).unwrap().forward(&wide).unwrap_err();
+    assert!(error.what().starts_with("[GatedFeedForward] x must have shape [..., 16]"), "{error}");
+    let mut embedding = TokenEmbedding::from(nn::Embedding::new(10, DIMS).unwrap());
+    let error = embedding.as_linear(&wide).unwrap_err().to_string();
+    assert!(error.starts_with("[TokenEmbedding] x must have shape [..., 16]"), "{error}");
+}
+
+#[test]
+fn a_rope_of_another_layout_turns_the_same_tokens() {
+    let x = input(2, 5);
+    let build = |layout| {
+        mlx_rs::random::seed(7).unwrap();
+        let rope = RopeBuilder::new(4).layout(layout).build().unwrap();
+        AttentionBuilder::new(DIMS, 4).num_kv_heads(2).rope(rope).build().unwrap()
+    };
+    let expected = Tensor::of(&build(Layout::Bshd).forward(&x).unwrap());
+    let other = build(Layout::Bhsd).forward(&x).unwrap();
+    assert_close("rope for [B, H, S, D]", &other, &expected, DEEP);
+}
+
+#[test]
+fn every_option_of_attention_reaches_the_scores() {
+    let x = input(2, 6);
+    for (scale, causal, head_dim) in [(Some(0.3), true, 4), (None, false, 4), (None, true, 6)] {
+        mlx_rs::random::seed(9).unwrap();
+        let mut attention = AttentionBuilder::new(DIMS, 4)
+            .num_kv_heads(2)
+            .head_dim(head_dim)
+            .scale(scale)
+            .causal(causal)
+            .rope(Rope::new(head_dim).unwrap())
+            .build()
+            .unwrap();
+        let size = head_dim as usize;
+        let scale = scale.map_or(1.0 / f64::from(head_dim).sqrt(), f64::from);
+        let heads = Heads { size, scale, causal, ..HEADS };
+        let weights = Weights::of(&attention);
+        let expected = per_sequence(&x, |rows| oracle::attention(&weights, "", rows, heads));
+        assert_close("Attention", &attention.forward(&x).unwrap(), &expected, DEEP);
+    }
 }
 
 #[test]
 fn a_refused_call_leaves_the_cache_alone() {
     let (mut attention, mut cache) = (attention(), SimpleKvCache::new());
     let x = input(1, 3);
-    attention.forward(AttentionInput::from((&x, &mut cache))).unwrap();
+    attention.forward((&x, &mut cache)).unwrap();
     let other_batch = input(2, 1);
-    assert!(attention.forward(AttentionInput::from((&other_batch, &mut cache))).is_err());
+    assert!(attention.forward((&other_batch, &mut cache)).is_err());
+    let (token, mask) = (input(1, 1), Array::from_slice(&[true; 3], &[3]));
+    let short = AttentionInput { x: &token, mask: Some(&mask), cache: Some(&mut cache) };
+    assert!(attention.forward(short).is_err(), "a mask for three of four keys");
     assert_eq!(cache.len(), 3);
     let (keys, _) = cache.contents(Layout::Bshd).unwrap().unwrap();
     assert_eq!(keys.shape(), [1, 3, 2, 4]);

@@ -46,6 +46,8 @@ pub(crate) struct Heads {
     pub(crate) keys: usize,
     pub(crate) size: usize,
     pub(crate) rope_base: f64,
+    pub(crate) scale: f64,
+    pub(crate) causal: bool,
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -74,30 +76,31 @@ fn head(row: &[f64], index: usize, size: usize) -> &[f64] {
     &row[index * size..(index + 1) * size]
 }
 
-/// Causal attention of one sequence, `[S, dims]` in and out.
+/// Attention of one sequence, `[S, dims]` in and out.
 pub(crate) fn attention(
     weights: &Weights,
     prefix: &str,
     x: &[Vec<f64>],
     heads: Heads,
 ) -> Vec<Vec<f64>> {
-    let Heads { queries, keys, size, rope_base } = heads;
+    let Heads { queries, keys, size, rope_base, scale, causal } = heads;
     let q = weights.project(&format!("{prefix}query"), x);
     let k = weights.project(&format!("{prefix}key"), x);
     let v = weights.project(&format!("{prefix}value"), x);
     let mut attended = vec![Vec::new(); x.len()];
     for (i, row) in attended.iter_mut().enumerate() {
+        let end = if causal { i + 1 } else { x.len() };
         for h in 0..queries {
             let kv = h * keys / queries;
             let query = rotate(head(&q[i], h, size), i, rope_base);
             let score = |j: usize| {
                 let key = rotate(head(&k[j], kv, size), j, rope_base);
-                (dot(&query, &key) / (size as f64).sqrt()).exp()
+                (dot(&query, &key) * scale).exp()
             };
-            let scores: Vec<_> = (0..=i).map(score).collect();
+            let scores: Vec<_> = (0..end).map(score).collect();
             let total: f64 = scores.iter().sum();
             row.extend((0..size).map(|d| {
-                let mixed = (0..=i).map(|j| scores[j] * head(&v[j], kv, size)[d]).sum::<f64>();
+                let mixed = (0..end).map(|j| scores[j] * head(&v[j], kv, size)[d]).sum::<f64>();
                 mixed / total
             }));
         }

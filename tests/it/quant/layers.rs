@@ -222,6 +222,6 @@ fn the_modules_refuse_bad_input() {
         let mut layer =
             QuantizedLinearBuilder::new(weight.clone()).compute(compute).build().unwrap();
         let error = layer.forward(&x).unwrap_err();
-        assert_eq!(error.what(), "[quantized_linear] x must have a last axis of 64 but got 63");
+        assert_eq!(error.what(), "[quantized_linear] x must have shape [..., 64] but got [2, 63]");
     }
 }
