@@ -15,8 +15,8 @@ pub enum Backend {
 }
 
 impl Backend {
-    /// Every backend, in the order of preference.
-    pub const ALL: [Self; 3] = [Self::Builtin, Self::Kernel, Self::Reference];
+    /// Every backend.
+    pub const ALL: &'static [Self] = &[Self::Builtin, Self::Kernel, Self::Reference];
 }
 
 impl fmt::Display for Backend {

@@ -1,10 +1,10 @@
 //! Which implementation of an operation runs, and why.
 //!
-//! Every operation offers up to three: MLX's own fast op ([`Backend::Builtin`]), a kernel of this
-//! crate ([`Backend::Kernel`]) and plain MLX ops ([`Backend::Reference`]). Options carry a
-//! [`Dispatch`]: `Auto` lets the operation choose for the device and the shape, `Only` forces one
-//! and fails loudly where it cannot run. What was taken is traced under the target
-//! `mlx_primitives::dispatch`.
+//! An operation has up to three: MLX's own fast op ([`Backend::Builtin`]), a kernel of this crate
+//! ([`Backend::Kernel`]) and plain MLX ops ([`Backend::Reference`]). Where there is more than one,
+//! its options carry a [`Dispatch`]: `Auto` lets the operation choose for the device and the shape,
+//! `Only` forces one and fails loudly where it cannot run. What was taken is traced under the
+//! target `mlx_primitives::dispatch`.
 
 mod beside;
 mod context;
@@ -17,8 +17,10 @@ use crate::error::{Error, Result};
 
 /// Who picks the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Dispatch {
-    /// The operation, for the device, the shape and the dtype at hand. Never fails for lack of one.
+    /// The operation, for the device, the shape and the dtype at hand. Never fails for lack of a
+    /// backend.
     #[default]
     Auto,
     /// The caller. [`Error::Unavailable`] where that backend cannot take the problem.
@@ -26,38 +28,40 @@ pub enum Dispatch {
 }
 
 /// A checked call of one operation: enough to choose among its implementations.
-pub(crate) trait Problem {
+pub(crate) trait Dispatched {
     /// The operation's public name.
     const OP: &'static str;
 
-    /// The best backend here. Pure: it reads the problem and the context, nothing else.
+    /// The best backend here, never one that is refused. Pure: it reads the problem and the
+    /// context, nothing else.
     fn choose(&self, context: &Context) -> Backend;
 
     /// Why `backend` cannot take this problem here, if it cannot.
-    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str>;
+    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+        (backend == Backend::Kernel).then_some(NO_KERNEL)
+    }
 }
 
 impl Dispatch {
-    /// The backend that will run `problem` on the current stream.
-    pub(crate) fn resolve<P: Problem>(self, problem: &P) -> Result<Backend> {
+    /// The backend that will run `problem` on the current stream; one that is not refused.
+    pub(crate) fn resolve<P: Dispatched>(self, problem: &P) -> Result<Backend> {
         self.resolve_in(problem, &Context::current()?)
     }
 
-    fn resolve_in<P: Problem>(self, problem: &P, context: &Context) -> Result<Backend> {
+    fn resolve_in<P: Dispatched>(self, problem: &P, context: &Context) -> Result<Backend> {
         let backend = match self {
             Self::Auto => problem.choose(context),
-            Self::Only(backend) => match problem.refusal(backend, context) {
-                Some(reason) => return Err(unavailable::<P>(backend, reason)),
-                None => backend,
-            },
+            Self::Only(backend) => backend,
         };
-        tracing::debug!(op = P::OP, %backend, target = ?context.target, forced = self != Self::Auto);
+        if let Some(reason) = problem.refusal(backend, context) {
+            return Err(Error::Unavailable { op: P::OP, backend, reason: reason.to_owned() });
+        }
+        tracing::debug!(
+            target: "mlx_primitives::dispatch",
+            op = P::OP, %backend, device = ?context.target, forced = self != Self::Auto,
+        );
         Ok(backend)
     }
-}
-
-fn unavailable<P: Problem>(backend: Backend, reason: &str) -> Error {
-    Error::Unavailable { op: P::OP, backend, reason: reason.to_owned() }
 }
 
 /// The refusal of an operation that has no kernel of its own.
@@ -70,7 +74,7 @@ mod tests {
 
     struct Fussy;
 
-    impl Problem for Fussy {
+    impl Dispatched for Fussy {
         const OP: &'static str = "fussy";
 
         fn choose(&self, context: &Context) -> Backend {
@@ -78,10 +82,6 @@ mod tests {
                 Target::Cpu => Backend::Reference,
                 Target::Metal | Target::Cuda => Backend::Builtin,
             }
-        }
-
-        fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
-            (backend == Backend::Kernel).then_some(NO_KERNEL)
         }
     }
 

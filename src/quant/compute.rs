@@ -23,6 +23,7 @@ use crate::{
 /// lent out for writing, as loading, an optimizer's step and `value_and_grad` do: to fine-tune
 /// something around a quantized layer on a CPU, leave it `Packed` if that hurts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum QuantizedCompute {
     /// `Dense` on a CPU, `Packed` on a GPU, settled when the layer is built.
     #[default]

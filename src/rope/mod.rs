@@ -15,7 +15,7 @@ use mlx_rs::{Array, Dtype, fast};
 
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatch, NO_KERNEL, Target},
+    dispatch::{Backend, Context, Dispatch, Dispatched, NO_KERNEL, Target},
     error::Result,
     layout::Layout,
 };
@@ -32,6 +32,7 @@ pub enum RopeStyle {
 
 /// The position of the first element of the sequence axis.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum RopeOffset<'a> {
     /// One for every row of the batch. Below zero, the rows are turned backwards.
     At(i32),
@@ -162,7 +163,7 @@ struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     fn new(x: &Array, offset: RopeOffset<'a>, options: RopeOptions) -> Result<Self> {
-        let check = Check::op("rope");
+        let check = Check::op(Self::OP);
         let dtype = check.floating("x", x)?;
         check.shape("x", x, &options.layout.axes("B", "S", "H", "D"))?;
         let (batch, size) = (x.shape()[0], x.shape()[3]);
@@ -202,7 +203,7 @@ fn check_dims(check: Check, dims: i32) -> Result<()> {
     check.value(dims % 2 == 0, "dims", "be even", dims)
 }
 
-impl crate::dispatch::Problem for Problem<'_> {
+impl Dispatched for Problem<'_> {
     const OP: &'static str = "rope";
 
     fn choose(&self, context: &Context) -> Backend {
@@ -252,7 +253,7 @@ fn magnify(problem: &Problem, rotated: Array) -> Result<Array> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Settings, dispatch::Problem as _};
+    use crate::config::Settings;
 
     fn choice(target: Target, offset: RopeOffset) -> Option<Backend> {
         let x = Array::from_slice(&[0.0_f32; 12], &[1, 3, 1, 4]);

@@ -10,7 +10,7 @@ use mlx_rs::Array;
 use super::{Activation, fused::Fused, pointwise};
 use crate::{
     check::{Axis, Check},
-    dispatch::{Backend, Context, Dispatch, NO_KERNEL},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
 };
 
@@ -123,7 +123,7 @@ struct Problem {
 
 impl Problem {
     fn new(gate: &Array, up: &Array) -> Result<Self> {
-        let check = Check::op("glu");
+        let check = Check::op(Self::OP);
         let dtype = check.floating("gate", gate)?;
         check.dtype_among("up", up, &[dtype])?;
         let axes: Vec<_> = gate.shape().iter().copied().map(Axis::from).collect();
@@ -132,14 +132,10 @@ impl Problem {
     }
 }
 
-impl crate::dispatch::Problem for Problem {
+impl Dispatched for Problem {
     const OP: &'static str = "glu";
 
     fn choose(&self, context: &Context) -> Backend {
         pointwise::choose(context)
-    }
-
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
-        (backend == Backend::Kernel).then_some(NO_KERNEL)
     }
 }

@@ -15,7 +15,7 @@ use mlx_rs::Array;
 use super::fused::Fused;
 use crate::{
     check::Check,
-    dispatch::{Backend, Context, Dispatch, NO_KERNEL, Target},
+    dispatch::{Backend, Context, Dispatch, Dispatched, Target},
     error::Result,
 };
 
@@ -128,15 +128,11 @@ impl Activation {
 /// A checked call; nothing in it bears on the choice.
 struct Problem;
 
-impl crate::dispatch::Problem for Problem {
+impl Dispatched for Problem {
     const OP: &'static str = "activation";
 
     fn choose(&self, context: &Context) -> Backend {
         choose(context)
-    }
-
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
-        (backend == Backend::Kernel).then_some(NO_KERNEL)
     }
 }
 

@@ -19,7 +19,7 @@ use self::{
 };
 use crate::{
     check::Check,
-    dispatch::{Backend, Context, Dispatch, NO_KERNEL, Target},
+    dispatch::{Backend, Context, Dispatch, Dispatched, Target},
     error::Result,
     layout::Layout,
 };
@@ -123,7 +123,7 @@ impl<'a> Problem<'a> {
         options: &FlashAttentionOptions<'a>,
     ) -> Result<Self> {
         let &FlashAttentionOptions { scale, causal, mask, layout, .. } = options;
-        let check = Check::op("flash_attention");
+        let check = Check::op(Self::OP);
         let dtype = check.floating("queries", queries)?;
         check.dtype_among("keys", keys, &[dtype])?;
         check.dtype_among("values", values, &[dtype])?;
@@ -187,7 +187,7 @@ impl<'a> Problem<'a> {
     }
 }
 
-impl crate::dispatch::Problem for Problem<'_> {
+impl Dispatched for Problem<'_> {
     const OP: &'static str = "flash_attention";
 
     fn choose(&self, context: &Context) -> Backend {
@@ -196,10 +196,6 @@ impl crate::dispatch::Problem for Problem<'_> {
             (Target::Cpu, Dtype::Float16 | Dtype::Bfloat16) => Backend::Reference,
             _ => Backend::Builtin,
         }
-    }
-
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
-        (backend == Backend::Kernel).then_some(NO_KERNEL)
     }
 }
 
@@ -234,7 +230,7 @@ fn builtin(operands: &Operands) -> Result<Array> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Settings, dispatch::Problem as _};
+    use crate::config::Settings;
 
     #[test]
     fn half_precision_on_a_cpu_goes_around_the_fused_op() {

@@ -9,7 +9,7 @@ use mlx_rs::{Array, Dtype};
 
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatch, NO_KERNEL},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
 };
 
@@ -61,8 +61,8 @@ impl Default for LayerNormOptions {
 ///
 /// # Backends
 /// `Builtin` is MLX's fused op, and what `Auto` takes. `Reference` is plain ops. A `weight` or `bias`
-/// of another dtype than `x` costs the fused op a conversion of `x`: load them in the dtype you
-/// compute in.
+/// of a wider dtype than `x` makes the fused op convert `x` and the result back: load them in the
+/// dtype you compute in.
 ///
 /// Ba, Kiros and Hinton, [Layer Normalization](https://arxiv.org/abs/1607.06450), 2016.
 pub fn layer_norm<'a>(
@@ -94,7 +94,7 @@ impl<'a> Problem<'a> {
         bias: Option<&'a Array>,
         eps: f32,
     ) -> Result<Self> {
-        let check = Check::op("layer_norm");
+        let check = Check::op(Self::OP);
         let dtype = check.floating("x", x)?;
         let dims = check.last_axis("x", x)?;
         for (name, array) in [("weight", weight), ("bias", bias)] {
@@ -108,15 +108,11 @@ impl<'a> Problem<'a> {
     }
 }
 
-impl crate::dispatch::Problem for Problem<'_> {
+impl Dispatched for Problem<'_> {
     const OP: &'static str = "layer_norm";
 
     fn choose(&self, _: &Context) -> Backend {
         Backend::Builtin
-    }
-
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
-        (backend == Backend::Kernel).then_some(NO_KERNEL)
     }
 }
 

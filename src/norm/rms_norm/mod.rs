@@ -9,7 +9,7 @@ use mlx_rs::{Array, Dtype};
 
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatch, NO_KERNEL},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
 };
 
@@ -59,8 +59,9 @@ impl Default for RmsNormOptions {
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's fused op, and what `Auto` takes. `Reference` is plain ops. A `weight` of another
-/// dtype than `x` costs the fused op a conversion of `x`: load weights in the dtype you compute in.
+/// `Builtin` is MLX's fused op, and what `Auto` takes. `Reference` is plain ops. A `weight` of a wider
+/// dtype than `x` makes the fused op convert `x` and the result back: load weights in the dtype you
+/// compute in.
 ///
 /// Zhang and Sennrich, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467), 2019.
 pub fn rms_norm<'a>(
@@ -85,7 +86,7 @@ struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     fn new(x: &'a Array, weight: Option<&'a Array>, eps: f32) -> Result<Self> {
-        let check = Check::op("rms_norm");
+        let check = Check::op(Self::OP);
         let dtype = check.floating("x", x)?;
         let dims = check.last_axis("x", x)?;
         if let Some(weight) = weight {
@@ -97,15 +98,11 @@ impl<'a> Problem<'a> {
     }
 }
 
-impl crate::dispatch::Problem for Problem<'_> {
+impl Dispatched for Problem<'_> {
     const OP: &'static str = "rms_norm";
 
     fn choose(&self, _: &Context) -> Backend {
         Backend::Builtin
-    }
-
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
-        (backend == Backend::Kernel).then_some(NO_KERNEL)
     }
 }
 

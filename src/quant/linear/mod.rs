@@ -11,7 +11,7 @@ use mlx_rs::{
 use super::QuantizedWeight;
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatch, NO_KERNEL, Target},
+    dispatch::{Backend, Context, Dispatch, Dispatched, Target},
     error::Result,
 };
 
@@ -91,7 +91,7 @@ struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     fn new(x: &'a Array, weight: &'a QuantizedWeight, bias: Option<&'a Array>) -> Result<Self> {
-        let check = Check::op("quantized_linear");
+        let check = Check::op(Self::OP);
         let [outputs, inputs] = weight.shape();
         let dtype = check.floating("x", x)?;
         check.last_axis_is("x", x, inputs)?;
@@ -126,7 +126,7 @@ impl<'a> Problem<'a> {
 /// From this many rows on, a CPU unpacks a weight sooner than it multiplies by it packed.
 const ROWS_WORTH_UNPACKING: usize = 16;
 
-impl crate::dispatch::Problem for Problem<'_> {
+impl Dispatched for Problem<'_> {
     const OP: &'static str = "quantized_linear";
 
     fn choose(&self, context: &Context) -> Backend {
@@ -134,10 +134,6 @@ impl crate::dispatch::Problem for Problem<'_> {
             Target::Cpu if self.rows >= ROWS_WORTH_UNPACKING => Backend::Reference,
             _ => Backend::Builtin,
         }
-    }
-
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
-        (backend == Backend::Kernel).then_some(NO_KERNEL)
     }
 }
 
@@ -156,7 +152,7 @@ fn builtin(problem: &Problem) -> Result<Array> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config::Settings, dispatch::Problem as _};
+    use crate::config::Settings;
 
     #[test]
     fn many_rows_on_a_cpu_are_worth_unpacking_for() -> Result<()> {

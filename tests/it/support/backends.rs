@@ -21,7 +21,7 @@ pub(crate) fn on_each_backend(
     run: impl Fn(Dispatch) -> Result<Array>,
     mut check: impl FnMut(Backend, Array),
 ) {
-    for backend in Backend::ALL {
+    for &backend in Backend::ALL {
         let absent = ABSENT.contains(&(op, backend));
         match run(Dispatch::Only(backend)) {
             Ok(result) => {
