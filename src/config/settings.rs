@@ -2,7 +2,7 @@
 
 use std::{env, sync::OnceLock};
 
-/// Thresholds that decide between backends.
+/// Thresholds that decide between backends. No operation has a kernel yet, so none reads them yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
@@ -51,7 +51,9 @@ mod tests {
     use super::*;
 
     fn min_seq(value: Option<&str>) -> i32 {
-        Settings::from_lookup(|_| value.map(str::to_owned)).min_seq_for_metal
+        let named = |name: &str| name == "MLX_PRIMITIVES_MIN_SEQ_FOR_METAL";
+        let lookup = |name: &str| value.filter(|_| named(name)).map(str::to_owned);
+        Settings::from_lookup(lookup).min_seq_for_metal
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::{
     attention::KvCache,
     builder::builder,
     error::Result,
-    norm::{RmsNorm, RmsNormBuilder, RmsNormOptions},
+    norm::{RmsNorm, RmsNormBuilder},
 };
 
 builder! {
@@ -20,8 +20,8 @@ builder! {
         /// The feed-forward half.
         feed_forward: GatedFeedForward,
     ) {
-        /// Added to the mean square in both norms; [`RmsNormOptions::DEFAULT_EPS`] by default.
-        norm_eps: f32 = RmsNormOptions::DEFAULT_EPS,
+        /// Added to the mean square in both norms; [`RmsNorm::DEFAULT_EPS`] by default.
+        norm_eps: f32 = RmsNorm::DEFAULT_EPS,
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{error::Result, quant::QuantizedLinear};
 /// # Shapes
 /// `[..., I]` to `[..., O]`.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Projection {
     /// mlx-rs's linear layer.
     Dense(nn::Linear),

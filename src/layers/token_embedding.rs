@@ -24,6 +24,7 @@ const CHECK: Check = Check::op("TokenEmbedding");
 /// # Ok::<(), mlx_rs::error::Exception>(())
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum TokenEmbedding {
     /// mlx-rs's embedding.
     Dense(nn::Embedding),

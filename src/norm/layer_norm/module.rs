@@ -17,8 +17,8 @@ builder! {
         /// The size of the last axis.
         dims: i32,
     ) {
-        /// Added to the variance; [`LayerNormOptions::DEFAULT_EPS`] by default.
-        eps: f32 = LayerNormOptions::DEFAULT_EPS,
+        /// Added to the variance; [`LayerNorm::DEFAULT_EPS`] by default.
+        eps: f32 = LayerNorm::DEFAULT_EPS,
         /// Whether there is a weight, and so possibly a bias; `true` by default.
         affine: bool = true,
         /// Whether an affine norm has a bias beside its weight; `true` by default.
@@ -54,6 +54,9 @@ pub struct LayerNorm {
 }
 
 impl LayerNorm {
+    /// The default of [`LayerNormBuilder::eps`].
+    pub const DEFAULT_EPS: f32 = LayerNormOptions::DEFAULT_EPS;
+
     /// An affine norm with a bias, over a last axis of `dims` elements.
     ///
     /// # Errors

@@ -17,8 +17,8 @@ builder! {
         /// The size of the last axis.
         dims: i32,
     ) {
-        /// Added to the mean square; [`RmsNormOptions::DEFAULT_EPS`] by default.
-        eps: f32 = RmsNormOptions::DEFAULT_EPS,
+        /// Added to the mean square; [`RmsNorm::DEFAULT_EPS`] by default.
+        eps: f32 = RmsNorm::DEFAULT_EPS,
     }
 }
 
@@ -47,6 +47,9 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// The default of [`RmsNormBuilder::eps`].
+    pub const DEFAULT_EPS: f32 = RmsNormOptions::DEFAULT_EPS;
+
     /// A norm over a last axis of `dims` elements.
     ///
     /// # Errors

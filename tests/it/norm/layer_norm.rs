@@ -21,7 +21,8 @@ use crate::support::{
 };
 
 const OP: &str = "layer_norm";
-const EPS: f32 = 1e-5;
+/// Far from the default, so that an implementation which ignores it is found out.
+const EPS: f32 = 1e-2;
 
 struct Case {
     name: &'static str,
@@ -239,7 +240,7 @@ fn without_affine_there_is_nothing_to_train() {
     let mut module = LayerNormBuilder::new(8).affine(false).build().unwrap();
     assert_eq!(module.parameters().flatten().len(), 0);
     let x = normal(5, &[2, 8], Dtype::Float32);
-    let expected = oracle(&Tensor::of(&x), None, None, EPS.into());
+    let expected = oracle(&Tensor::of(&x), None, None, LayerNorm::DEFAULT_EPS.into());
     let y = module.forward(&x).unwrap();
     assert_close("plain LayerNorm", &y, &expected, Tolerance::of(OP, Dtype::Float32));
 }
@@ -247,9 +248,17 @@ fn without_affine_there_is_nothing_to_train() {
 #[test]
 fn the_module_is_the_function() {
     let x = normal(5, &[2, 8], Dtype::Float32);
-    let y = LayerNorm::new(8).unwrap().forward(&x).unwrap();
-    let expected = oracle(&Tensor::of(&x), None, None, LayerNormOptions::DEFAULT_EPS.into());
-    assert_close("LayerNorm", &y, &expected, Tolerance::of(OP, Dtype::Float32));
+    let (weight, bias) = (normal(6, &[8], Dtype::Float32), normal(7, &[8], Dtype::Float32));
+    for (mut module, eps) in [
+        (LayerNormBuilder::new(8).eps(EPS).build().unwrap(), EPS),
+        (LayerNorm::new(8).unwrap(), LayerNorm::DEFAULT_EPS),
+    ] {
+        (module.weight.value, module.bias.value) = (Some(weight.clone()), Some(bias.clone()));
+        let y = module.forward(&x).unwrap();
+        let (weight, bias) = (Tensor::of(&weight), Tensor::of(&bias));
+        let expected = oracle(&Tensor::of(&x), Some(&weight), Some(&bias), eps.into());
+        assert_close("LayerNorm", &y, &expected, Tolerance::of(OP, Dtype::Float32));
+    }
 }
 
 #[test]

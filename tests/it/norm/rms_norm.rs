@@ -17,17 +17,19 @@ use crate::support::{
 };
 
 const OP: &str = "rms_norm";
-const EPS: f32 = 1e-5;
+/// Far from the default, so that an implementation which ignores it is found out.
+const EPS: f32 = 1e-2;
 
 struct Case {
     name: &'static str,
     shape: &'static [i32],
     weighted: bool,
     strided: bool,
+    zero: bool,
 }
 
 const fn case(name: &'static str, shape: &'static [i32]) -> Case {
-    Case { name, shape, weighted: true, strided: false }
+    Case { name, shape, weighted: true, strided: false, zero: false }
 }
 
 const CASES: &[Case] = &[
@@ -46,6 +48,9 @@ const CASES: &[Case] = &[
     case("1025", &[2, 1025]),
     Case { weighted: false, ..case("unweighted", &[3, 65]) },
     Case { strided: true, ..case("strided", &[3, 4, 65]) },
+    Case { zero: true, ..case("rows of zeros", &[2, 9]) },
+    case("4095", &[1, 4095]),
+    case("4097", &[1, 4097]),
 ];
 
 fn oracle(x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Tensor {
@@ -67,6 +72,7 @@ fn every_backend_matches_the_oracle() {
         for dtype in FLOATING {
             let x = normal(1, case.shape, dtype);
             let x = if case.strided { strided(&x) } else { x };
+            let x = if case.zero { x.subtract(&x).unwrap() } else { x };
             let dims = *case.shape.last().unwrap();
             let weight = case.weighted.then(|| normal(2, &[dims], dtype));
             let expected =
@@ -86,18 +92,23 @@ fn every_backend_matches_the_oracle() {
 
 #[test]
 fn a_weight_of_another_dtype_keeps_the_dtype_of_x() {
-    let x = normal(1, &[3, 64], Dtype::Float16);
-    let weight = normal(2, &[64], Dtype::Float32);
-    let expected = oracle(&Tensor::of(&x), Some(&Tensor::of(&weight)), EPS.into());
-    on_each_backend(
-        OP,
-        |dispatch| rms_norm(&x, &weight, options(dispatch)),
-        |backend, y| {
-            assert_eq!(y.dtype(), Dtype::Float16);
-            let what = format!("{OP} mixed on {backend}");
-            assert_close(&what, &y, &expected, Tolerance::of(OP, Dtype::Float16));
-        },
-    );
+    for (of_x, of_weight) in [
+        (Dtype::Float16, Dtype::Float32),
+        (Dtype::Float32, Dtype::Float16),
+        (Dtype::Float16, Dtype::Bfloat16),
+    ] {
+        let (x, weight) = (normal(1, &[3, 64], of_x), normal(2, &[64], of_weight));
+        let expected = oracle(&Tensor::of(&x), Some(&Tensor::of(&weight)), EPS.into());
+        on_each_backend(
+            OP,
+            |dispatch| rms_norm(&x, &weight, options(dispatch)),
+            |backend, y| {
+                assert_eq!(y.dtype(), of_x);
+                let what = format!("{OP} {of_x:?} with {of_weight:?} on {backend}");
+                assert_close(&what, &y, &expected, Tolerance::of(OP, of_x));
+            },
+        );
+    }
 }
 
 #[test]
@@ -167,16 +178,22 @@ fn bad_input_is_an_error_that_names_the_argument() {
 
 #[test]
 fn the_module_trains_saves_and_composes() {
-    let module = RmsNormBuilder::new(8).eps(1e-6).build().unwrap();
+    let module = RmsNormBuilder::new(8).eps(EPS).build().unwrap();
     assert_module(module, &normal(5, &[2, 3, 8], Dtype::Float32), &["weight"]);
 }
 
 #[test]
 fn the_module_is_the_function() {
-    let x = normal(5, &[2, 8], Dtype::Float32);
-    let y = RmsNorm::new(8).unwrap().forward(&x).unwrap();
-    let expected = oracle(&Tensor::of(&x), None, RmsNormOptions::DEFAULT_EPS.into());
-    assert_close("RmsNorm", &y, &expected, Tolerance::of(OP, Dtype::Float32));
+    let (x, weight) = (normal(5, &[2, 8], Dtype::Float32), normal(6, &[8], Dtype::Float32));
+    for (mut module, eps) in [
+        (RmsNormBuilder::new(8).eps(EPS).build().unwrap(), EPS),
+        (RmsNorm::new(8).unwrap(), RmsNorm::DEFAULT_EPS),
+    ] {
+        module.weight.value = weight.clone();
+        let y = module.forward(&x).unwrap();
+        let expected = oracle(&Tensor::of(&x), Some(&Tensor::of(&weight)), eps.into());
+        assert_close("RmsNorm", &y, &expected, Tolerance::of(OP, Dtype::Float32));
+    }
 }
 
 #[test]
