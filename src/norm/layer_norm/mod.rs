@@ -9,7 +9,7 @@ use mlx_rs::{Array, Dtype};
 
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatch, Dispatched},
+    dispatch::{Backend, Context, Dispatch, Dispatched, NO_KERNEL, Target},
     error::Result,
 };
 
@@ -60,7 +60,8 @@ impl Default for LayerNormOptions {
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's fused op, and what `Auto` takes. `Reference` is plain ops. A `weight` or `bias`
+/// `Builtin` is MLX's fused op, and what `Auto` takes, but on an NVIDIA GPU where `D` is above 4 and
+/// no multiple of it: there the gradient of MLX 0.32.2 is wrong. `Reference` is plain ops. A `weight` or `bias`
 /// of a wider dtype than `x` makes the fused op convert `x` and the result back: load them in the
 /// dtype you compute in.
 ///
@@ -85,6 +86,7 @@ struct Problem<'a> {
     bias: Option<&'a Array>,
     eps: f32,
     dtype: Dtype,
+    dims: i32,
 }
 
 impl<'a> Problem<'a> {
@@ -104,19 +106,61 @@ impl<'a> Problem<'a> {
             }
         }
         check.non_negative("eps", eps)?;
-        Ok(Self { x, weight, bias, eps, dtype })
+        Ok(Self { x, weight, bias, eps, dtype, dims })
+    }
+
+    /// MLX's CUDA kernel reads four elements at a time, and its gradient counts the missing ones of
+    /// the last four in; a row of fewer than four is read another way.
+    fn has_builtin_gradient(&self, context: &Context) -> bool {
+        context.target != Target::Cuda || self.dims < 4 || self.dims % 4 == 0
     }
 }
 
 impl Dispatched for Problem<'_> {
     const OP: &'static str = "layer_norm";
 
-    fn choose(&self, _: &Context) -> Backend {
-        Backend::Builtin
+    fn choose(&self, context: &Context) -> Backend {
+        if self.has_builtin_gradient(context) { Backend::Builtin } else { Backend::Reference }
+    }
+
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
+        match backend {
+            Backend::Kernel => Some(NO_KERNEL),
+            Backend::Builtin if !self.has_builtin_gradient(context) => {
+                Some("MLX's CUDA gradient is wrong unless D is a multiple of 4")
+            }
+            _ => None,
+        }
     }
 }
 
 fn builtin(problem: &Problem) -> Result<Array> {
     let y = mlx_rs::fast::layer_norm(problem.x, problem.weight, problem.bias, problem.eps)?;
     Ok(y.as_dtype(problem.dtype)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    #[test]
+    fn a_wrong_gradient_is_gone_around() -> Result<()> {
+        for (target, dims, expected) in [
+            (Target::Cuda, 3, Backend::Builtin),
+            (Target::Cuda, 5, Backend::Reference),
+            (Target::Cuda, 64, Backend::Builtin),
+            (Target::Cuda, 65, Backend::Reference),
+            (Target::Metal, 65, Backend::Builtin),
+            (Target::Cpu, 65, Backend::Builtin),
+        ] {
+            let x = Array::zeros::<f32>(&[2, dims])?;
+            let problem = Problem::new(&x, None, None, 1e-5)?;
+            let context = Context { target, settings: Settings::default() };
+            assert_eq!(problem.choose(&context), expected, "{target:?} {dims}");
+            let refused = problem.refusal(Backend::Builtin, &context).is_some();
+            assert_eq!(refused, expected == Backend::Reference, "{target:?} {dims}");
+        }
+        Ok(())
+    }
 }

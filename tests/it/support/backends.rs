@@ -15,6 +15,10 @@ const ABSENT: &[(&str, Backend)] = &[
     ("rope", Backend::Kernel),
 ];
 
+/// Backends that refuse some problems on some devices, which is no failure of theirs.
+const REFUSING: &[(&str, Backend, &str)] =
+    &[("layer_norm", Backend::Builtin, "MLX's CUDA gradient is wrong unless D is a multiple of 4")];
+
 /// Calls `run` with each backend and hands every result to `check`.
 pub(crate) fn on_each_backend(
     op: &str,
@@ -29,7 +33,8 @@ pub(crate) fn on_each_backend(
                 check(backend, result);
             }
             Err(Error::Unavailable { reason, .. }) => {
-                assert!(absent, "{op}: {backend} was skipped without being listed: {reason}");
+                let listed = absent || REFUSING.contains(&(op, backend, reason.as_str()));
+                assert!(listed, "{op}: {backend} was skipped without being listed: {reason}");
                 println!("skipped: {op} on {backend}: {reason}");
             }
             Err(error) => panic!("{op} on {backend}: {error}"),
