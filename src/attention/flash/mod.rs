@@ -10,7 +10,7 @@ pub use module::{FlashAttention, FlashAttentionBuilder, FlashAttentionInput};
 use mlx_rs::{
     Array, Dtype,
     fast::{ScaledDotProductAttentionMask, scaled_dot_product_attention},
-    ops::{indexing::TryIndexOp, pad, zeros_dtype},
+    ops::{indexing::TryIndexOp, pad, zeros_dtype, zeros_like},
 };
 
 use self::{
@@ -223,7 +223,12 @@ fn builtin(operands: &Operands) -> Result<Array> {
         Visible::Causal => Some(ScaledDotProductAttentionMask::Causal),
         Visible::Masked(mask) => Some(ScaledDotProductAttentionMask::Array(mask.safe())),
     };
-    let attended = scaled_dot_product_attention(queries, keys, values, *scale, mask, None)?;
+    let (queries, scale) = match *scale {
+        // cuDNN answers NaN to a scale of zero; queries of zero give the same equal weights.
+        0.0 => (&zeros_like(queries)?, 1.0),
+        scale => (queries, scale),
+    };
+    let attended = scaled_dot_product_attention(queries, keys, values, scale, mask, None)?;
     visible.clear_hidden_rows(attended)
 }
 
