@@ -2,8 +2,9 @@ use mlx_primitives::{
     Error, Layout,
     attention::KvCache,
     cache::{SimpleKvCache, SimpleKvCacheOptions},
+    dispatch::{Context, Target},
 };
-use mlx_rs::{Array, Device, Dtype, ops::concatenate, transforms::eval, with_device};
+use mlx_rs::{Array, Dtype, ops::concatenate, transforms::eval};
 
 use crate::support::{
     FLOATING,
@@ -85,13 +86,13 @@ fn address(cache: &SimpleKvCache) -> *const f32 {
     keys.as_slice::<f32>().as_ptr()
 }
 
-/// On a CPU, where the address of a view is that of the buffer.
 #[test]
 fn a_token_is_written_in_place() {
-    with_device(Device::cpu(), write_in_place);
-}
-
-fn write_in_place() {
+    if Context::current().unwrap().target == Target::Cuda {
+        // MLX moves a buffer there when the host looks at it.
+        println!("skipped: the address of a CUDA buffer says nothing");
+        return;
+    }
     let mut cache = cache(64, None);
     let token = normal(1, &[1, 1, 1, 8], Dtype::Float32);
     let (keys, values) = cache.update(&token, &token, Layout::Bhsd).unwrap();

@@ -75,7 +75,7 @@ fn options(dispatch: Dispatch) -> LayerNormOptions {
 
 /// The backends differ in where they round.
 fn tolerance(backend: Backend, dtype: Dtype) -> Tolerance {
-    Tolerance::of(&format!("{OP} on {backend}"), dtype)
+    Tolerance::on(OP, backend, dtype)
 }
 
 #[test]

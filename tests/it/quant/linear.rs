@@ -75,7 +75,7 @@ fn every_backend_matches_the_oracle() {
                 |backend, y| {
                     assert_eq!(y.dtype(), dtype, "{}", case.name);
                     let what = format!("{OP} {} {dtype:?} on {backend}", case.name);
-                    assert_close(&what, &y, &expected, Tolerance::of(OP, dtype));
+                    assert_close(&what, &y, &expected, Tolerance::on(OP, backend, dtype));
                 },
             );
         }
@@ -96,7 +96,7 @@ fn the_dtype_is_that_of_x_whatever_the_scales_and_the_bias() {
                 |backend, y| {
                     assert_eq!(y.dtype(), dtype);
                     let what = format!("{OP} {dtype:?} with {other:?} on {backend}");
-                    assert_close(&what, &y, &expected, Tolerance::of(OP, dtype));
+                    assert_close(&what, &y, &expected, Tolerance::on(OP, backend, dtype));
                 },
             );
         }
