@@ -6,7 +6,7 @@ use mlx_rs::{
 };
 
 use crate::{
-    check::{Axis, Check, axes},
+    check::{Check, axes},
     error::Result,
     ids::within,
 };
@@ -72,8 +72,8 @@ impl QuantizedWeight {
     /// returns them. Nothing is inferred: `group_size` and `bits` must explain every shape.
     ///
     /// # Errors
-    /// When a shape or a dtype is not that of the format, when the matrix is empty, or when
-    /// `group_size` or `bits` is none of those there are.
+    /// When a shape or a dtype is not that of the format, when the matrix is empty or wider than an
+    /// array may be, or when `group_size` or `bits` is none of those there are.
     pub fn from_parts(
         (weight, scales, biases): (Array, Array, Array),
         group_size: i32,
@@ -89,8 +89,9 @@ impl QuantizedWeight {
         check.at_least("O", outputs, 1)?;
         check.at_least("I / G", groups, 1)?;
         check.shape("biases", &biases, axes![outputs, groups])?;
-        let words = Axis::Is(groups * (group_size / 32) * bits);
-        check.shape("weight", &weight, &[Axis::Is(outputs), words])?;
+        let expected = format_args!("be at most {}", i32::MAX / group_size);
+        let inputs = check.known(groups.checked_mul(group_size), "I / G", expected, groups)?;
+        check.shape("weight", &weight, axes![outputs, inputs / 32 * bits])?;
         Ok(Self { weight, scales, biases, group_size, bits })
     }
 

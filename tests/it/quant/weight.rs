@@ -1,5 +1,5 @@
 use mlx_primitives::quant::QuantizedWeight;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops::broadcast_to};
 
 use super::{quantized, unpacked};
 use crate::support::{
@@ -152,6 +152,17 @@ fn parts_must_explain_every_shape() {
     assert!(from((w.clone(), empty.clone(), empty), 64, 4).contains("O must be at least 1"));
     let empty = Array::zeros::<f32>(&[4, 0]).unwrap();
     assert!(from((w, empty.clone(), empty), 64, 4).contains("I / G must be at least 1"));
+}
+
+#[test]
+fn parts_too_wide_to_count_are_refused() {
+    // Their sizes, counted in i32, would come round to those of no words at all.
+    let scales = broadcast_to(Array::from_f32(0.0), &[1, 1 << 27]).unwrap();
+    let words = Array::zeros::<u32>(&[1, 0]).unwrap();
+    assert_eq!(
+        message(QuantizedWeight::from_parts((words, scales.clone(), scales), 128, 8)),
+        "[QuantizedWeight] I / G must be at most 16777215 but got 134217728"
+    );
 }
 
 #[test]
