@@ -129,10 +129,10 @@ impl SimpleKvCache {
         if let Some(held) = &self.buffers {
             held.check_fit(keys, values, layout)?;
         }
-        let len = self.len.saturating_add(tokens);
         let max_len = self.options.max_len.unwrap_or(i32::MAX);
-        CHECK.value(len <= max_len, "keys", format_args!("fit into {max_len} tokens"), len)?;
-        Ok(len)
+        let len = self.len.checked_add(tokens).filter(|&len| len <= max_len);
+        let found = i64::from(self.len) + i64::from(tokens);
+        CHECK.known(len, "keys", format_args!("fit into {max_len} tokens"), found)
     }
 
     /// Buffers with room for `len` tokens that hold what these hold.

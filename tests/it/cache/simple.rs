@@ -4,7 +4,11 @@ use mlx_primitives::{
     cache::{SimpleKvCache, SimpleKvCacheOptions},
     dispatch::{Context, Target},
 };
-use mlx_rs::{Array, Dtype, ops::concatenate, transforms::eval};
+use mlx_rs::{
+    Array, Dtype,
+    ops::{broadcast_to, concatenate},
+    transforms::eval,
+};
 
 use crate::support::{
     FLOATING,
@@ -176,6 +180,19 @@ fn a_refusal_changes_nothing() {
     assert_eq!(cache.len(), 3);
     let (held, _) = cache.contents(Layout::Bshd).unwrap().unwrap();
     assert_eq!(Tensor::of(&held), Tensor::of(&keys));
+}
+
+#[test]
+fn more_tokens_than_can_be_counted_are_refused() {
+    let most = broadcast_to(Array::from_f32(1.0), &[1, i32::MAX, 1, 1]).unwrap();
+    let mut cache = SimpleKvCache::new();
+    cache.update(&most, &most, Layout::Bshd).unwrap();
+    let one = normal(1, &[1, 1, 1, 1], Dtype::Float32);
+    assert_eq!(
+        cache.update(&one, &one, Layout::Bshd).unwrap_err().to_string(),
+        "[SimpleKvCache] keys must fit into 2147483647 tokens but got 2147483648"
+    );
+    assert_eq!(cache.len(), i32::MAX);
 }
 
 #[test]
