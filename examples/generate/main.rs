@@ -34,13 +34,29 @@ use stream::TextStream;
 use tokenizer::Tokenizer;
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::try_parse().unwrap_or_else(|error| refuse(&error));
+    match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints what was asked for, or what is wrong with the flags: clap's usage and hints left out.
+fn refuse(error: &clap::Error) -> ! {
+    if error.use_stderr() {
+        eprintln!("{}", refusal(&error.to_string()));
+        std::process::exit(error.exit_code());
+    }
+    error.exit()
+}
+
+/// The first paragraph of clap's message, in one line.
+fn refusal(message: &str) -> String {
+    let paragraph = message.lines().take_while(|line| !line.is_empty());
+    paragraph.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -114,7 +130,7 @@ mod tests {
     use clap::Parser;
     use serde::Deserialize;
 
-    use super::{Args, one_line, prompt_tokens, room};
+    use super::{Args, one_line, prompt_tokens, refusal, room};
     use crate::{
         gguf::{
             Checkpoint,
@@ -181,6 +197,20 @@ mod tests {
         assert_eq!(room(16, 128, 16).unwrap(), 1);
         let error = room(17, 1, 16).unwrap_err().to_string();
         assert_eq!(error, "the prompt has 17 tokens, but the model's context holds 16");
+    }
+
+    #[test]
+    fn a_refused_command_line_is_one_line() {
+        let error = Args::try_parse_from(["generate"]).unwrap_err();
+        assert_eq!(
+            refusal(&error.to_string()),
+            "error: the following required arguments were not provided: --model <PATH> --prompt <TEXT>",
+        );
+        let flags = ["generate", "--model", "m", "--prompt", "hi", "--top-p", "2"];
+        assert_eq!(
+            refusal(&Args::try_parse_from(flags).unwrap_err().to_string()),
+            "error: invalid value '2' for '--top-p <F>': must be a number above 0 and at most 1",
+        );
     }
 
     #[test]
