@@ -87,8 +87,9 @@ impl Checkpoint {
 }
 
 fn open_file(path: &Path) -> Result<File> {
+    // Before it is opened, for opening a pipe waits for whoever writes to it.
+    ensure!(path.metadata()?.is_file(), "not a file");
     let file = File::open(path)?;
-    ensure!(file.metadata()?.is_file(), "not a file");
     // MLX opens GGUF files this way, and says no more than "gguf_init failed" when it cannot.
     let writable = OpenOptions::new().read(true).append(true).open(path);
     writable.context("MLX opens GGUF files for writing: make the file writable")?;

@@ -265,8 +265,12 @@ fn paths_that_are_no_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let missing = Checkpoint::open(&folder.path().join("none.gguf")).unwrap_err();
     assert!(format!("{missing:#}").contains("none.gguf: No such file"), "{missing:#}");
-    let not_a_file = Checkpoint::open(folder.path()).unwrap_err();
-    assert!(format!("{not_a_file:#}").ends_with(": not a file"), "{not_a_file:#}");
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for path in [folder.path(), &socket] {
+        let not_a_file = Checkpoint::open(path).unwrap_err();
+        assert!(format!("{not_a_file:#}").ends_with(": not a file"), "{not_a_file:#}");
+    }
 }
 
 #[test]
