@@ -9,6 +9,7 @@ mod activation;
 mod architecture;
 mod attention;
 mod cache;
+mod hostile;
 mod layers;
 mod norm;
 mod quant;

@@ -1,0 +1,200 @@
+//! Random arguments, most of them odd: a call answers what is documented or refuses in words.
+//!
+//! A signal ends the test binary; `--nocapture` shows which seed raised it.
+
+use Dtype::*;
+use mlx_primitives::{Backend, Dispatch, Error, Layout, Result};
+use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
+use mlx_primitives::{quant::*, rope::*, sampling::*};
+use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
+
+use crate::support::{FLOATING, sample::Random, sample::strided};
+
+const SIZES: [i32; 9] = [0, 1, 1, 2, 2, 3, 7, 33, 64];
+const ODD: [Dtype; 8] = [Bool, Uint8, Uint32, Uint64, Int32, Int64, Float64, Complex64];
+const INTEGERS: [i32; 9] = [0, 1, 2, 4, 64, -1, 1 << 24, i32::MIN, i32::MAX];
+const NUMBERS: [f32; 10] =
+    [0.0, 0.5, 1.0, -1.0, 1e-45, 1e-5, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+struct Hostile(Random);
+
+impl Hostile {
+    fn pick<T: Copy>(&mut self, pool: &[T]) -> T {
+        pool[self.0.below(pool.len())]
+    }
+
+    /// `usual`, and now and then another.
+    fn or<T: Copy>(&mut self, usual: T, pool: &[T]) -> T {
+        if self.0.below(8) == 0 { self.pick(pool) } else { usual }
+    }
+
+    fn maybe<T>(&mut self, value: T) -> Option<T> {
+        self.pick(&[true, false]).then_some(value)
+    }
+
+    fn dispatch(&mut self) -> Dispatch {
+        let forced = self.pick(&Backend::ALL);
+        self.or(Dispatch::Only(forced), &[Dispatch::Auto])
+    }
+
+    fn shape(&mut self, rank: usize) -> Vec<i32> {
+        (0..rank).map(|_| self.pick(&SIZES)).collect()
+    }
+
+    /// Mostly of this shape and dtype; contiguous, strided, or one number broadcast.
+    fn array(&mut self, shape: &[i32], dtype: Dtype) -> Array {
+        let mut shape = shape.to_vec();
+        match self.0.below(25) {
+            0 => shape = self.pick(&[&[][..], &[0], &[2], &[1, 0, 3], &[1, 2, 1, 2, 1]]).to_vec(),
+            1 => shape.iter_mut().take(2).for_each(|size| *size = self.pick(&SIZES)),
+            _ => {}
+        }
+        let dtype = if self.0.below(25) == 0 { self.pick(&ODD) } else { dtype };
+        let count = shape.iter().product::<i32>();
+        if count > 0 && self.0.below(6) == 0 {
+            return broadcast_to(Array::from_f32(1.5).as_dtype(dtype).unwrap(), &shape).unwrap();
+        }
+        let values = (0..count).map(|_| self.0.normal() as f32).collect::<Vec<_>>();
+        let values = values.into_iter().map(|value| self.or(value, &NUMBERS)).collect::<Vec<_>>();
+        let array = Array::from_slice(&values, &shape).as_dtype(dtype).unwrap();
+        let plain = count == 0 || shape.is_empty() || !FLOATING.contains(&dtype);
+        if plain || self.pick(&[true, false]) { array } else { strided(&array) }
+    }
+}
+
+/// Holds an answer against its documentation, and a refusal against its form.
+fn judge(op: &str, result: Result<Array>, shape: &[i32], dtype: Dtype) {
+    match result {
+        Ok(y) => {
+            assert_eq!((y.shape(), y.dtype()), (shape, dtype), "{op}");
+            y.eval().unwrap_or_else(|error| panic!("{op}: {error}"));
+        }
+        Err(Error::Mlx(error)) => panic!("{op}: left to MLX: {error}"),
+        Err(error) => assert!(error.to_string().starts_with(&format!("[{op}] ")), "{error}"),
+    }
+}
+
+fn with_last(x: &Array, size: i32) -> Vec<i32> {
+    x.shape().split_last().map_or(Vec::new(), |(_, leading)| [leading, &[size]].concat())
+}
+
+fn norms_and_activations(hostile: &mut Hostile) {
+    let (rank, dtype) = (hostile.pick(&[1, 2, 3]), hostile.pick(&FLOATING));
+    let shape = hostile.shape(rank);
+    let [x, up] = [0; 2].map(|_| hostile.array(&shape, dtype));
+    let [weight, bias] = [0; 2].map(|_| hostile.array(&shape[rank - 1..], dtype));
+    let (weight, bias) = (hostile.maybe(&weight), hostile.maybe(&bias));
+    let (eps, dispatch) = (hostile.or(1e-5, &NUMBERS), hostile.dispatch());
+    let y = rms_norm(&x, weight, RmsNormOptions { eps, dispatch });
+    judge("rms_norm", y, x.shape(), x.dtype());
+    let y = layer_norm(&x, weight, bias, LayerNormOptions { eps, dispatch });
+    judge("layer_norm", y, x.shape(), x.dtype());
+    judge("swish", swish(&x, eps), x.shape(), x.dtype());
+    let activation = hostile.pick(Activation::ALL);
+    judge(activation.name(), activation.apply(&x), x.shape(), x.dtype());
+    let options = GluOptions { activation, ..Default::default() };
+    judge("glu", glu(&x, &up, options), x.shape(), x.dtype());
+}
+
+fn ropes(hostile: &mut Hostile) {
+    let (last, dtype) = (hostile.pick(&[0, 2, 3, 4, 64]), hostile.pick(&FLOATING));
+    let shape = [hostile.shape(3), vec![last]].concat();
+    let (x, starts) = (hostile.array(&shape, dtype), hostile.array(&shape[..1], Int32));
+    let at = RopeOffset::At(hostile.pick(&INTEGERS));
+    let options = RopeOptions {
+        dims: hostile.or(None, &INTEGERS.map(Some)),
+        style: hostile.pick(&[RopeStyle::HalfSplit, RopeStyle::Interleaved]),
+        base: hostile.or(1e4, &NUMBERS),
+        frequencies: hostile.or(None, &NUMBERS.map(Some)).map(|f| vec![f.into()].into()),
+        layout: hostile.pick(&[Layout::Bshd, Layout::Bhsd]),
+        dispatch: hostile.dispatch(),
+    };
+    let y = rope(&x, hostile.pick(&[at, RopeOffset::PerRow(&starts)]), options);
+    judge("rope", y, x.shape(), x.dtype());
+}
+
+fn attention(hostile: &mut Hostile) {
+    let [batch, rows, keys, heads, group] = [0; 5].map(|_| hostile.pick(&SIZES).min(7));
+    let [size, value_size] = [0; 2].map(|_| hostile.pick(&SIZES));
+    let (dtype, mask_dtype) = (hostile.pick(&FLOATING), hostile.pick(&[Bool, Float32, Bfloat16]));
+    let queries = hostile.array(&[batch, heads * group, rows, size], dtype);
+    let k = hostile.array(&[batch, heads, keys, size], dtype);
+    let v = hostile.array(&[batch, heads, keys, value_size], dtype);
+    let full = [batch, heads * group, rows, keys].map(|axis| hostile.or(axis, &[1]));
+    let first = hostile.pick(&[0, 1, 2, 3, 4]);
+    let mask = hostile.array(&full[first..], mask_dtype);
+    let options = FlashAttentionOptions {
+        scale: hostile.or(None, &NUMBERS.map(Some)),
+        causal: hostile.pick(&[true, false]),
+        mask: hostile.maybe(&mask),
+        layout: hostile.or(Layout::Bhsd, &[Layout::Bshd]),
+        dispatch: hostile.dispatch(),
+    };
+    let shape = with_last(&queries, v.shape().last().copied().unwrap_or(0));
+    judge("flash_attention", flash_attention(&queries, k, v, options), &shape, queries.dtype());
+}
+
+fn quantized(hostile: &mut Hostile) {
+    let (group, bits) = (hostile.pick(&[32, 64, 128]), hostile.pick(&[2, 3, 4, 5, 6, 8]));
+    let (shape, dtype) = ([hostile.pick(&SIZES), 2 * group], hostile.pick(&FLOATING));
+    let (matrix, ids) = (hostile.array(&shape, dtype), hostile.array(&[2, 3], Int64));
+    let (said, width) = (hostile.or(group, &INTEGERS), hostile.or(bits, &INTEGERS));
+    let Ok(weight) = QuantizedWeight::quantize(matrix, said, width) else { return };
+    let [outputs, inputs] = weight.shape();
+    let shape = [ids.shape(), &[inputs]].concat();
+    judge("QuantizedWeight::rows", weight.rows(&ids), &shape, weight.scales().dtype());
+    let (x, bias) = (hostile.array(&shape, dtype), hostile.array(&[outputs], dtype));
+    let options = QuantizedLinearOptions { dispatch: hostile.dispatch() };
+    let y = quantized_linear(&x, &weight, hostile.maybe(&bias), options);
+    judge("quantized_linear", y, &with_last(&x, outputs), x.dtype());
+}
+
+fn samplers(hostile: &mut Hostile) {
+    let (rank, dtype) = (hostile.pick(&[1, 2, 3]), hostile.pick(&FLOATING));
+    let shape = hostile.shape(rank);
+    let logits = hostile.array(&shape, dtype);
+    let (k, p) = (hostile.pick(&INTEGERS), hostile.or(0.9, &NUMBERS));
+    judge("top_k", top_k(&logits, k), logits.shape(), logits.dtype());
+    judge("top_p", top_p(&logits, p), logits.shape(), logits.dtype());
+    judge("min_p", min_p(&logits, p, k), logits.shape(), logits.dtype());
+    let leading = logits.shape().split_last().map_or(&[][..], |(_, leading)| leading);
+    let (tokens, key) = (hostile.array(leading, Int32), hostile.array(&[2], Uint32));
+    let y = token_log_probabilities(&logits, tokens);
+    judge("token_log_probabilities", y, leading, Float32);
+    let temperature = hostile.or(1.0, &NUMBERS);
+    let options = SamplingOptions { temperature, top_k: k.max(-1), top_p: p, min_p: 0.1 };
+    judge("sample", sample(&logits, key, &options), leading, Uint32);
+}
+
+fn blocks(hostile: &mut Hostile) {
+    let builder = AttentionBuilder::new(8, hostile.or(2, &INTEGERS))
+        .head_dim(hostile.or(None, &INTEGERS.map(Some)))
+        .num_kv_heads(hostile.or(None, &INTEGERS.map(Some)))
+        .scale(hostile.or(None, &NUMBERS.map(Some)));
+    // Weights of a wider one would not fit into memory.
+    let wide = builder.head_dim.or(Some(4)) > Some(64) || builder.num_heads > 64;
+    let (Ok(attention), false) = (builder.build(), wide) else { return };
+    let mut block = DecoderBlock::new(8, attention, GatedFeedForward::new(8, 6).unwrap()).unwrap();
+    let mut cache = SimpleKvCache::new();
+    for _ in 0..3 {
+        let [batch, tokens] = [0; 2].map(|_| hostile.pick(&SIZES).min(2));
+        let (held, dtype) = (cache.len(), hostile.pick(&FLOATING));
+        let x = hostile.array(&[batch, tokens, 8], dtype);
+        let mask = hostile.array(&[tokens, held + tokens], Bool);
+        let mask = hostile.maybe(&mask);
+        let y = block.forward(AttentionInput { x: &x, mask, cache: Some(&mut cache) });
+        let appended = if y.is_ok() { x.dim(1) } else { 0 };
+        assert_eq!(cache.len(), held + appended, "{y:?}");
+        // Dense projections promote to the dtype of their weights.
+        y.map(|y| judge("DecoderBlock", Ok(y), x.shape(), Float32)).unwrap_or_default();
+    }
+}
+
+#[test]
+fn whatever_is_asked_is_answered_or_refused() {
+    for ask in [norms_and_activations, ropes, attention, quantized, samplers, blocks] {
+        for seed in 0..250 {
+            println!("seed {seed}");
+            ask(&mut Hostile(Random::new(seed)));
+        }
+    }
+}
