@@ -3,7 +3,12 @@
 use mlx_rs::{Array, error::Exception, module::Module, nn};
 
 use super::parameters_of_variants;
-use crate::{check::Check, error::Result, ids, quant::QuantizedEmbedding};
+use crate::{
+    check::{Check, axes},
+    error::Result,
+    ids,
+    quant::QuantizedEmbedding,
+};
 
 const CHECK: Check = Check::op("TokenEmbedding");
 
@@ -70,7 +75,11 @@ impl Module<&Array> for TokenEmbedding {
     fn forward(&mut self, ids: &Array) -> Result<Array, Exception> {
         CHECK.integer("ids", ids)?;
         match self {
-            Self::Dense(embedding) => ids::rows(&embedding.weight, ids),
+            Self::Dense(embedding) => {
+                CHECK.floating("weight", &embedding.weight)?;
+                CHECK.shape("weight", &embedding.weight, axes!["V", "D"])?;
+                ids::rows(&embedding.weight, ids)
+            }
             Self::Quantized(embedding) => embedding.forward(ids),
         }
     }

@@ -17,7 +17,7 @@ use mlx_rs::{
     Array, Dtype,
     builder::Builder,
     error::Exception,
-    module::{Module, ModuleParameters, Parameter},
+    module::{Module, ModuleParameters, Param, Parameter},
     nn,
     ops::concatenate,
     optimizers::{Adam, Optimizer},
@@ -237,8 +237,7 @@ fn quantized_projections_do_not_train() {
 #[test]
 fn tied_embeddings_look_up_and_project() {
     let table = normal(1, &[10, 32], Dtype::Float32);
-    let dense =
-        TokenEmbedding::from(nn::Embedding { weight: mlx_rs::module::Param::new(table.clone()) });
+    let dense = TokenEmbedding::from(nn::Embedding { weight: Param::new(table.clone()) });
     let packed = QuantizedWeight::quantize(&table, 32, 8).unwrap();
     let quantized = TokenEmbedding::from(QuantizedEmbedding::from_weight(packed).unwrap());
     let ids = Array::from_slice(&[3_u32, 0, 9, 3], &[2, 2]);
@@ -266,6 +265,20 @@ fn tied_embeddings_look_up_and_project() {
         let none = embedding.forward(&Array::from_slice::<i32>(&[], &[0, 3])).unwrap();
         assert_eq!(none.shape(), [0, 3, 32]);
     }
+}
+
+#[test]
+fn an_embedding_must_be_a_table_of_tokens() {
+    let refused = |weight: Array| {
+        let mut embedding = TokenEmbedding::from(nn::Embedding { weight: Param::new(weight) });
+        let id = Array::from_int(0);
+        embedding.forward(&id).unwrap_err().what().to_owned()
+    };
+    assert_eq!(
+        refused(normal(1, &[4], Dtype::Float32)),
+        "[TokenEmbedding] weight must have shape [V, D] but got [4]"
+    );
+    assert!(refused(Array::from_slice(&[7, 8], &[2, 1])).contains("weight must have dtype"));
 }
 
 #[test]
