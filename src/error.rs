@@ -4,12 +4,12 @@ use mlx_rs::{Dtype, error::Exception};
 
 use crate::backend::Backend;
 
-/// What every fallible function of the crate returns.
+/// What the crate's fallible functions return; `Module::forward` returns mlx-rs's [`Exception`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation, a builder or a cache refused its input.
 ///
-/// Each variant names the operation and the argument, what was asked of it and what was seen, so a
+/// A refusal names the operation and the argument, what was asked of it and what was seen, so a
 /// caller may match on the facts instead of parsing the message. It converts into
 /// [`Exception`], which mlx-rs modules return.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,8 @@
 //! | `B` | batch |
 //! | `S`, `S_q`, `S_kv` | sequence length; of the queries; of the keys and values |
 //! | `H`, `H_kv` | query heads; key and value heads |
-//! | `D` | head size, or the size of the last axis where there are no heads |
+//! | `D`, `D_v` | head size, or the size of the last axis where there are no heads; that of values |
+//! | `dims` | the width of a model |
 //! | `F` | hidden size of a feed-forward block |
 //! | `I`, `O` | input and output features |
 //! | `V` | vocabulary size |

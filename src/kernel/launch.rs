@@ -17,29 +17,28 @@ impl Launch {
     /// The most threads of one group, on Apple GPUs and NVIDIA's alike.
     pub const MAX_GROUP: u32 = 1024;
 
+    /// The most threads of one group along the last axis, which is NVIDIA's limit.
+    pub const MAX_GROUP_DEPTH: u32 = 64;
+
     /// The most threadgroup memory that every Apple GPU has, in bytes.
     pub const MAX_THREADGROUP_BYTES: u32 = 32 * 1024;
 
-    /// Checks that some GPU of every kind can run it.
+    /// Checks that every GPU can run it.
     ///
     /// # Errors
-    /// When an axis is empty, a group exceeds [`Launch::MAX_GROUP`] threads, or its memory
-    /// [`Launch::MAX_THREADGROUP_BYTES`].
+    /// When an axis is empty, or a group exceeds [`Launch::MAX_GROUP`] threads,
+    /// [`Launch::MAX_GROUP_DEPTH`] along its last axis, or [`Launch::MAX_THREADGROUP_BYTES`].
     pub fn check(&self, op: &'static str) -> Result<()> {
         let check = Check::op(op);
         let covers = self.grid.iter().chain(&self.group).all(|&threads| threads > 0);
         check.value(covers, "launch", "have threads along every axis", format_args!("{self:?}"))?;
-        let threads = self.group.iter().map(|&axis| u64::from(axis)).product::<u64>();
-        let limit = Self::MAX_GROUP;
-        check.value(
-            threads <= limit.into(),
-            "group",
-            format_args!("hold at most {limit} threads"),
-            threads,
-        )?;
-        let (bytes, limit) = (self.threadgroup_bytes, Self::MAX_THREADGROUP_BYTES);
-        let expected = format_args!("be at most {limit}");
-        check.value(bytes <= limit, "threadgroup_bytes", expected, bytes)
+        let at_most = |name, limit: u32, value: u64| {
+            check.value(value <= limit.into(), name, format_args!("be at most {limit}"), value)
+        };
+        let threads = self.group.iter().map(|&axis| u64::from(axis)).product();
+        at_most("threads of a group", Self::MAX_GROUP, threads)?;
+        at_most("depth of a group", Self::MAX_GROUP_DEPTH, self.group[2].into())?;
+        at_most("threadgroup_bytes", Self::MAX_THREADGROUP_BYTES, self.threadgroup_bytes.into())
     }
 }
 
@@ -65,6 +64,7 @@ mod tests {
             Launch { group: [256, 0, 1], ..LAUNCH },
             Launch { group: [1025, 1, 1], ..LAUNCH },
             Launch { group: [u32::MAX, u32::MAX, 1], ..LAUNCH },
+            Launch { group: [1, 1, 65], ..LAUNCH },
             Launch { threadgroup_bytes: 32769, ..LAUNCH },
         ] {
             assert!(launch.check("op").is_err(), "{launch:?}");

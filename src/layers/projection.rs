@@ -10,7 +10,8 @@ use crate::{error::Result, quant::QuantizedLinear};
 /// Layers hold projections, so that one block serves training and quantized inference alike.
 ///
 /// # Shapes
-/// `[..., I]` to `[..., O]`.
+/// `[..., I]` to `[..., O]`. A packed weight keeps the dtype of the input; a dense one is mlx-rs's own
+/// layer, whose result has the wider dtype of input and weight.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Projection {

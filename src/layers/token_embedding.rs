@@ -48,12 +48,19 @@ impl TokenEmbedding {
         let x = x.as_ref();
         match self {
             Self::Dense(embedding) => {
-                CHECK.last_axis_is("x", x, embedding.weight.dim(1))?;
+                CHECK.last_axis_is("x", x, checked_table(embedding)?.dim(1))?;
                 Ok(embedding.as_linear(x)?)
             }
             Self::Quantized(embedding) => embedding.as_linear(x),
         }
     }
+}
+
+/// The table, `[V, D]`, which a caller may have replaced.
+fn checked_table(embedding: &nn::Embedding) -> Result<&Array> {
+    CHECK.floating("weight", &embedding.weight)?;
+    CHECK.shape("weight", &embedding.weight, axes!["V", "D"])?;
+    Ok(&embedding.weight)
 }
 
 impl From<nn::Embedding> for TokenEmbedding {
@@ -75,11 +82,7 @@ impl Module<&Array> for TokenEmbedding {
     fn forward(&mut self, ids: &Array) -> Result<Array, Exception> {
         CHECK.integer("ids", ids)?;
         match self {
-            Self::Dense(embedding) => {
-                CHECK.floating("weight", &embedding.weight)?;
-                CHECK.shape("weight", &embedding.weight, axes!["V", "D"])?;
-                ids::rows(&embedding.weight, ids)
-            }
+            Self::Dense(embedding) => ids::rows(checked_table(embedding)?, ids),
             Self::Quantized(embedding) => embedding.forward(ids),
         }
     }

@@ -155,6 +155,7 @@ fn grouped_imports_are_seen() {
 
 #[test]
 fn unsafe_code_has_two_homes() {
+    assert!(!strays(&["unsafe "], &[]).is_empty(), "the search finds what there is");
     assert_none(strays(&["unsafe "], &["ffi", "kernel"]), "unsafe only in ffi/ and kernel/");
 }
 
@@ -167,7 +168,7 @@ fn metal_is_a_matter_of_the_kernel_layer() {
 #[test]
 fn kernel_text_lives_in_metal() {
     let words = ["kernel void", "thread_position_in", "threadgroup_barrier"];
-    assert_none(strays(&words, &["dsl"]), "no MSL outside metal/ and the DSL's emitter");
+    assert_none(strays(&words, &[]), "no MSL in Rust");
 }
 
 #[test]
@@ -177,8 +178,8 @@ fn the_environment_is_read_in_one_place() {
 
 #[test]
 fn operations_stay_lazy() {
-    let words = [".eval()", "eval(", "item_exact", "item_cast", "as_slice", "to_vec_"];
-    let allowed = ["ffi", "config/precision.rs", "training", "generation", "memory", "hardware"];
+    let words = [".eval()", "eval(", "item(", "item_exact", "item_cast", "as_slice", "to_vec_"];
+    let allowed = ["ffi", "config/precision.rs"];
     assert_none(strays(&words, &allowed), "no evaluation and no host read inside an operation");
 }
 

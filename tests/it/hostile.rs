@@ -32,7 +32,7 @@ impl Hostile {
     }
 
     fn dispatch(&mut self) -> Dispatch {
-        let forced = self.pick(&Backend::ALL);
+        let forced = self.pick(Backend::ALL);
         self.or(Dispatch::Only(forced), &[Dispatch::Auto])
     }
 

@@ -1,5 +1,5 @@
-//! The ladder of trust: an f64 oracle checks the reference, the reference checks the other
-//! backends at real shapes, and finite differences of the oracle check gradients.
+//! The ladder of trust: an f64 oracle checks every backend, and finite differences of the oracle
+//! check gradients.
 
 pub(crate) mod backends;
 pub(crate) mod compare;

@@ -1,4 +1,5 @@
-//! What oracles compute on: f64 values in row-major order, and no MLX.
+//! What oracles compute on: f64 values in row-major order. MLX is met at the border only, in
+//! `of` and `to_array`.
 
 use mlx_rs::{Array, Dtype};
 
