@@ -36,9 +36,6 @@ const DIMS: i32 = 16;
 const HEADS: Heads =
     Heads { queries: 4, keys: 2, size: 4, rope_base: 10000.0, scale: 0.5, causal: true };
 
-/// A block is a dozen operations deep; each rounds.
-const DEEP: Tolerance = Tolerance { rtol: 1e-4, atol: 1e-5 };
-
 const BLOCK_PARAMETERS: &[&str] = &[
     "attention.key.weight",
     "attention.output.weight",
@@ -79,7 +76,7 @@ fn a_decoder_block_matches_the_oracle() {
     let weights = Weights::of(&block);
     let eps = RmsNormOptions::DEFAULT_EPS.into();
     let expected = per_sequence(&x, |rows| oracle::decoder_block(&weights, rows, HEADS, eps));
-    assert_close("DecoderBlock", &block.forward(&x).unwrap(), &expected, DEEP);
+    assert_close("DecoderBlock", &block.forward(&x).unwrap(), &expected, Tolerance::LAYER);
 }
 
 #[test]
@@ -87,7 +84,7 @@ fn attention_matches_the_oracle() {
     let (mut attention, x) = (attention(), input(3, 5));
     let weights = Weights::of(&attention);
     let expected = per_sequence(&x, |rows| oracle::attention(&weights, "", rows, HEADS));
-    assert_close("Attention", &attention.forward(&x).unwrap(), &expected, DEEP);
+    assert_close("Attention", &attention.forward(&x).unwrap(), &expected, Tolerance::LAYER);
 }
 
 #[test]
@@ -101,7 +98,7 @@ fn token_by_token_with_a_cache_is_the_whole_prompt_at_once() {
             parts.push(block.forward((&part, &mut cache)).unwrap());
         }
         let joined = concatenate(&parts, 1).unwrap();
-        assert_close(&format!("in chunks {chunks:?}"), &joined, &whole, DEEP);
+        assert_close(&format!("in chunks {chunks:?}"), &joined, &whole, Tolerance::LAYER);
         assert_eq!(cache.len(), 9);
     }
 }
@@ -166,7 +163,7 @@ fn a_lone_row_is_computed_as_one_of_many() {
     let together = Tensor::of(&feed_forward.forward(&rows).unwrap());
     for (row, expected) in split_rows(&rows).iter().zip(together.rows()) {
         let expected = Tensor::new(&[1, 1, 512], expected.to_vec());
-        assert_close("lone row", &feed_forward.forward(row).unwrap(), &expected, DEEP);
+        assert_close("lone row", &feed_forward.forward(row).unwrap(), &expected, Tolerance::LAYER);
     }
     let gradients = |feed_forward: &mut GatedFeedForward, x: &Array| {
         let loss = |feed_forward: &mut GatedFeedForward, x: &Array| -> Result<Array, Exception> {
@@ -178,7 +175,7 @@ fn a_lone_row_is_computed_as_one_of_many() {
     let [first, second] = split_rows(&rows).map(|row| gradients(&mut feed_forward, &row));
     for (name, gradient) in &both {
         let sum = Tensor::of(&first[name].add(&second[name]).unwrap());
-        assert_close(&format!("gradient of {name}"), gradient, &sum, DEEP);
+        assert_close(&format!("gradient of {name}"), gradient, &sum, Tolerance::LAYER);
     }
 }
 
@@ -211,7 +208,7 @@ fn a_block_compiles() {
     let expected = Tensor::of(&block.forward(&x).unwrap());
     let step = |block: &mut DecoderBlock, x: &Array| block.forward(x);
     let compiled = compile_with_state(step, None)(&mut block, &x).unwrap();
-    assert_close("compiled DecoderBlock", &compiled, &expected, DEEP);
+    assert_close("compiled DecoderBlock", &compiled, &expected, Tolerance::LAYER);
 }
 
 #[test]
@@ -258,7 +255,7 @@ fn tied_embeddings_look_up_and_project() {
         let product = Tensor::from_fn(&[2, 2, 10], |at| {
             (0..32).map(|d| x.at(&[at[0], at[1], d]) * held.at(&[at[2], d])).sum()
         });
-        assert_close("as_linear", &logits, &product, DEEP);
+        assert_close("as_linear", &logits, &product, Tolerance::LAYER);
         assert!(embedding.forward(&Array::from_slice(&[0.5_f32], &[1])).is_err());
         let unknown = embedding.forward(&Array::from_slice(&[-1, 10], &[2])).unwrap();
         assert!(Tensor::of(&unknown).values.iter().all(|value| value.is_nan()));
@@ -332,7 +329,37 @@ fn a_rope_of_another_layout_turns_the_same_tokens() {
     };
     let expected = Tensor::of(&build(Layout::Bshd).forward(&x).unwrap());
     let other = build(Layout::Bhsd).forward(&x).unwrap();
-    assert_close("rope for [B, H, S, D]", &other, &expected, DEEP);
+    assert_close("rope for [B, H, S, D]", &other, &expected, Tolerance::LAYER);
+}
+
+#[test]
+fn activation_and_biases_of_a_feed_forward_reach_the_result() {
+    let x = input(2, 3);
+    for (activation, formula) in
+        [(Activation::Silu, oracle::silu as fn(f64) -> f64), (Activation::Relu, |g| g.max(0.0))]
+    {
+        let builder = GatedFeedForwardBuilder::new(DIMS, 24).activation(activation).bias(true);
+        let mut feed_forward = builder.build().unwrap();
+        let weights = Weights::of(&feed_forward);
+        let expected = per_sequence(&x, |rows| oracle::feed_forward(&weights, "", rows, formula));
+        assert_close(
+            &format!("{activation}"),
+            &feed_forward.forward(&x).unwrap(),
+            &expected,
+            Tolerance::LAYER,
+        );
+    }
+}
+
+#[test]
+fn the_eps_of_a_block_reaches_its_norms() {
+    let x = input(1, 3);
+    let builder =
+        DecoderBlockBuilder::new(DIMS, attention(), GatedFeedForward::new(DIMS, 24).unwrap());
+    let mut block = builder.norm_eps(0.5).build().unwrap();
+    let weights = Weights::of(&block);
+    let expected = per_sequence(&x, |rows| oracle::decoder_block(&weights, rows, HEADS, 0.5));
+    assert_close("DecoderBlock", &block.forward(&x).unwrap(), &expected, Tolerance::LAYER);
 }
 
 #[test]
@@ -353,7 +380,7 @@ fn every_option_of_attention_reaches_the_scores() {
         let heads = Heads { size, scale, causal, ..HEADS };
         let weights = Weights::of(&attention);
         let expected = per_sequence(&x, |rows| oracle::attention(&weights, "", rows, heads));
-        assert_close("Attention", &attention.forward(&x).unwrap(), &expected, DEEP);
+        assert_close("Attention", &attention.forward(&x).unwrap(), &expected, Tolerance::LAYER);
     }
 }
 

@@ -24,10 +24,15 @@ impl Weights {
         self.0.get(name).unwrap_or_else(|| panic!("{name} among {:?}", self.0.keys()))
     }
 
-    /// `x · Wᵀ` for every row.
+    /// `x · Wᵀ + b` for every row, with the bias if there is one.
     fn project(&self, name: &str, rows: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let weight = self.get(&format!("{name}.weight"));
-        rows.iter().map(|row| weight.rows().map(|column| dot(row, column)).collect()).collect()
+        let bias = self.0.get(&format!("{name}.bias"));
+        let product = |row: &Vec<f64>| {
+            let columns = weight.rows().enumerate();
+            columns.map(|(o, w)| dot(row, w) + bias.map_or(0.0, |bias| bias.values[o])).collect()
+        };
+        rows.iter().map(product).collect()
     }
 
     fn norm(&self, name: &str, rows: &[Vec<f64>], eps: f64) -> Vec<Vec<f64>> {
@@ -108,12 +113,21 @@ pub(crate) fn attention(
     weights.project(&format!("{prefix}output"), &attended)
 }
 
-fn feed_forward(weights: &Weights, prefix: &str, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+pub(crate) fn silu(g: f64) -> f64 {
+    g / (1.0 + (-g).exp())
+}
+
+/// The gated feed-forward of one sequence.
+pub(crate) fn feed_forward(
+    weights: &Weights,
+    prefix: &str,
+    x: &[Vec<f64>],
+    activation: fn(f64) -> f64,
+) -> Vec<Vec<f64>> {
     let gate = weights.project(&format!("{prefix}gate"), x);
     let up = weights.project(&format!("{prefix}up"), x);
-    let silu = |g: f64| g / (1.0 + (-g).exp());
     let gated =
-        |(g, u): (&Vec<f64>, &Vec<f64>)| g.iter().zip(u).map(|(g, u)| silu(*g) * u).collect();
+        |(g, u): (&Vec<f64>, &Vec<f64>)| g.iter().zip(u).map(|(g, u)| activation(*g) * u).collect();
     let hidden: Vec<_> = gate.iter().zip(&up).map(gated).collect();
     weights.project(&format!("{prefix}down"), &hidden)
 }
@@ -128,5 +142,5 @@ pub(crate) fn decoder_block(
     let normed = weights.norm("attention_norm", x, eps);
     let h = add(x, &attention(weights, "attention.", &normed, heads));
     let normed = weights.norm("feed_forward_norm", &h, eps);
-    add(&h, &feed_forward(weights, "feed_forward.", &normed))
+    add(&h, &feed_forward(weights, "feed_forward.", &normed, silu))
 }

@@ -192,7 +192,7 @@ fn the_embedding_survives_saving() {
     let zeros = mlx_primitives::quant::QuantizedWeight::quantize(zeros, 64, 4).unwrap();
     let mut loaded = QuantizedEmbedding::from_weight(zeros).unwrap();
     loaded.load_safetensors(&path).unwrap();
-    let exact = Tolerance { rtol: 0.0, atol: 0.0 };
+    let exact = Tolerance::EXACT;
     let expected = Tensor::of(&table.rows(rows(0..11)).unwrap());
     assert_close("loaded table", &loaded.forward(&rows(0..11)).unwrap(), &expected, exact);
 }

@@ -73,7 +73,7 @@ fn rows_are_those_of_the_matrix() {
             let expected =
                 Tensor::from_fn(&[2, 2, 64], |at| matrix.at(&[ids[2 * at[0] + at[1]], at[2]]));
             assert_eq!(rows.dtype(), dtype);
-            let exact = Tolerance { rtol: 0.0, atol: 0.0 };
+            let exact = Tolerance::EXACT;
             assert_close(&format!("rows by {index_dtype:?}"), &rows, &expected, exact);
         }
     }

@@ -20,7 +20,7 @@ use crate::support::{
     tensor::Tensor,
 };
 
-const EXACT: Tolerance = Tolerance { rtol: 0.0, atol: 0.0 };
+const EXACT: Tolerance = Tolerance::EXACT;
 
 fn x(dtype: Dtype) -> Array {
     normal(1, &[2, 5, 3, 16], dtype)

@@ -92,7 +92,7 @@ fn check(
             let expected = Tensor::new(&x.shape, x.rows().flat_map(&oracle).collect());
             assert_eq!(y.dtype(), dtype);
             let what = format!("{name} of {:?} {dtype:?}", x.shape);
-            assert_close(&what, &y, &expected, Tolerance { rtol: 0.0, atol: 0.0 });
+            assert_close(&what, &y, &expected, Tolerance::EXACT);
         }
     }
 }

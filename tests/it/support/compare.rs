@@ -89,6 +89,15 @@ struct Wider {
 }
 
 impl Tolerance {
+    /// The same computation on the same values.
+    pub(crate) const EXACT: Self = Self { rtol: 0.0, atol: 0.0 };
+
+    /// f32 gradients accumulate more roundings than a forward pass.
+    pub(crate) const GRADIENT: Self = Self { rtol: 1e-4, atol: 2e-5 };
+
+    /// A layer is a dozen operations deep, and each rounds.
+    pub(crate) const LAYER: Self = Self { rtol: 1e-4, atol: 1e-5 };
+
     /// The tolerance of `op` for results of `dtype`.
     pub(crate) fn of(op: &str, dtype: Dtype) -> Self {
         Self::wider(op, dtype).unwrap_or_else(|| Self::default_of(dtype))

@@ -13,9 +13,6 @@ use super::{
 /// Far below the curvature of any operation here, far above f64 rounding.
 const STEP: f64 = 1e-5;
 
-/// f32 gradients accumulate more roundings than a forward pass.
-const TOLERANCE: Tolerance = Tolerance { rtol: 1e-4, atol: 2e-5 };
-
 /// Checks, on each backend, the gradient of `ours` with respect to every input against `oracle`'s.
 pub(crate) fn gradients_on_each_backend(
     op: &str,
@@ -52,7 +49,12 @@ pub(crate) fn assert_gradients(
     .unwrap_or_else(|error| panic!("{what}: {error}"));
     for (which, gradient) in gradients.iter().enumerate() {
         let expected = differences(inputs, which, &oracle, &cotangent);
-        assert_close(&format!("{what}: gradient of input {which}"), gradient, &expected, TOLERANCE);
+        assert_close(
+            &format!("{what}: gradient of input {which}"),
+            gradient,
+            &expected,
+            Tolerance::GRADIENT,
+        );
     }
 }
 

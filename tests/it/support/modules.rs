@@ -23,6 +23,12 @@ where
     assert_names(&module, trainable);
     let before = flattened(&module);
     train_one_step(&mut module, input);
+    for (name, array) in flattened(&module) {
+        if !trainable.contains(&&*name) {
+            let same = before[&name].all_close(&array, 0.0, 0.0, true).unwrap();
+            assert!(same, "{name} moved, but is not to be trained");
+        }
+    }
     for name in trainable {
         let moved = before[*name].all_close(&flattened(&module)[*name], 0.0, 0.0, None).unwrap();
         assert!(!moved, "{name} did not train");
@@ -68,8 +74,8 @@ where
     loaded.update_flattened(other);
     loaded.load_safetensors(&path).unwrap();
     let expected = Tensor::of(&module.clone().forward(input).unwrap());
-    let exact = Tolerance { rtol: 0.0, atol: 0.0 };
-    assert_close("after save and load", &loaded.forward(input).unwrap(), &expected, exact);
+    let got = loaded.forward(input).unwrap();
+    assert_close("after save and load", &got, &expected, Tolerance::EXACT);
 }
 
 fn assert_fits_in_sequential<M>(mut module: M, input: &Array)
@@ -79,6 +85,12 @@ where
 {
     let expected = Tensor::of(&module.forward(input).unwrap());
     let mut sequence = nn::Sequential::new().append(module);
-    let exact = Tolerance { rtol: 0.0, atol: 0.0 };
-    assert_close("in Sequential", &sequence.forward(input).unwrap(), &expected, exact);
+    let got = sequence.forward(input).unwrap();
+    assert_close("in Sequential", &got, &expected, Tolerance::EXACT);
+    let count = sequence.trainable_parameters().flatten().len();
+    let loss = |sequence: &mut nn::Sequential, input: &Array| -> mlx_rs::error::Result<Array> {
+        sequence.forward(input)?.square()?.sum(None)
+    };
+    let (_, gradients) = nn::value_and_grad(loss)(&mut sequence, input).unwrap();
+    assert_eq!(gradients.len(), count, "gradients through Sequential");
 }
