@@ -223,13 +223,18 @@ fn builtin(operands: &Operands) -> Result<Array> {
         Visible::Causal => Some(ScaledDotProductAttentionMask::Causal),
         Visible::Masked(mask) => Some(ScaledDotProductAttentionMask::Array(mask.safe())),
     };
-    let (queries, scale) = match *scale {
-        // cuDNN answers NaN to a scale of zero; queries of zero give the same equal weights.
-        0.0 => (&zeros_like(queries)?, 1.0),
-        scale => (queries, scale),
-    };
+    let (queries, scale) = with_positive_scale(queries, *scale)?;
     let attended = scaled_dot_product_attention(queries, keys, values, scale, mask, None)?;
     visible.clear_hidden_rows(attended)
+}
+
+/// Queries and a scale above zero that give the same scores: cuDNN answers NaN to any other.
+fn with_positive_scale(queries: &Array, scale: f32) -> Result<(Array, f32)> {
+    Ok(match scale {
+        0.0 => (zeros_like(queries)?, 1.0),
+        scale if scale < 0.0 => (queries.negative()?, -scale),
+        scale => (queries.clone(), scale),
+    })
 }
 
 #[cfg(test)]
