@@ -59,19 +59,20 @@ const WIDER: &[Wider] = &[
     Wider {
         op: "quantized_linear on builtin",
         dtype: Dtype::Float16,
-        tolerance: Tolerance { rtol: 2e-3, atol: 3e-3 },
+        tolerance: Tolerance { rtol: 1e-3, atol: 1e-2 },
         why: WEIGHTS_ARE_ROUNDED,
     },
     Wider {
         op: "quantized_linear on builtin",
         dtype: Dtype::Bfloat16,
-        tolerance: Tolerance { rtol: 1.6e-2, atol: 2.4e-2 },
+        tolerance: Tolerance { rtol: 8e-3, atol: 8e-2 },
         why: WEIGHTS_ARE_ROUNDED,
     },
 ];
 
-const WEIGHTS_ARE_ROUNDED: &str = "MLX's GPU kernels round each unpacked weight to the dtype \
-    before they multiply, and the sum may cancel; on the CPU the default holds.";
+const WEIGHTS_ARE_ROUNDED: &str = "MLX's CUDA kernels round scale times integer and the sum with \
+    the bias to the dtype: each of 64 weights is off by up to 2^-11 of 3 in f16, eight times that \
+    in bf16, and what they multiply is not cancelled. On a CPU both backends compute in f32.";
 
 const LAYER_NORM_ROUNDS_EARLY: &str = "MLX rounds the normalized row and its product with the \
     weight before it adds the bias, which may cancel what they rounded.";
