@@ -44,7 +44,10 @@ impl Header {
 const PAIR_MIN_BYTES: u64 = 8 + 4 + 1;
 
 fn check_version<R: Read>(reader: &mut Reader<R>) -> Result<()> {
-    ensure!(reader.len() >= 4 && &reader.bytes()? == b"GGUF", "not a GGUF file");
+    ensure!(
+        reader.len() >= 4 && &reader.bytes()? == b"GGUF",
+        "not a GGUF file: give --model one of a llama"
+    );
     let version = reader.u32()?;
     ensure!(
         version == 2 || version == 3,

@@ -88,7 +88,8 @@ impl Checkpoint {
 
 fn open_file(path: &Path) -> Result<File> {
     // Before it is opened, for opening a pipe waits for whoever writes to it.
-    ensure!(path.metadata()?.is_file(), "not a file");
+    let metadata = path.metadata().context("give --model the path of a GGUF file")?;
+    ensure!(metadata.is_file(), "not a file");
     let file = File::open(path)?;
     // MLX opens GGUF files this way, and says no more than "gguf_init failed" when it cannot.
     let writable = OpenOptions::new().read(true).append(true).open(path);

@@ -70,7 +70,7 @@ fn a_truncated_weight_is_named_with_both_lengths() {
 #[test]
 fn other_files_are_not_gguf() {
     for bytes in [b"".as_slice(), b"GGU", b"PK\x03\x04 a zip file", &[0; 64]] {
-        assert_eq!(config(bytes).unwrap_err(), "not a GGUF file");
+        assert_eq!(config(bytes).unwrap_err(), "not a GGUF file: give --model one of a llama");
     }
 }
 
@@ -264,7 +264,7 @@ fn mlx_survives_what_the_checks_let_through() {
 fn paths_that_are_no_files_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let missing = Checkpoint::open(&folder.path().join("none.gguf")).unwrap_err();
-    assert!(format!("{missing:#}").contains("none.gguf: No such file"), "{missing:#}");
+    assert!(format!("{missing:#}").contains("none.gguf: give --model the path"), "{missing:#}");
     let socket = folder.path().join("socket");
     let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     for path in [folder.path(), &socket] {
