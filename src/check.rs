@@ -114,6 +114,13 @@ impl Check {
         Err(self.bad_shape(name, array, format!("broadcastable to {target:?}")))
     }
 
+    /// `mask` is boolean or additive, and broadcasts to `scores`, `[B, H, S_q, S_kv]`.
+    pub(crate) fn mask(&self, mask: &Array, scores: &[i32; 4]) -> Result<()> {
+        use Dtype::{Bfloat16, Bool, Float16, Float32};
+        self.dtype_among("mask", mask, &[Bool, Float32, Float16, Bfloat16])?;
+        self.broadcasts_to("mask", mask, scores)
+    }
+
     /// `array` holds f32, f16 or bf16; returns which.
     pub(crate) fn floating(&self, name: &'static str, array: &Array) -> Result<Dtype> {
         self.dtype_among(name, array, &FLOATING)

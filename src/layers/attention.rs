@@ -1,6 +1,6 @@
 //! Multi-head attention with its projections.
 
-use mlx_rs::{Array, Dtype, error::Exception, macros::ModuleParameters, module::Module};
+use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
 use super::Projection;
 use crate::{
@@ -142,10 +142,7 @@ impl Attention {
         CHECK.shape("x", x, axes!["B", "S", self.dims])?;
         let Some(mask) = mask else { return Ok(()) };
         let (batch, tokens) = (x.dim(0), x.dim(1));
-        use Dtype::{Bfloat16, Bool, Float16, Float32};
-        CHECK.dtype_among("mask", mask, &[Bool, Float32, Float16, Bfloat16])?;
-        let scores = [batch, self.num_heads, tokens, offset.saturating_add(tokens)];
-        CHECK.broadcasts_to("mask", mask, &scores)
+        CHECK.mask(mask, &[batch, self.num_heads, tokens, offset.saturating_add(tokens)])
     }
 
     /// Queries, keys and values of tokens that start at `offset`, `[B, S, heads, D]`.

@@ -129,9 +129,7 @@ impl<'a> Problem<'a> {
         check.dtype_among("values", values, &[dtype])?;
         let dims = Dims::new(check, queries, keys, values, layout)?;
         if let Some(mask) = mask {
-            use Dtype::{Bfloat16, Bool, Float16, Float32};
-            check.dtype_among("mask", mask, &[Bool, Float32, Float16, Bfloat16])?;
-            check.broadcasts_to("mask", mask, &dims.scores())?;
+            check.mask(mask, &dims.scores())?;
         }
         let scale = scale.unwrap_or_else(|| (dims.size as f32).sqrt().recip());
         check.finite("scale", scale)?;
