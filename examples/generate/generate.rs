@@ -117,22 +117,12 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use mlx_primitives::sampling::SamplingOptions;
-    use serde::Deserialize;
 
     use super::*;
-    use crate::{gguf::Checkpoint, testing::model_path};
-
-    #[derive(Deserialize)]
-    struct Fixture {
-        prompt: String,
-        prompt_tokens: Vec<u32>,
-        tokens: Vec<u32>,
-        logprobs: Vec<f32>,
-    }
-
-    fn fixtures() -> Vec<Fixture> {
-        serde_json::from_str(include_str!("../../tests/fixtures/smollm2.json")).unwrap()
-    }
+    use crate::{
+        gguf::Checkpoint,
+        testing::{fixtures, model_path},
+    };
 
     fn sampler(temperature: f32) -> Sampler {
         Sampler::new(SamplingOptions { temperature, ..Default::default() }, 7).unwrap()

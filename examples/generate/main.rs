@@ -128,7 +128,6 @@ fn one_line(error: &anyhow::Error) -> String {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use serde::Deserialize;
 
     use super::{Args, one_line, prompt_tokens, refusal, room};
     use crate::{
@@ -136,7 +135,7 @@ mod tests {
             Checkpoint,
             synthetic::{self, File, flag, text},
         },
-        testing::model_path,
+        testing::{fixtures, model_path},
         tokenizer::Tokenizer,
     };
 
@@ -159,20 +158,12 @@ mod tests {
         assert_eq!(prompt(&file, &["--prompt", ""]), Ok(vec![7, 8]));
     }
 
-    #[derive(Deserialize)]
-    struct Fixture {
-        prompt: String,
-        raw: bool,
-        prompt_tokens: Vec<u32>,
-    }
-
     #[test]
     fn real_prompts_become_the_tokens_of_the_fixture() {
         let Some(path) = model_path() else { return };
         let checkpoint = Checkpoint::open(&path).unwrap();
         let tokenizer = Tokenizer::new(checkpoint.metadata()).unwrap();
-        let fixtures = include_str!("../../tests/fixtures/smollm2.json");
-        for case in serde_json::from_str::<Vec<Fixture>>(fixtures).unwrap() {
+        for case in fixtures() {
             let flags = ["generate", "--model", "m.gguf", "--prompt", &case.prompt];
             let args = flags.into_iter().chain(case.raw.then_some("--raw"));
             let args = Args::try_parse_from(args).unwrap();

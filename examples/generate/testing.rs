@@ -2,6 +2,8 @@
 
 use std::{env, path::PathBuf};
 
+use serde::Deserialize;
+
 use crate::{gguf::Checkpoint, tokenizer::Tokenizer};
 
 /// The model named by `MLX_PRIMITIVES_TEST_MODEL`; without one the caller's test is skipped,
@@ -14,6 +16,20 @@ pub(crate) fn model_path() -> Option<PathBuf> {
         eprintln!("skipped: MLX_PRIMITIVES_TEST_MODEL is not set");
     }
     path
+}
+
+/// A prompt and what the independent implementation made of it.
+#[derive(Deserialize)]
+pub(crate) struct Fixture {
+    pub(crate) prompt: String,
+    pub(crate) raw: bool,
+    pub(crate) prompt_tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) logprobs: Vec<f32>,
+}
+
+pub(crate) fn fixtures() -> Vec<Fixture> {
+    serde_json::from_str(include_str!("../../tests/fixtures/smollm2.json")).unwrap()
 }
 
 /// A seeded generator (SplitMix64), so that a failure can be repeated.
