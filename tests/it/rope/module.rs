@@ -20,8 +20,6 @@ use crate::support::{
     tensor::Tensor,
 };
 
-const EXACT: Tolerance = Tolerance::EXACT;
-
 fn x(dtype: Dtype) -> Array {
     normal(1, &[2, 5, 3, 16], dtype)
 }
@@ -64,7 +62,7 @@ fn the_module_lets_others_train_and_composes() {
     let x = x(Dtype::Float32);
     let mut sequence = Sequential::new().append(Rope::new(16).unwrap());
     let expected = Tensor::of(&rope(&x, 0, RopeOptions::default()).unwrap());
-    assert_close("Rope in Sequential", &sequence.forward(&x).unwrap(), &expected, EXACT);
+    assert_close("Rope in Sequential", &sequence.forward(&x).unwrap(), &expected, Tolerance::EXACT);
 }
 
 #[test]
@@ -90,7 +88,7 @@ fn the_module_is_the_function() {
         (module.forward((&x, 7)), rope(&x, 7, options.clone())),
         (module.forward((&x, &starts)), rope(&x, &starts, options)),
     ] {
-        assert_close("Rope", &got.unwrap(), &Tensor::of(&expected.unwrap()), EXACT);
+        assert_close("Rope", &got.unwrap(), &Tensor::of(&expected.unwrap()), Tolerance::EXACT);
     }
 }
 
@@ -102,7 +100,7 @@ fn queries_and_keys_turn_alike_whatever_their_heads() {
     let (turned_queries, turned_keys) = module.rotate(&queries, &keys, 9).unwrap();
     for (got, x) in [(turned_queries, queries), (turned_keys, keys)] {
         let expected = Tensor::of(&module.forward_at(&x, 9).unwrap());
-        assert_close("Rope::rotate", &got, &expected, EXACT);
+        assert_close("Rope::rotate", &got, &expected, Tolerance::EXACT);
     }
 }
 
@@ -124,7 +122,7 @@ fn a_scaling_changes_frequencies_and_magnitude() {
     let scaling = RopeScaling::Yarn(Yarn::new(4.0, 64));
     let module = build(RopeBuilder::new(16).scaling(scaling.clone()));
     let y = module.forward_at(&x, 100).unwrap();
-    assert_close("Rope with YaRN", &y, &scaled(&x, 100, &scaling, 1), EXACT);
+    assert_close("Rope with YaRN", &y, &scaled(&x, 100, &scaling, 1), Tolerance::EXACT);
 }
 
 fn dynamic() -> RopeScaling {
@@ -148,7 +146,7 @@ fn scalings_that_follow_the_length_count_the_offset() {
         for (offset, length) in [(0, 5), (3, 8), (4, 9), (100, 105)] {
             let y = module.forward_at(&x, offset).unwrap();
             let expected = scaled(&x, offset, &scaling, length);
-            assert_close(&format!("{scaling:?} from {offset}"), &y, &expected, EXACT);
+            assert_close(&format!("{scaling:?} from {offset}"), &y, &expected, Tolerance::EXACT);
         }
     }
 }
@@ -162,9 +160,9 @@ fn a_given_length_is_that_of_every_call() {
         let module = build(module);
         let expected = scaled(&x, 3, &scaling, 64);
         let at = module.forward_at(&x, 3).unwrap();
-        assert_close(&format!("{scaling:?} at 3"), &at, &expected, EXACT);
+        assert_close(&format!("{scaling:?} at 3"), &at, &expected, Tolerance::EXACT);
         let per_row = module.forward_at(&x, &starts).unwrap();
-        assert_close(&format!("{scaling:?} per row"), &per_row, &expected, EXACT);
+        assert_close(&format!("{scaling:?} per row"), &per_row, &expected, Tolerance::EXACT);
     }
 }
 
