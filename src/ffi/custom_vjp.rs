@@ -66,8 +66,9 @@ where
         fit(gradients, vjp.primals)
     })?;
     // SAFETY: both closures are alive for the whole call; the new one keeps references of its own.
-    let function =
-        Closure::out(|res| unsafe { mlx_sys::mlx_custom_vjp(res, forward.as_ptr(), backward.0) })?;
+    let function = Closure::out(|res| unsafe {
+        mlx_sys::mlx_custom_vjp(res, forward.as_ptr(), backward.as_ptr())
+    })?;
     function.call(inputs)
 }
 
@@ -124,10 +125,10 @@ fn fit(gradients: Vec<Option<Array>>, primals: &[Array]) -> Result<Vec<Array>> {
 }
 
 /// An owned `mlx_closure_custom`; see [`Closure`] for who calls and drops what it holds, and where.
-struct Backward(mlx_closure_custom);
+pub(super) struct Backward(mlx_closure_custom);
 
 impl Backward {
-    fn new<F>(function: F) -> Result<Self>
+    pub(super) fn new<F>(function: F) -> Result<Self>
     where
         F: Fn(Vjp<'_>) -> Result<Vec<Array>> + Send + 'static,
     {
@@ -146,6 +147,11 @@ impl Backward {
             c_int::from(backward.0.ctx.is_null())
         })?;
         Ok(backward)
+    }
+
+    /// The handle, borrowed.
+    pub(super) fn as_ptr(&self) -> mlx_closure_custom {
+        self.0
     }
 }
 

@@ -6,18 +6,24 @@
 //! transforms of mlx-rs. Nothing here evaluates an array, and nothing here knows an op of this crate.
 #![cfg_attr(not(test), expect(dead_code, reason = "the ops that use these come after them"))]
 
+mod accelerated;
 mod array;
 mod checkpoint;
 mod closure;
+mod cuda_kernel;
 mod custom_vjp;
 mod quantize;
 mod status;
 mod stream;
+mod transform;
 mod vector;
 
-#[expect(unused_imports, reason = "the ops that use these come after them")]
+pub use self::cuda_kernel::{OutputSpec, Template};
+#[allow(unused_imports, reason = "the ops that use these come after them")]
 pub(crate) use self::{
+    accelerated::accelerated,
     checkpoint::checkpoint,
+    cuda_kernel::CudaKernel,
     custom_vjp::{Vjp, custom_vjp},
     quantize::{Packed, QuantFormat, QuantMode, dequantize, quantize, quantized_matmul},
     stream::{DeviceKind, cuda_is_available, current_device, metal_is_available},

@@ -16,15 +16,19 @@ pub(super) struct Vector(mlx_vector_array);
 impl Vector {
     /// A list of further references to these arrays.
     pub(super) fn from_arrays(arrays: impl IntoIterator<Item = impl AsRef<Array>>) -> Result<Self> {
-        // SAFETY: `res` is a slot of `out`; no element is read from the null pointer.
-        let list =
-            Self::out(|res| unsafe { mlx_sys::mlx_vector_array_set_data(res, ptr::null(), 0) })?;
+        let list = Self::empty()?;
         for array in arrays {
             let array = array.as_ref();
             // SAFETY: the list and the array are alive, and the list keeps a reference of its own.
             check(|| unsafe { mlx_sys::mlx_vector_array_append_value(list.0, array.as_ptr()) })?;
         }
         Ok(list)
+    }
+
+    /// A list of nothing, for MLX to replace.
+    pub(super) fn empty() -> Result<Self> {
+        // SAFETY: `res` is a slot of `out`; no element is read from the null pointer.
+        Self::out(|res| unsafe { mlx_sys::mlx_vector_array_set_data(res, ptr::null(), 0) })
     }
 
     /// Makes a C call that writes one list, and takes that list.
@@ -41,6 +45,11 @@ impl Vector {
     /// The handle, borrowed.
     pub(super) fn as_ptr(&self) -> mlx_vector_array {
         self.0
+    }
+
+    /// The place of the handle, for a C call that replaces the list.
+    pub(super) fn as_mut_ptr(&mut self) -> *mut mlx_vector_array {
+        &mut self.0
     }
 
     /// Hands the list over to whoever receives the handle.
