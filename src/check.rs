@@ -94,6 +94,17 @@ impl Check {
         }
     }
 
+    /// `array` has the shape of `other`.
+    pub(crate) fn same_shape(
+        &self,
+        name: &'static str,
+        array: &Array,
+        other: &Array,
+    ) -> Result<()> {
+        let axes: Vec<_> = other.shape().iter().map(|&size| Axis::Is(size)).collect();
+        self.shape(name, array, &axes)
+    }
+
     /// `array` broadcasts to `target` without changing it.
     pub(crate) fn broadcasts_to(
         &self,

@@ -24,9 +24,10 @@ mod builder;
 mod check;
 pub mod layout;
 mod ffi;
+mod target;
 pub mod config;
-pub mod dispatch;
 pub mod kernel;
+pub mod dispatch;
 
 mod ids;
 pub mod norm;
@@ -40,6 +41,9 @@ pub mod layers;
 
 pub mod cache;
 
+mod catalog;
+
+pub use catalog::kernels;
 pub use dispatch::{Backend, Dispatch};
 pub use error::{Error, Result};
 pub use layout::Layout;

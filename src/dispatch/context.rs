@@ -1,22 +1,6 @@
 //! Where an operation is about to run.
 
-use crate::{
-    config::Settings,
-    error::Result,
-    ffi::{self, DeviceKind},
-};
-
-/// The kind of device that the current stream runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Target {
-    /// MLX's CPU back end.
-    Cpu,
-    /// An Apple GPU.
-    Metal,
-    /// An NVIDIA GPU.
-    Cuda,
-}
+use crate::{config::Settings, error::Result, kernel, target::Target};
 
 /// Everything outside a problem that the choice of a backend may depend on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +8,8 @@ pub enum Target {
 pub struct Context {
     /// The device of the current stream.
     pub target: Target,
+    /// Why no kernel can run there, if none can.
+    pub obstacle: Option<&'static str>,
     /// The thresholds in force.
     pub settings: Settings,
 }
@@ -44,11 +30,8 @@ impl Context {
     /// # Ok::<(), mlx_primitives::Error>(())
     /// ```
     pub fn current() -> Result<Self> {
-        let target = match ffi::current_device()? {
-            DeviceKind::Cpu => Target::Cpu,
-            DeviceKind::Gpu if ffi::metal_is_available()? => Target::Metal,
-            DeviceKind::Gpu => Target::Cuda,
-        };
-        Ok(Self { target, settings: Settings::current().clone() })
+        let target = Target::current()?;
+        let obstacle = kernel::obstacle(target);
+        Ok(Self { target, obstacle, settings: Settings::current().clone() })
     }
 }

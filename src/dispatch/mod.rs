@@ -10,10 +10,10 @@ mod beside;
 mod context;
 
 pub(crate) use beside::beside;
-pub use context::{Context, Target};
+pub use context::Context;
 
-pub use crate::backend::Backend;
 use crate::error::{Error, Result};
+pub use crate::{backend::Backend, target::Target};
 
 /// Who picks the backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -86,7 +86,7 @@ mod tests {
     }
 
     fn context(target: Target) -> Context {
-        Context { target, settings: Settings::default() }
+        Context { target, obstacle: None, settings: Settings::default() }
     }
 
     #[test]

@@ -1,77 +1,118 @@
 //! Kernels as data: what an operation's own MSL text is, and how it is launched.
 //!
-//! A kernel is one file in `metal/`: a header of helpers, the line [`BODY_MARK`], and a body, which is
-//! what MLX wraps into a function of its own. Beside its operation stands one [`Kernel`] that names the
-//! text and its arguments; a pure function of the problem plans a [`Launch`]. No operation has a kernel
-//! yet, and [`CATALOG`] is empty: this is the vocabulary they will be written in.
+//! A kernel is one file in `metal/`: a header of helpers, the line [`BODY_MARK`], and a body, which is what MLX wraps
+//! into a function of its own. Beside its operation stands one `static` [`Kernel`] that names the text and its
+//! arguments; a pure function of the problem makes a [`Plan`]; and a [`Call`] is both with the arrays, checked. The
+//! same text runs on Apple GPUs through MLX's `metal_kernel`, on NVIDIA GPUs through its `cuda_kernel`, and in tests on
+//! the CPU through whatever [`set_host`] was given.
+//!
+//! What is taken care of here, once, for every kernel:
+//!
+//! - inputs are row-contiguous, and a 0-d array is passed as one of shape `[1]`;
+//! - grids are whole groups, so that no device runs a part of one;
+//! - the types of its arrays, and its constants, are template arguments of the text;
+//! - an empty array, one of more than 2³¹ elements, and a launch that some GPU cannot run are errors.
+//!
+//! What a text must do itself: an input of fewer than eight elements has address space `constant` and not `device`, so
+//! helpers take pointers by template; and threads beyond the last element do nothing.
+
+mod call;
+mod grad;
+mod host;
+mod run;
+mod text;
 
 mod launch;
+mod rows;
 
+pub use call::{Call, Constant, Plan};
+pub(crate) use grad::{Vjp, differentiable, differentiable_by_reference};
+pub use host::{Host, set_host};
 pub use launch::Launch;
+pub(crate) use rows::Rows;
+pub use text::File;
+pub(crate) use text::metal;
+
+use mlx_rs::{Array, Dtype};
+
+pub use crate::ffi::{OutputSpec, Template};
+use crate::target::Target;
 
 /// The line between the helpers and the body of a kernel file.
 pub const BODY_MARK: &str = "// ---- body ----";
 
-/// Every kernel of the crate.
-pub static CATALOG: &[&Kernel] = &[];
+/// The most elements of one array, so that an index fits the 32 bits that kernels count in.
+pub const MAX_ELEMENTS: usize = 1 << 31;
 
 /// One launchable kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernel {
-    /// The name of the function that MLX compiles; unique in [`CATALOG`].
+    /// What the function that MLX compiles is named after.
     pub name: &'static str,
-    /// The names of the input arrays, in order.
-    pub inputs: &'static [&'static str],
-    /// The names of the output arrays, in order.
-    pub outputs: &'static [&'static str],
+    /// The input arrays, in order.
+    pub inputs: &'static [Argument],
+    /// The output arrays, in order.
+    pub outputs: &'static [Argument],
+    /// The names of the constants it is compiled for, in order.
+    pub constants: &'static [&'static str],
     /// The texts shared with other kernels, which go before its own helpers.
-    pub fragments: &'static [&'static str],
+    pub fragments: &'static [File],
     /// The kernel's own file.
-    pub source: &'static str,
+    pub file: File,
 }
 
-impl Kernel {
-    /// Everything before the body: the fragments, then the file's own helpers.
-    pub fn header(&self) -> String {
-        let helpers = self.source.split_once(BODY_MARK).map_or("", |(helpers, _)| helpers);
-        self.fragments.iter().copied().chain([helpers]).collect::<Vec<_>>().join("\n")
+/// An array that a kernel reads or writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Argument {
+    /// Its name in the text.
+    pub name: &'static str,
+    /// The type of its elements.
+    pub element: Element,
+    /// Its axes: a number for a fixed size, else a letter that stands for one size in all arguments of the kernel.
+    pub shape: &'static [&'static str],
+}
+
+impl Argument {
+    /// An array of these axes, whose elements have the type that the text calls `element`.
+    pub const fn of(
+        element: &'static str,
+        name: &'static str,
+        shape: &'static [&'static str],
+    ) -> Self {
+        Self { name, element: Element::Floating(element), shape }
     }
 
-    /// The statements of the function; the whole file where it has no mark.
-    pub fn body(&self) -> &'static str {
-        self.source.split_once(BODY_MARK).map_or(self.source, |(_, body)| body).trim_start()
+    /// An array of these axes, whose elements are always of `dtype`.
+    pub const fn fixed(dtype: Dtype, name: &'static str, shape: &'static [&'static str]) -> Self {
+        Self { name, element: Element::Is(dtype), shape }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The type of an argument's elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    /// f32, f16 or bf16: whichever the first input that names this template parameter has.
+    Floating(&'static str),
+    /// This type and no other.
+    Is(Dtype),
+}
 
-    const DOUBLE: Kernel = Kernel {
-        name: "double",
-        inputs: &["x"],
-        outputs: &["y"],
-        fragments: &["// fragment"],
-        source: "// helpers\n// ---- body ----\ny[i] = twice(x[i]);\n",
-    };
-
-    #[test]
-    fn the_mark_parts_helpers_from_body() {
-        assert_eq!(DOUBLE.header(), "// fragment\n// helpers\n");
-        assert_eq!(DOUBLE.body(), "y[i] = twice(x[i]);\n");
+/// Why no kernel can run on `target`, if none can.
+pub(crate) fn obstacle(target: Target) -> Option<&'static str> {
+    match target {
+        Target::Cpu if host::is_set() => None,
+        Target::Cpu => Some("kernels run on a GPU, and the current stream is on the CPU"),
+        Target::Metal if cfg!(feature = "metal") => None,
+        Target::Metal => Some("the crate was built without its `metal` feature"),
+        Target::Cuda => None,
     }
+}
 
-    #[test]
-    fn a_file_without_the_mark_is_all_body() {
-        let bare = Kernel { source: "y[i] = x[i];", fragments: &[], ..DOUBLE };
-        assert_eq!((bare.header().as_str(), bare.body()), ("", "y[i] = x[i];"));
-    }
-
-    #[test]
-    fn names_in_the_catalog_are_unique() {
-        let mut names: Vec<_> = CATALOG.iter().map(|kernel| kernel.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), CATALOG.len());
-    }
+/// Why no kernel can take these arrays, if none can.
+pub(crate) fn refusal<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Option<&'static str> {
+    arrays.into_iter().find_map(|array| match array.size() {
+        0 => Some("a kernel takes no empty array"),
+        size if size > MAX_ELEMENTS => Some("a kernel takes no more than 2^31 elements"),
+        _ => None,
+    })
 }

@@ -121,7 +121,7 @@ mod tests {
             (Dense, Target::Metal, Dense),
         ];
         for (asked, target, expected) in table {
-            let context = Context { target, settings: Settings::default() };
+            let context = Context { target, obstacle: None, settings: Settings::default() };
             assert_eq!(asked.resolve(&context), expected, "{asked:?} on {target:?}");
         }
     }

@@ -257,7 +257,7 @@ mod tests {
 
     fn choice(target: Target, offset: RopeOffset) -> Option<Backend> {
         let x = Array::from_slice(&[0.0_f32; 12], &[1, 3, 1, 4]);
-        let context = Context { target, settings: Settings::default() };
+        let context = Context { target, obstacle: None, settings: Settings::default() };
         let problem = Problem::new(&x, offset, RopeOptions::default()).ok()?;
         Some(problem.choose(&context))
     }

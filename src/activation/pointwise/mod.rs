@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn only_a_gpu_fuses() {
-        let on = |target| choose(&Context { target, settings: Settings::default() });
+        let on =
+            |target| choose(&Context { target, obstacle: None, settings: Settings::default() });
         assert_eq!(on(Target::Cpu), Backend::Reference);
         assert_eq!(on(Target::Metal), Backend::Builtin);
         assert_eq!(on(Target::Cuda), Backend::Builtin);

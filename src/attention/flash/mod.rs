@@ -252,7 +252,7 @@ mod tests {
         ] {
             let x = Array::from_slice(&[0.0_f32; 4], &[1, 1, 1, 4]).as_dtype(dtype).ok();
             let problem = x.as_ref().map(|x| Problem::new(x, x, x, &Default::default()));
-            let context = Context { target, settings: Settings::default() };
+            let context = Context { target, obstacle: None, settings: Settings::default() };
             let chosen = problem.and_then(Result::ok).map(|problem| problem.choose(&context));
             assert_eq!(chosen, Some(expected), "{target:?} {dtype:?}");
         }

@@ -156,7 +156,7 @@ mod tests {
         ] {
             let x = Array::zeros::<f32>(&[2, dims])?;
             let problem = Problem::new(&x, None, None, 1e-5)?;
-            let context = Context { target, settings: Settings::default() };
+            let context = Context { target, obstacle: None, settings: Settings::default() };
             assert_eq!(problem.choose(&context), expected, "{target:?} {dims}");
             let refused = problem.refusal(Backend::Builtin, &context).is_some();
             assert_eq!(refused, expected == Backend::Reference, "{target:?} {dims}");

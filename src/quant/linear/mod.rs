@@ -159,7 +159,7 @@ mod tests {
         let weight = QuantizedWeight::quantize(&Array::zeros::<f32>(&[2, 32])?, 32, 4)?;
         let choice = |rows, target| {
             let x = Array::zeros::<f32>(&[rows, 32])?;
-            let context = Context { target, settings: Settings::default() };
+            let context = Context { target, obstacle: None, settings: Settings::default() };
             Ok::<_, crate::Error>(Problem::new(&x, &weight, None)?.choose(&context))
         };
         assert_eq!(choice(15, Target::Cpu)?, Backend::Builtin);

@@ -1,0 +1,148 @@
+// MSL's words in CUDA's C++, so that one text is compiled for both. MLX includes CUDA's own headers before this.
+//
+// Every lane of a warp that has threads must reach a simd_* function. A grid is made of full groups, and groups of
+// whole warps where simd_* functions are used.
+
+#define METAL_CUDA 1
+#define METAL_FUNC __device__ __forceinline__
+#define THREADGROUP_ARRAY(type, name, extents) __shared__ type name extents
+#define UNROLL _Pragma("unroll")
+
+// CUDA has one generic address space.
+#define device
+#define constant
+#define thread
+#define threadgroup
+
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef __half float16_t;
+typedef __nv_bfloat16 bfloat16_t;
+typedef __nv_bfloat16 bfloat;
+
+namespace metal {
+
+// ---- positions
+
+METAL_FUNC uint index_in_group() {
+  return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+}
+METAL_FUNC uint threads_of_group() { return blockDim.x * blockDim.y * blockDim.z; }
+METAL_FUNC uint3 position_in_group() { return make_uint3(threadIdx.x, threadIdx.y, threadIdx.z); }
+METAL_FUNC uint3 position_of_group() { return make_uint3(blockIdx.x, blockIdx.y, blockIdx.z); }
+METAL_FUNC uint3 size_of_group() { return make_uint3(blockDim.x, blockDim.y, blockDim.z); }
+METAL_FUNC uint3 groups() { return make_uint3(gridDim.x, gridDim.y, gridDim.z); }
+METAL_FUNC uint3 position_in_grid() {
+  return make_uint3(
+      blockIdx.x * blockDim.x + threadIdx.x,
+      blockIdx.y * blockDim.y + threadIdx.y,
+      blockIdx.z * blockDim.z + threadIdx.z);
+}
+
+// ---- barriers
+
+enum class mem_flags : uint { mem_none = 0, mem_device = 1, mem_threadgroup = 2 };
+METAL_FUNC mem_flags operator|(mem_flags a, mem_flags b) { return mem_flags(uint(a) | uint(b)); }
+METAL_FUNC void threadgroup_barrier(mem_flags) { __syncthreads(); }
+METAL_FUNC void simdgroup_barrier(mem_flags) { __syncwarp(); }
+
+// ---- simd groups
+
+constexpr uint ALL_LANES = 0xffffffffu;
+
+template <typename T> METAL_FUNC T simd_shuffle(T x, ushort lane) { return __shfl_sync(ALL_LANES, x, lane); }
+template <typename T> METAL_FUNC T simd_broadcast(T x, ushort lane) { return __shfl_sync(ALL_LANES, x, lane); }
+template <typename T> METAL_FUNC T simd_shuffle_xor(T x, ushort mask) { return __shfl_xor_sync(ALL_LANES, x, mask); }
+template <typename T> METAL_FUNC T simd_shuffle_up(T x, ushort delta) { return __shfl_up_sync(ALL_LANES, x, delta); }
+template <typename T> METAL_FUNC T simd_shuffle_down(T x, ushort delta) { return __shfl_down_sync(ALL_LANES, x, delta); }
+
+template <typename T> METAL_FUNC T simd_sum(T x) {
+  for (int mask = 16; mask > 0; mask /= 2) x = x + __shfl_xor_sync(ALL_LANES, x, mask);
+  return x;
+}
+template <typename T> METAL_FUNC T simd_max(T x) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const T other = __shfl_xor_sync(ALL_LANES, x, mask);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+template <typename T> METAL_FUNC T simd_min(T x) {
+  for (int mask = 16; mask > 0; mask /= 2) {
+    const T other = __shfl_xor_sync(ALL_LANES, x, mask);
+    x = other < x ? other : x;
+  }
+  return x;
+}
+template <typename T> METAL_FUNC T simd_prefix_inclusive_sum(T x) {
+  for (int delta = 1; delta < 32; delta *= 2) {
+    const T before = __shfl_up_sync(ALL_LANES, x, delta);
+    if ((index_in_group() & 31u) >= delta) x = x + before;
+  }
+  return x;
+}
+METAL_FUNC bool simd_all(bool x) { return __all_sync(ALL_LANES, x); }
+METAL_FUNC bool simd_any(bool x) { return __any_sync(ALL_LANES, x); }
+
+// ---- numbers
+
+template <typename To, typename From> METAL_FUNC To as_type(From from) {
+  static_assert(sizeof(To) == sizeof(From), "as_type keeps the number of bits");
+  To to;
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+METAL_FUNC float exp(float x) { return expf(x); }
+METAL_FUNC float exp2(float x) { return exp2f(x); }
+METAL_FUNC float log(float x) { return logf(x); }
+METAL_FUNC float log2(float x) { return log2f(x); }
+METAL_FUNC float sqrt(float x) { return sqrtf(x); }
+METAL_FUNC float rsqrt(float x) { return rsqrtf(x); }
+METAL_FUNC float sin(float x) { return sinf(x); }
+METAL_FUNC float cos(float x) { return cosf(x); }
+METAL_FUNC float tanh(float x) { return tanhf(x); }
+METAL_FUNC float fabs(float x) { return fabsf(x); }
+METAL_FUNC float floor(float x) { return floorf(x); }
+METAL_FUNC float ceil(float x) { return ceilf(x); }
+METAL_FUNC float pow(float x, float y) { return powf(x, y); }
+METAL_FUNC float fma(float x, float y, float z) { return fmaf(x, y, z); }
+METAL_FUNC bool isnan(float x) { return x != x; }
+template <typename T> METAL_FUNC T min(T x, T y) { return y < x ? y : x; }
+template <typename T> METAL_FUNC T max(T x, T y) { return x < y ? y : x; }
+
+}  // namespace metal
+
+using metal::mem_flags;
+using metal::as_type;
+using metal::threadgroup_barrier;
+using metal::simdgroup_barrier;
+using metal::simd_shuffle;
+using metal::simd_broadcast;
+using metal::simd_shuffle_xor;
+using metal::simd_shuffle_up;
+using metal::simd_shuffle_down;
+using metal::simd_sum;
+using metal::simd_max;
+using metal::simd_min;
+using metal::simd_prefix_inclusive_sum;
+using metal::simd_all;
+using metal::simd_any;
+
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#endif
+#ifndef NAN
+#define NAN __int_as_float(0x7fffffff)
+#endif
+
+#define thread_position_in_grid metal::position_in_grid()
+#define thread_position_in_threadgroup metal::position_in_group()
+#define threadgroup_position_in_grid metal::position_of_group()
+#define threads_per_threadgroup metal::size_of_group()
+#define threadgroups_per_grid metal::groups()
+#define thread_index_in_threadgroup metal::index_in_group()
+#define thread_index_in_simdgroup (metal::index_in_group() & 31u)
+#define simdgroup_index_in_threadgroup (metal::index_in_group() / 32u)
+#define simdgroups_per_threadgroup ((metal::threads_of_group() + 31u) / 32u)

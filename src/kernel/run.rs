@@ -1,0 +1,182 @@
+//! The one launcher.
+
+use std::{
+    collections::HashMap,
+    ffi::c_int,
+    ptr,
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
+
+use mlx_rs::{
+    Array,
+    error::{Exception, Result},
+};
+
+use super::{Call, Kernel, Plan, host};
+use crate::{
+    ffi::{CudaKernel, exactly},
+    target::Target,
+};
+
+impl Kernel {
+    /// Checks and launches a kernel of this crate.
+    ///
+    /// # Errors
+    /// As [`Call::new`] and [`Call::run`].
+    pub(crate) fn call<const M: usize>(
+        &'static self,
+        inputs: &[&Array],
+        plan: Plan,
+    ) -> crate::Result<[Array; M]> {
+        Ok(exactly(Call::new(self, inputs, plan)?.run()?)?)
+    }
+}
+
+impl Call {
+    /// Launches a kernel of this crate on the current stream; lazily, but for a host.
+    ///
+    /// # Errors
+    /// Where the stream's device cannot run kernels. A fault in the text is found when an output is evaluated.
+    pub(crate) fn run(&self) -> Result<Vec<Array>> {
+        let target = Target::current()?;
+        if let Some(reason) = super::obstacle(target) {
+            return Err(Exception::custom(format!("[{}] {reason}", self.kernel().name)));
+        }
+        match (target, host::get()) {
+            (Target::Cpu, Some(host)) => host.run(self),
+            // SAFETY: the arrays are what the kernel declares, for `Call::new` has checked them, the launcher hands
+            // them over row-contiguous, and grids are full groups. That a kernel of this crate keeps to its arrays for
+            // all such shapes, and without a race, is what every one of them is tested for under the sanitizers.
+            _ => unsafe { self.launch_on(target) },
+        }
+    }
+
+    /// Launches the caller's own kernel on the current stream; lazily.
+    ///
+    /// # Safety
+    /// For these arrays and this plan the text must stay inside the arrays, write no input, write every element of every
+    /// output, and have no two threads touch one element without a barrier between, if one of them writes.
+    ///
+    /// # Errors
+    /// As for the crate's own kernels: where the stream's device cannot run any.
+    pub unsafe fn run_unchecked(&self) -> Result<Vec<Array>> {
+        self.run()
+    }
+
+    /// # Safety
+    /// As for [`Call::run_unchecked`].
+    unsafe fn launch_on(&self, target: Target) -> Result<Vec<Array>> {
+        let compiled = compiled(self.kernel(), target)?;
+        let threads = |counts: [u32; 3]| counts.map(|count| count as c_int);
+        let (grid, group) = (threads(self.launch().grid()), threads(self.launch().group));
+        match &*compiled {
+            // SAFETY: the caller vouches for the text, and `Launch::check` for counts that fit a C integer.
+            Compiled::Cuda(kernel) => unsafe {
+                kernel.apply(self.inputs(), self.outputs(), grid, group, self.template())
+            },
+            #[cfg(feature = "metal")]
+            // SAFETY: as above.
+            Compiled::Metal(kernel) => unsafe {
+                metal::apply(kernel, self, grid.into(), group.into())
+            },
+        }
+    }
+}
+
+/// What MLX keeps of a kernel. It compiles the text once for each set of template arguments.
+enum Compiled {
+    Cuda(CudaKernel),
+    #[cfg(feature = "metal")]
+    Metal(mlx_rs::fast::MetalKernel),
+}
+
+// SAFETY: both are functions of MLX that hold their text by value; to call one reads it and changes nothing.
+unsafe impl Send for Compiled {}
+// SAFETY: as above.
+unsafe impl Sync for Compiled {}
+
+impl Compiled {
+    fn new(kernel: &Kernel, target: Target) -> Result<Self> {
+        let name = kernel.unique_name(target);
+        let (header, body) = (kernel.header(target), kernel.body());
+        let inputs: Vec<_> = kernel.inputs.iter().map(|argument| argument.name).collect();
+        let outputs: Vec<_> = kernel.outputs.iter().map(|argument| argument.name).collect();
+        match target {
+            #[cfg(feature = "metal")]
+            Target::Metal => metal::new(&name, &inputs, &outputs, header, &body).map(Self::Metal),
+            _ => CudaKernel::new(&name, &inputs, &outputs, &header, &body).map(Self::Cuda),
+        }
+    }
+}
+
+fn compiled(kernel: &'static Kernel, target: Target) -> Result<Arc<Compiled>> {
+    type Cache = HashMap<(usize, Target), Arc<Compiled>>;
+    static CACHE: LazyLock<Mutex<Cache>> = LazyLock::new(Mutex::default);
+    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (ptr::from_ref(kernel).addr(), target);
+    if let Some(compiled) = cache.get(&key) {
+        return Ok(compiled.clone());
+    }
+    let compiled = Arc::new(Compiled::new(kernel, target)?);
+    cache.insert(key, compiled.clone());
+    Ok(compiled)
+}
+
+#[cfg(feature = "metal")]
+mod metal {
+    use std::ffi::c_int;
+
+    use mlx_rs::{
+        Array,
+        error::Result,
+        fast::{
+            MetalKernel, MetalKernelApplyOptions, MetalKernelOptions, MetalKernelOutput,
+            TemplateArg,
+        },
+    };
+
+    use crate::kernel::{Call, Template};
+
+    pub(super) fn new(
+        name: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        header: String,
+        body: &str,
+    ) -> Result<MetalKernel> {
+        let options =
+            MetalKernelOptions { header, ensure_row_contiguous: true, atomic_outputs: false };
+        MetalKernel::new(name, inputs, outputs, body, options)
+    }
+
+    /// # Safety
+    /// As for [`Call::run_unchecked`].
+    pub(super) unsafe fn apply(
+        kernel: &MetalKernel,
+        call: &Call,
+        grid: (c_int, c_int, c_int),
+        group: (c_int, c_int, c_int),
+    ) -> Result<Vec<Array>> {
+        let outputs = call.outputs().iter();
+        let outputs: Vec<_> = outputs
+            .map(|output| MetalKernelOutput { shape: output.shape.clone(), dtype: output.dtype })
+            .collect();
+        let template = call.template().iter().map(|&(name, value)| (name.to_owned(), value.into()));
+        let options = MetalKernelApplyOptions {
+            template_args: template.collect(),
+            ..MetalKernelApplyOptions::default()
+        };
+        // SAFETY: the caller vouches for the text.
+        unsafe { kernel.apply(call.inputs(), &outputs, grid, group, options) }
+    }
+
+    impl From<Template> for TemplateArg {
+        fn from(argument: Template) -> Self {
+            match argument {
+                Template::Dtype(dtype) => Self::Dtype(dtype),
+                Template::Int(value) => Self::Int(value),
+                Template::Bool(value) => Self::Bool(value),
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The text of a kernel, as each device's compiler gets it.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use super::{BODY_MARK, Kernel};
+use crate::target::Target;
+
+/// A file of the `metal` folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct File {
+    /// Its path below `metal/`, which compilers name in their messages.
+    pub path: &'static str,
+    /// What it holds.
+    pub text: &'static str,
+}
+
+/// The file at this path below `metal/`.
+macro_rules! metal {
+    ($path:literal) => {
+        $crate::kernel::File {
+            path: $path,
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/metal/", $path)),
+        }
+    };
+}
+pub(crate) use metal;
+
+const METAL: File = metal!("targets/metal.h");
+const CUDA: File = metal!("targets/cuda.h");
+
+impl File {
+    /// The text from `line` on, such that compilers count lines as the file does.
+    fn numbered(text: &str, path: &str, line: usize) -> String {
+        format!("\n#line {line} \"{path}\"\n{text}")
+    }
+
+    fn whole(&self) -> String {
+        Self::numbered(self.text, self.path, 1)
+    }
+}
+
+impl Kernel {
+    /// Everything before the function: what the device needs, the fragments, then the file's own helpers.
+    pub fn header(&self, target: Target) -> String {
+        let words = if target == Target::Cuda { CUDA } else { METAL };
+        let shared = [words].iter().chain(self.fragments).map(File::whole).collect::<String>();
+        let (helpers, _) = self.parts();
+        shared + &File::numbered(helpers, self.file.path, 1)
+    }
+
+    /// The statements of the function; the whole file where it has no mark.
+    pub fn body(&self) -> String {
+        let (helpers, body) = self.parts();
+        File::numbered(body, self.file.path, 1 + helpers.lines().count())
+    }
+
+    /// The name for MLX, which keeps compiled kernels by name alone, on disk too: so another text needs another name.
+    pub(super) fn unique_name(&self, target: Target) -> String {
+        let mut hasher = DefaultHasher::new();
+        (self.header(target), self.body()).hash(&mut hasher);
+        format!("{}_{:016x}", self.name, hasher.finish())
+    }
+
+    /// The helpers, and the body with the mark as its first line.
+    fn parts(&self) -> (&'static str, &'static str) {
+        match self.file.text.find(BODY_MARK) {
+            Some(mark) => self.file.text.split_at(mark),
+            None => ("", self.file.text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOUBLE: Kernel = Kernel {
+        name: "double",
+        inputs: &[],
+        outputs: &[],
+        constants: &[],
+        fragments: &[File { path: "common/two.metal", text: "// fragment\n" }],
+        file: File {
+            path: "double.metal",
+            text: "// helpers\n// ---- body ----\ny[i] = twice(x[i]);\n",
+        },
+    };
+
+    #[test]
+    fn the_mark_parts_helpers_from_body() {
+        let header = DOUBLE.header(Target::Metal);
+        assert!(header.contains("THREADGROUP_ARRAY"));
+        assert!(header.ends_with(
+            "\n#line 1 \"common/two.metal\"\n// fragment\n\n#line 1 \"double.metal\"\n// helpers\n"
+        ));
+        let body = "\n#line 2 \"double.metal\"\n// ---- body ----\ny[i] = twice(x[i]);\n";
+        assert_eq!(DOUBLE.body(), body);
+    }
+
+    #[test]
+    fn a_file_without_the_mark_is_all_body() {
+        let bare = Kernel { file: File { path: "bare.metal", text: "y[i] = x[i];" }, ..DOUBLE };
+        assert_eq!(bare.body(), "\n#line 1 \"bare.metal\"\ny[i] = x[i];");
+    }
+
+    #[test]
+    fn another_text_has_another_name() {
+        let other = Kernel { file: File { path: "double.metal", text: "y[i] = x[i];" }, ..DOUBLE };
+        let name = DOUBLE.unique_name(Target::Cuda);
+        assert!(name.starts_with("double_"));
+        assert_eq!(name, DOUBLE.unique_name(Target::Cuda));
+        assert_ne!(name, other.unique_name(Target::Cuda));
+        assert_ne!(name, DOUBLE.unique_name(Target::Metal));
+    }
+}
