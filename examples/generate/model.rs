@@ -137,7 +137,7 @@ impl Loader<'_> {
         let Weight::Dense(weight) = self.checkpoint.weight(name)? else {
             bail!("{name} is packed, but the weight of a norm never is");
         };
-        Ok(RmsNorm { weight: self.param(weight)?, eps: config.rms_eps })
+        Ok(RmsNorm { weight: self.param(weight)?, eps: config.rms_eps, unit_offset: false })
     }
 
     fn param(&self, weight: Array) -> Result<Param<Array>> {

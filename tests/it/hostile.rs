@@ -84,7 +84,7 @@ fn norms_and_activations(hostile: &mut Hostile) {
     let [weight, bias] = [0; 2].map(|_| hostile.array(&shape[rank - 1..], dtype));
     let (weight, bias) = (hostile.maybe(&weight), hostile.maybe(&bias));
     let (eps, dispatch) = (hostile.or(1e-5, &NUMBERS), hostile.dispatch());
-    let y = rms_norm(&x, weight, RmsNormOptions { eps, dispatch });
+    let y = rms_norm(&x, weight, RmsNormOptions { eps, dispatch, ..Default::default() });
     judge("rms_norm", y, x.shape(), x.dtype());
     let y = layer_norm(&x, weight, bias, LayerNormOptions { eps, dispatch });
     judge("layer_norm", y, x.shape(), x.dtype());

@@ -18,6 +18,8 @@ use crate::{
 pub struct RmsNormOptions {
     /// Added to the mean square, so that a row of zeros stays finite. Default: 1e-5.
     pub eps: f32,
+    /// Whether rows are scaled by `1 + weight`, as in Gemma, and not by `weight`. Default: no.
+    pub unit_offset: bool,
     /// Who picks the backend.
     pub dispatch: Dispatch,
 }
@@ -29,14 +31,14 @@ impl RmsNormOptions {
 
 impl Default for RmsNormOptions {
     fn default() -> Self {
-        Self { eps: Self::DEFAULT_EPS, dispatch: Dispatch::Auto }
+        Self { eps: Self::DEFAULT_EPS, unit_offset: false, dispatch: Dispatch::Auto }
     }
 }
 
 /// Scales each row of `x` to a root mean square of one, then by `weight`.
 ///
-/// `y = x / sqrt(mean(x²) + eps) · weight`, with the mean over the last axis, in f32 whatever the
-/// dtype.
+/// `y = x / sqrt(mean(x²) + eps) · weight`, or `· (1 + weight)` with
+/// [`RmsNormOptions::unit_offset`], with the mean over the last axis, in f32 whatever the dtype.
 ///
 /// # Shapes
 /// - `x`: `[..., D]`, f32, f16 or bf16
@@ -69,7 +71,7 @@ pub fn rms_norm<'a>(
     weight: impl Into<Option<&'a Array>>,
     options: RmsNormOptions,
 ) -> Result<Array> {
-    let problem = Problem::new(x.as_ref(), weight.into(), options.eps)?;
+    let problem = Problem::new(x.as_ref(), weight.into(), &options)?;
     match options.dispatch.resolve(&problem)? {
         Backend::Reference => reference::rms_norm(&problem),
         _ => builtin(&problem),
@@ -80,12 +82,35 @@ pub fn rms_norm<'a>(
 struct Problem<'a> {
     x: &'a Array,
     weight: Option<&'a Array>,
-    eps: f32,
+    scaling: Scaling,
     dtype: Dtype,
 }
 
+/// How rows are scaled.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scaling {
+    pub(super) eps: f32,
+    pub(super) unit_offset: bool,
+}
+
+impl Scaling {
+    pub(super) fn of(options: &RmsNormOptions) -> Self {
+        Self { eps: options.eps, unit_offset: options.unit_offset }
+    }
+
+    /// What normalized rows are multiplied by. An offset is added in f32, where small weights
+    /// keep their digits beside it.
+    pub(super) fn factor(self, weight: &Array) -> Result<Array> {
+        if self.unit_offset {
+            Ok(weight.as_dtype(Dtype::Float32)?.add(Array::from_f32(1.0))?)
+        } else {
+            Ok(weight.clone())
+        }
+    }
+}
+
 impl<'a> Problem<'a> {
-    fn new(x: &'a Array, weight: Option<&'a Array>, eps: f32) -> Result<Self> {
+    fn new(x: &'a Array, weight: Option<&'a Array>, options: &RmsNormOptions) -> Result<Self> {
         let check = Check::op(Self::OP);
         let dtype = check.floating("x", x)?;
         let dims = check.last_axis("x", x)?;
@@ -93,8 +118,12 @@ impl<'a> Problem<'a> {
             check.floating("weight", weight)?;
             check.shape("weight", weight, axes![dims])?;
         }
-        check.non_negative("eps", eps)?;
-        Ok(Self { x, weight, eps, dtype })
+        check.non_negative("eps", options.eps)?;
+        Ok(Self { x, weight, scaling: Scaling::of(options), dtype })
+    }
+
+    fn factor(&self) -> Result<Option<Array>> {
+        self.weight.map(|weight| self.scaling.factor(weight)).transpose()
     }
 }
 
@@ -107,6 +136,6 @@ impl Dispatched for Problem<'_> {
 }
 
 fn builtin(problem: &Problem) -> Result<Array> {
-    let y = mlx_rs::fast::rms_norm(problem.x, problem.weight, problem.eps)?;
+    let y = mlx_rs::fast::rms_norm(problem.x, problem.factor()?.as_ref(), problem.scaling.eps)?;
     Ok(y.as_dtype(problem.dtype)?)
 }

@@ -5,7 +5,7 @@ use mlx_rs::{
     error::Exception,
     macros::ModuleParameters,
     module::{Module, Param},
-    ops::ones,
+    ops::{ones, zeros},
 };
 
 use super::{RmsNormOptions, rms_norm};
@@ -19,10 +19,12 @@ builder! {
     ) {
         /// Added to the mean square; [`RmsNorm::DEFAULT_EPS`] by default.
         eps: f32 = RmsNorm::DEFAULT_EPS,
+        /// Whether rows are scaled by `1 + weight`, as in Gemma, and the weight starts at zero; no by default.
+        unit_offset: bool = false,
     }
 }
 
-/// [`rms_norm`] with a trainable weight that starts at one.
+/// [`rms_norm`] with a trainable weight that starts at one, or at zero where it is an offset from one.
 ///
 /// # Shapes
 /// `[..., D]` to `[..., D]`.
@@ -44,6 +46,8 @@ pub struct RmsNorm {
     pub weight: Param<Array>,
     /// Added to the mean square.
     pub eps: f32,
+    /// Whether rows are scaled by `1 + weight`.
+    pub unit_offset: bool,
 }
 
 impl RmsNorm {
@@ -62,7 +66,9 @@ impl RmsNorm {
         let check = Check::op("RmsNorm");
         check.at_least("dims", builder.dims, 1)?;
         check.non_negative("eps", builder.eps)?;
-        Ok(Self { weight: Param::new(ones::<f32>(&[builder.dims])?), eps: builder.eps })
+        let (dims, unit_offset) = (&[builder.dims], builder.unit_offset);
+        let weight = if unit_offset { zeros::<f32>(dims)? } else { ones::<f32>(dims)? };
+        Ok(Self { weight: Param::new(weight), eps: builder.eps, unit_offset })
     }
 }
 
@@ -71,7 +77,8 @@ impl Module<&Array> for RmsNorm {
     type Error = Exception;
 
     fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
-        let options = RmsNormOptions { eps: self.eps, ..Default::default() };
+        let (eps, unit_offset) = (self.eps, self.unit_offset);
+        let options = RmsNormOptions { eps, unit_offset, ..Default::default() };
         Ok(rms_norm(x, &*self.weight, options)?)
     }
 

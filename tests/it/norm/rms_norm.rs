@@ -63,7 +63,7 @@ fn oracle(x: &Tensor, weight: Option<&Tensor>, eps: f64) -> Tensor {
 }
 
 fn options(dispatch: Dispatch) -> RmsNormOptions {
-    RmsNormOptions { eps: EPS, dispatch }
+    RmsNormOptions { eps: EPS, dispatch, ..Default::default() }
 }
 
 #[test]
@@ -106,6 +106,26 @@ fn a_weight_of_another_dtype_keeps_the_dtype_of_x() {
                 assert_eq!(y.dtype(), of_x);
                 let what = format!("{OP} {of_x:?} with {of_weight:?} on {backend}");
                 assert_close(&what, &y, &expected, Tolerance::of(OP, of_x));
+            },
+        );
+    }
+}
+
+#[test]
+fn a_unit_offset_is_added_to_the_weight() {
+    for dtype in FLOATING {
+        let (x, weight) = (normal(1, &[3, 65], dtype), normal(2, &[65], dtype));
+        let factor = Tensor::of(&weight);
+        let factor = Tensor::new(&factor.shape, factor.values.iter().map(|w| 1.0 + w).collect());
+        let expected = oracle(&Tensor::of(&x), Some(&factor), EPS.into());
+        on_each_backend(
+            OP,
+            |dispatch| {
+                rms_norm(&x, &weight, RmsNormOptions { unit_offset: true, ..options(dispatch) })
+            },
+            |backend, y| {
+                let what = format!("{OP} with 1 + weight, {dtype:?} on {backend}");
+                assert_close(&what, &y, &expected, Tolerance::of(OP, dtype));
             },
         );
     }
@@ -194,6 +214,18 @@ fn the_module_is_the_function() {
         let expected = oracle(&Tensor::of(&x), Some(&Tensor::of(&weight)), eps.into());
         assert_close("RmsNorm", &y, &expected, Tolerance::of(OP, Dtype::Float32));
     }
+}
+
+#[test]
+fn a_module_with_a_unit_offset_starts_as_one_without() {
+    let x = normal(5, &[2, 8], Dtype::Float32);
+    let mut offset = RmsNormBuilder::new(8).unit_offset(true).build().unwrap();
+    let y = RmsNorm::new(8).unwrap().forward(&x).unwrap();
+    assert_close("RmsNorm", &offset.forward(&x).unwrap(), &Tensor::of(&y), Tolerance::EXACT);
+    offset.weight.value = Array::from_slice(&[1.0_f32; 8], &[8]);
+    let doubled = y.multiply(Array::from_f32(2.0)).unwrap();
+    let tolerance = Tolerance::of(OP, Dtype::Float32);
+    assert_close("RmsNorm", &offset.forward(&x).unwrap(), &Tensor::of(&doubled), tolerance);
 }
 
 #[test]
