@@ -1,7 +1,9 @@
 //! Normalization over the last axis.
 
+pub mod add_rms_norm;
 pub mod layer_norm;
 pub mod rms_norm;
 
+pub use add_rms_norm::add_rms_norm;
 pub use layer_norm::{LayerNorm, LayerNormBuilder, LayerNormOptions, layer_norm};
 pub use rms_norm::{RmsNorm, RmsNormBuilder, RmsNormOptions, rms_norm};
