@@ -1,8 +1,13 @@
-// The words that MSL itself lacks and every target defines.
-
-// An array shared by the threads of a group: THREADGROUP_ARRAY(float, partial, [32]);
+// What the kernels' own words mean to Apple's compiler. Another target defines them before it reads this.
 #ifndef THREADGROUP_ARRAY
-#define THREADGROUP_ARRAY(type, name, extents) threadgroup type name extents
+
+// Declares an array that a threadgroup shares: THREADGROUP_ARRAY(float, tile, [16][33]);
+#define THREADGROUP_ARRAY(T, name, extents) threadgroup T name extents
+
+// Makes a vector whose element type is a template parameter: MAKE_VEC(T, 4)(a, b, c, d).
+// Where the type is known, float4(a, b, c, d) does.
+#define MAKE_VEC(T, n) metal::vec<T, n>
+
 #endif
 
 // Before a loop of a constant number of rounds over an array that must stay in registers.

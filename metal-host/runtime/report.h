@@ -1,0 +1,29 @@
+// How the runtime says what is wrong: one line that the Rust side reads, and the end of the process.
+#pragma once
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+namespace report {
+
+// Where a kernel called the runtime, as clang's __builtin_source_location() lays it out.
+struct Site {
+  const char* file;
+  const char* function;
+  unsigned line, column;
+
+  bool operator==(const Site& other) const {
+    return line == other.line && column == other.column && std::string(file) == other.file;
+  }
+};
+
+// Ends the process, and may do so from any fibre.
+[[noreturn]] inline void finding(const char* kind, const Site* site, const std::string& message) {
+  fprintf(stderr, "\nmsl-finding\t%s\t%s\t%u\t%u\t%s\n", kind, site ? site->file : "",
+          site ? site->line : 0, site ? site->column : 0, message.c_str());
+  fflush(stderr);
+  _Exit(2);
+}
+
+}  // namespace report

@@ -1,0 +1,155 @@
+//! The ladder: everything that is tried on one kernel.
+
+use std::time::Duration;
+
+use crate::{
+    error::{Kind, Result},
+    host::{Host, Prepared},
+    launch::{Build, Launch, Run},
+    report,
+    source::Source,
+};
+
+/// How [`Host::check`] goes about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// What MLX fills the outputs with, its `init_value`.
+    pub init_value: Option<f32>,
+    /// Whether the compiler may fuse `a * b + c`.
+    pub fast_contract: bool,
+    /// The schedules whose outputs must be equal; the first is the one that the other builds run under.
+    pub schedules: Vec<u64>,
+    /// The poisons whose outputs must be equal; the first likewise.
+    pub poisons: Vec<u8>,
+    /// How long each run may take.
+    pub time_limit: Duration,
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        let run = Run::default();
+        Check {
+            init_value: run.init_value,
+            fast_contract: run.fast_contract,
+            schedules: vec![0, 1, 7],
+            poisons: vec![0xff, 0x5a],
+            time_limit: run.time_limit,
+        }
+    }
+}
+
+/// ThreadSanitizer tells apart so many threads at most, itself included.
+const SANITIZER_THREADS: u64 = 224;
+
+impl Host {
+    /// Runs the kernel in every way that may show a mistake, and returns its outputs.
+    ///
+    /// First without sanitizers, under every schedule and with every poison: the outputs must be equal bit for bit,
+    /// but for float outputs that are added to atomically, whose sums may differ with the schedule. Then once under
+    /// each sanitizer. Runs that differ are a sign of a race or of memory that nothing wrote, and a sanitizer may
+    /// say which line it is: its finding is then preferred.
+    ///
+    /// # Errors
+    /// As [`Host::run`]; the first finding.
+    pub fn check(
+        &self,
+        source: &Source,
+        launch: Launch,
+        inputs: &[&[u8]],
+        check: &Check,
+    ) -> Result<Vec<Vec<u8>>> {
+        let ladder = Ladder { kernel: self.prepare(source, launch, inputs)?, check };
+        let plain = ladder.plain();
+        // What does not compile, diverges or crashes does so under each build.
+        if plain
+            .as_ref()
+            .is_err_and(|error| !error.finding().is_some_and(|it| is_difference(it.kind)))
+        {
+            return plain;
+        }
+        ladder.sanitized()?;
+        plain
+    }
+}
+
+fn is_difference(kind: Kind) -> bool {
+    matches!(kind, Kind::ScheduleDependent | Kind::PoisonDependent | Kind::Unwritten)
+}
+
+struct Ladder<'a> {
+    kernel: Prepared<'a>,
+    check: &'a Check,
+}
+
+impl Ladder<'_> {
+    fn run(&self, build: Build, schedule: u64, poison: u8) -> Run {
+        let Check { init_value, fast_contract, time_limit, .. } = *self.check;
+        Run { build, schedule, poison, init_value, fast_contract, time_limit }
+    }
+
+    fn first(&self) -> (u64, u8) {
+        let schedule = self.check.schedules.first().copied().unwrap_or(0);
+        (schedule, self.check.poisons.first().copied().unwrap_or(0xff))
+    }
+
+    /// Every schedule with the first poison, then every poison with the first schedule.
+    fn plain(&self) -> Result<Vec<Vec<u8>>> {
+        let (schedule, poison) = self.first();
+        let outputs = self.kernel.run(self.run(Build::Plain, schedule, poison))?;
+        for &other in self.check.poisons.iter().skip(1) {
+            let run = self.run(Build::Plain, schedule, other);
+            let others = self.kernel.run(run)?;
+            self.compare(&run, &outputs, &others, Kind::PoisonDependent)?;
+        }
+        for &other in self.check.schedules.iter().skip(1) {
+            let run = self.run(Build::Plain, other, poison);
+            let others = self.kernel.run(run)?;
+            self.compare(&run, &outputs, &others, Kind::ScheduleDependent)?;
+        }
+        Ok(outputs)
+    }
+
+    fn sanitized(&self) -> Result<()> {
+        let (schedule, poison) = self.first();
+        for build in [Build::Address, Build::Thread, Build::Memory] {
+            self.kernel.run(self.run(build, schedule, poison))?;
+        }
+        // A larger group than that loses reports in order; random orders bring them back.
+        if self.kernel.launch.group_threads() > SANITIZER_THREADS {
+            for schedule in [11, 12] {
+                self.kernel.run(self.run(Build::Thread, schedule, poison))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn compare(&self, run: &Run, first: &[Vec<u8>], other: &[Vec<u8>], kind: Kind) -> Result<()> {
+        let source = self.kernel.source;
+        for (output, (first, other)) in source.outputs.iter().zip(first.iter().zip(other)) {
+            let adds_floats = source.atomic_outputs && output.element.is_float();
+            if kind == Kind::ScheduleDependent && adds_floats {
+                continue;
+            }
+            let Some(byte) = first.iter().zip(other).position(|(a, b)| a != b) else { continue };
+            let size = output.element.bytes();
+            let (element, start) = (byte / size, byte / size * size);
+            let value =
+                |bytes: &[u8], poison: u8| bytes[start..start + size].iter().all(|&b| b == poison);
+            let unwritten = kind == Kind::PoisonDependent
+                && value(first, self.first().1)
+                && value(other, run.poison);
+            let kind = if unwritten { Kind::Unwritten } else { kind };
+            let shown = |bytes: &[u8]| format!("{:02x?}", &bytes[start..start + size]);
+            let message = format!(
+                "element {element} of `{}` is {} here and {} under schedule {} with poison {:#04x}",
+                output.name,
+                shown(other),
+                shown(first),
+                self.first().0,
+                self.first().1
+            );
+            return Err(report::finding(source, run, kind, None, message, String::new()));
+        }
+        Ok(())
+    }
+}

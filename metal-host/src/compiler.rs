@@ -1,0 +1,234 @@
+//! clang: which one, with which flags, and what it makes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Mutex,
+};
+
+use crate::{
+    error::{Error, Result},
+    files,
+    generate::Generated,
+    launch::Build,
+    place,
+    source::Source,
+};
+
+/// In the order they are tried. Versions before 19 round neither half nor bfloat after each operation.
+const NAMES: [&str; 2] = ["clang++-19", "clang++"];
+const OLDEST: u32 = 19;
+
+/// Of a kernel's text: Metal's meaning of literals, one rounding an operation, lines in reports.
+const KERNEL_FLAGS: &str = "-x c++ -std=c++17 -fno-exceptions -fno-rtti -fno-omit-frame-pointer -g1 \
+    -Xclang -cl-single-precision-constant \
+    -Xclang -ffloat16-excess-precision=none -Xclang -fbfloat16-excess-precision=none \
+    -Wno-unknown-attributes -Wno-user-defined-literals -Wimplicit-float-conversion \
+    -fno-caret-diagnostics -fno-diagnostics-fixit-info -ferror-limit=20";
+const RUNTIME_FLAGS: &str = "-std=c++20 -O2 -g1";
+/// Instructions for half precision and fused products, without which clang calls libraries that may be absent.
+const MACHINE_FLAGS: &str = if cfg!(target_arch = "x86_64") { "-mf16c -mfma" } else { "" };
+
+impl Build {
+    fn optimisation(self) -> &'static str {
+        match self {
+            Build::Plain => "-O2 -ftrivial-auto-var-init=pattern",
+            Build::Address => "-O1 -ftrivial-auto-var-init=pattern",
+            Build::Thread => "-O1",
+            // Filling variables would hide that nothing else did.
+            Build::Memory => "-O1",
+        }
+    }
+
+    fn sanitizers(self) -> &'static str {
+        match self {
+            Build::Plain => "",
+            Build::Address => "-fsanitize=address,undefined -fno-sanitize-recover=all",
+            Build::Thread => "-fsanitize=thread",
+            Build::Memory => "-fsanitize=memory",
+        }
+    }
+
+    fn definition(self) -> &'static str {
+        match self {
+            Build::Plain => "-DMSL_PLAIN",
+            Build::Address => "-DMSL_ADDRESS",
+            Build::Thread => "-DMSL_THREAD",
+            Build::Memory => "-DMSL_MEMORY",
+        }
+    }
+}
+
+/// clang, and a folder for what it makes.
+#[derive(Debug)]
+pub(crate) struct Compiler {
+    program: &'static str,
+    /// Of this crate's C++ and of clang: another version has another folder.
+    folder: PathBuf,
+    /// Held while the runtime is compiled, which several threads would all do at the start.
+    runtime: Mutex<()>,
+}
+
+impl Compiler {
+    pub(crate) fn new(cache: &Path) -> Result<Compiler> {
+        let found = NAMES.into_iter().find_map(|name| Some((name, version(name)?)));
+        let (program, version) =
+            found.ok_or_else(|| Error::NoCompiler { tried: NAMES.join(", ") })?;
+        let flags = [KERNEL_FLAGS, RUNTIME_FLAGS, MACHINE_FLAGS, &version];
+        let builds = Build::ALL
+            .into_iter()
+            .flat_map(|build| [build.optimisation(), build.sanitizers(), build.definition()]);
+        let folder = cache.join(files::hash(files::parts().chain(flags).chain(builds)));
+        let compiler = Compiler { program, folder, runtime: Mutex::new(()) };
+        compiler.provide(&compiler.include(), |folder| {
+            files::write(folder).map_err(Error::io(folder))
+        })?;
+        Ok(compiler)
+    }
+
+    fn include(&self) -> PathBuf {
+        self.folder.join("include")
+    }
+
+    /// The program that runs `source` under `build`.
+    pub(crate) fn executable(
+        &self,
+        source: &Source,
+        generated: &Generated,
+        build: Build,
+        fast_contract: bool,
+    ) -> Result<PathBuf> {
+        let text = translation_unit(source, generated);
+        let contract = if fast_contract { "-ffp-contract=fast" } else { "-ffp-contract=off" };
+        let hash = files::hash([text.as_str(), contract, build.name()]);
+        let executable = self.folder.join(format!("{hash}-{}", build.name()));
+        if executable.is_file() {
+            return Ok(executable);
+        }
+        let runtime = self.runtime(build, source)?;
+        self.provide(&executable, |target| {
+            let file = target.with_extension("metal");
+            fs::write(&file, &text).map_err(Error::io(&file))?;
+            let object = target.with_extension("o");
+            self.compile_kernel(source, build, contract, &file, &object)?;
+            let mut link = self.command([MACHINE_FLAGS, build.sanitizers()]);
+            let output = run(link.arg(&object).arg(&runtime).arg("-o").arg(target))?;
+            for made in [&file, &object] {
+                fs::remove_file(made).map_err(Error::io(made))?;
+            }
+            succeeded(source, &output)
+        })?;
+        Ok(executable)
+    }
+
+    fn compile_kernel(
+        &self,
+        source: &Source,
+        build: Build,
+        contract: &str,
+        file: &Path,
+        object: &Path,
+    ) -> Result<()> {
+        let flags =
+            [KERNEL_FLAGS, MACHINE_FLAGS, build.optimisation(), build.sanitizers(), contract];
+        let mut command = self.command(flags);
+        command.arg("-isystem").arg(self.include()).arg("-c").arg(file).arg("-o").arg(object);
+        let output = run(&mut command)?;
+        let report = String::from_utf8_lossy(&output.stderr).into_owned();
+        let implicit = report.lines().find(|line| narrows_to_bfloat(line));
+        let wrong = implicit.or_else(|| report.lines().find(|line| line.contains("error: ")));
+        match wrong {
+            None => succeeded(source, &output),
+            Some(line) => {
+                let (place, message) = diagnostic(source, line);
+                Err(Error::Compile { kernel: source.name.clone(), place, message, report })
+            }
+        }
+    }
+
+    /// The runtime's object, which every kernel of one build is linked with.
+    fn runtime(&self, build: Build, source: &Source) -> Result<PathBuf> {
+        let object = self.folder.join(format!("runner-{}.o", build.name()));
+        let _one_at_a_time = self.runtime.lock();
+        self.provide(&object, |target| {
+            let mut command = self.command([RUNTIME_FLAGS, MACHINE_FLAGS, build.definition()]);
+            command.arg("-c").arg(self.include().join("runner.cpp")).arg("-o").arg(target);
+            succeeded(source, &run(&mut command)?)
+        })?;
+        Ok(object)
+    }
+
+    fn command<'a>(&self, flags: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new(self.program);
+        command.args(flags.into_iter().flat_map(str::split_whitespace));
+        command
+    }
+
+    /// Makes `target` unless it is there. Another process may do the same at the same time: both succeed.
+    fn provide(&self, target: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        if target.exists() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.folder).map_err(Error::io(&self.folder))?;
+        let scratch = tempfile::tempdir_in(&self.folder).map_err(Error::io(&self.folder))?;
+        let made = scratch.path().join("made");
+        make(&made)?;
+        match fs::rename(&made, target) {
+            Err(error) if !target.exists() => Err(Error::io(target)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What `name` says of itself, if it is a clang that is new enough.
+fn version(name: &str) -> Option<String> {
+    let output = Command::new(name).arg("--version").output().ok()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (_, number) = said.split_once("clang version ")?;
+    let major: u32 = number.split('.').next()?.parse().ok()?;
+    (major >= OLDEST).then_some(said)
+}
+
+fn run(command: &mut Command) -> Result<Output> {
+    let program = PathBuf::from(command.get_program());
+    command.output().map_err(Error::io(program))
+}
+
+fn succeeded(source: &Source, output: &Output) -> Result<()> {
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Machine {
+        kernel: source.name.clone(),
+        message: format!("clang failed ({}): {said}", output.status),
+    })
+}
+
+/// The whole of what clang compiles: MLX's text between the library and the call of the function.
+fn translation_unit(source: &Source, generated: &Generated) -> String {
+    format!(
+        "#include <metal_stdlib>\n#include <mlx_utils.h>\n#include <entry.h>\n#line 1 \"{}\"\n{}#line 1 \"entry\"\n{}",
+        source.name,
+        generated.without_instance(),
+        generated.entry(source)
+    )
+}
+
+/// Metal refuses to make a bfloat of a wider number unasked; clang only warns.
+fn narrows_to_bfloat(line: &str) -> bool {
+    let narrows = line.contains("warning: implicit conversion");
+    narrows
+        && line
+            .split("to '")
+            .nth(1)
+            .is_some_and(|to| to.contains("bfloat") || to.contains("__bf16"))
+}
+
+/// `file:line:column: error: message` as the place and the message.
+fn diagnostic(source: &Source, line: &str) -> (place::Place, String) {
+    let place = place::of_diagnostic(line).unwrap_or_else(|| place::of_body(source));
+    let message = ["error: ", "warning: "].iter().find_map(|word| line.split_once(word));
+    (place, message.map_or(line, |(_, message)| message).to_owned())
+}

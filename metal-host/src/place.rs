@@ -1,0 +1,58 @@
+//! Lines of a kernel's text, found in what compilers and sanitizers write.
+
+pub(crate) use crate::error::Place;
+use crate::source::Source;
+
+/// The files that `source` says its text is from, with where its own name stands for those.
+pub(crate) fn files(source: &Source) -> Vec<String> {
+    let lines = source.header.lines().chain(source.body.lines());
+    let mut files: Vec<_> = lines.filter_map(directive).map(|place| place.file).collect();
+    files.push(source.name.clone());
+    files.dedup();
+    files
+}
+
+/// The line at which the body starts.
+pub(crate) fn of_body(source: &Source) -> Place {
+    let first = source.body.lines().find(|line| !line.trim().is_empty());
+    let directive = first.and_then(directive);
+    directive.unwrap_or_else(|| Place { file: source.name.clone(), line: 1 })
+}
+
+/// `#line 12 "path.metal"`.
+pub(crate) fn directive(line: &str) -> Option<Place> {
+    let (number, file) = line.trim().strip_prefix("#line ")?.split_once(' ')?;
+    let file = file.trim().strip_prefix('"')?.strip_suffix('"')?;
+    Some(Place { file: file.to_owned(), line: number.parse().ok()? })
+}
+
+/// `path:12:5: error: ...`, as clang and UndefinedBehaviorSanitizer write it.
+pub(crate) fn of_diagnostic(line: &str) -> Option<Place> {
+    let (file, rest) = line.split_once(':')?;
+    let (number, _) = rest.split_once(':')?;
+    Some(Place { file: file.to_owned(), line: number.parse().ok()? })
+}
+
+/// The first frame of a sanitizer's stack that lies in the kernel's own text.
+///
+/// A frame is `    #1 0x55… in function path:12:5 (module+0x…)`, its path with or without the folder it was
+/// compiled in, its column left out by addr2line.
+pub(crate) fn of_frames<'a>(
+    lines: impl Iterator<Item = &'a str>,
+    files: &[String],
+) -> Option<Place> {
+    let frames = lines.filter(|line| line.trim_start().starts_with('#'));
+    frames.into_iter().find_map(|frame| {
+        frame.split_whitespace().find_map(|word| {
+            let mut parts = word.split(':');
+            let (path, line) = (parts.next()?, parts.next()?);
+            let line = line.parse().ok()?;
+            let file = files.iter().find(|file| is_file(path, file))?;
+            Some(Place { file: file.clone(), line })
+        })
+    })
+}
+
+fn is_file(path: &str, file: &str) -> bool {
+    path.strip_suffix(file).is_some_and(|folder| folder.is_empty() || folder.ends_with('/'))
+}
