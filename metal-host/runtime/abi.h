@@ -30,5 +30,5 @@ struct MslIds {
   unsigned thread_execution_width;
 };
 
-// Runs the kernel as one thread; written after each kernel's text. `buffers` are addresses.
-extern "C" void msl_entry(const unsigned long* buffers, const MslIds* ids);
+// Runs the kernel as one thread; the function `msl_entry`, written after each kernel's text. `buffers` are addresses.
+typedef void (*MslEntry)(const unsigned long* buffers, const MslIds* ids);

@@ -1,6 +1,7 @@
-// Included before a kernel's text, for the call that is written after it.
+// Everything that stands before a kernel's text; the last part is for the call that is written after it.
 #pragma once
 #include <metal_stdlib>
+#include <mlx_utils.h>
 
 #include "abi.h"
 

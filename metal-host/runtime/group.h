@@ -58,8 +58,8 @@ struct BarrierTokens {
 
 class Group {
  public:
-  Group(const unsigned long* buffers, Schedule& schedule, ThreadgroupMemory& memory)
-      : buffers_(buffers), schedule_(schedule), memory_(memory) {
+  Group(MslEntry entry, const unsigned long* buffers, Schedule& schedule, ThreadgroupMemory& memory)
+      : entry_(entry), buffers_(buffers), schedule_(schedule), memory_(memory) {
     sanitizer::adopt(main_stack_);
   }
 
@@ -136,7 +136,7 @@ class Group {
   void run_fibre() {
     sanitizer::Stack fresh;
     sanitizer::arrive(fresh, &main_stack_);
-    msl_entry(buffers_, &current_->ids);
+    entry_(buffers_, &current_->ids);
     current_->state = State::kReturned;
     sanitizer::release(&end_);
     back_to_loop(true);
@@ -266,6 +266,7 @@ class Group {
     return thread + " waits at the " + what + " in line " + std::to_string(fibre.site->line);
   }
 
+  MslEntry entry_;
   const unsigned long* buffers_;
   Schedule& schedule_;
   ThreadgroupMemory& memory_;

@@ -1,9 +1,11 @@
-// The program around one compiled kernel: reads a job, runs it, writes the outputs.
+// The program that runs kernels: loads one, reads a job, runs it, writes the outputs.
 //
-//   runner JOB OUTPUT
+//   runner KERNEL JOB OUTPUT
 //
-// JOB is a `Header`, then for each buffer a `BufferHeader` and, of an input or a filled output, its bytes. OUTPUT
+// KERNEL is a library with the function `msl_entry`. JOB is a `Header`, then for each buffer a `BufferHeader` and, of an input or a filled output, its bytes. OUTPUT
 // gets the outputs' bytes one after the other. Exit code 2: a finding, told on stderr; 3: the job makes no sense.
+#include <dlfcn.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -59,7 +61,15 @@ static Buffer read_buffer(FILE* job, uint8_t poison) {
   return buffer;
 }
 
-static void run(const Header& header, const std::vector<Buffer>& buffers) {
+static MslEntry load(const char* path) {
+  void* library = dlopen(path, RTLD_NOW);
+  if (!library) give_up(dlerror());
+  void* entry = dlsym(library, "msl_entry");
+  if (!entry) give_up("the kernel has no entry");
+  return reinterpret_cast<MslEntry>(entry);
+}
+
+static void run(MslEntry entry, const Header& header, const std::vector<Buffer>& buffers) {
   std::vector<unsigned long> addresses;
   for (const Buffer& buffer : buffers) {
     addresses.push_back(reinterpret_cast<unsigned long>(buffer.memory));
@@ -69,7 +79,7 @@ static void run(const Header& header, const std::vector<Buffer>& buffers) {
   Schedule schedule(header.schedule);
   ThreadgroupMemory memory(static_cast<uint8_t>(header.poison));
   memory.clear();
-  Group group(addresses.data(), schedule, memory);
+  Group group(entry, addresses.data(), schedule, memory);
   the_group = &group;
   Dispatch dispatch(header.grid, header.group);
   std::vector<uint64_t> order = dispatch.groups();
@@ -96,8 +106,9 @@ static void write_outputs(const char* path, const std::vector<Buffer>& buffers) 
 }
 
 int main(int count, char** arguments) {
-  if (count != 3) give_up("two arguments are needed");
-  FILE* job = fopen(arguments[1], "rb");
+  if (count != 4) give_up("three arguments are needed");
+  MslEntry entry = load(arguments[1]);
+  FILE* job = fopen(arguments[2], "rb");
   if (!job) give_up("cannot read the job");
   Header header;
   read(job, &header, sizeof header);
@@ -106,8 +117,8 @@ int main(int count, char** arguments) {
     buffers.push_back(read_buffer(job, static_cast<uint8_t>(header.poison)));
   }
   fclose(job);
-  run(header, buffers);
-  write_outputs(arguments[2], buffers);
+  run(entry, header, buffers);
+  write_outputs(arguments[3], buffers);
   // What is left is the system's to free; a sanitizer's own checks at exit are not wanted.
   _Exit(0);
 }

@@ -21,7 +21,7 @@ const NAMES: [&str; 2] = ["clang++-19", "clang++"];
 const OLDEST: u32 = 19;
 
 /// Of a kernel's text: Metal's meaning of literals, one rounding an operation, lines in reports.
-const KERNEL_FLAGS: &str = "-x c++ -std=c++17 -fno-exceptions -fno-rtti -fno-omit-frame-pointer -g1 \
+const KERNEL_FLAGS: &str = "-std=c++17 -fno-exceptions -fno-rtti -fno-omit-frame-pointer -g1 -fPIC \
     -Xclang -cl-single-precision-constant \
     -Xclang -ffloat16-excess-precision=none -Xclang -fbfloat16-excess-precision=none \
     -Wno-unknown-attributes -Wno-user-defined-literals -Wimplicit-float-conversion \
@@ -66,8 +66,8 @@ pub(crate) struct Compiler {
     program: &'static str,
     /// Of this crate's C++ and of clang: another version has another folder.
     folder: PathBuf,
-    /// Held while the runtime is compiled, which several threads would all do at the start.
-    runtime: Mutex<()>,
+    /// Held while what all kernels share is compiled.
+    shared: Mutex<()>,
 }
 
 impl Compiler {
@@ -80,7 +80,7 @@ impl Compiler {
             .into_iter()
             .flat_map(|build| [build.optimisation(), build.sanitizers(), build.definition()]);
         let folder = cache.join(files::hash(files::parts().chain(flags).chain(builds)));
-        let compiler = Compiler { program, folder, runtime: Mutex::new(()) };
+        let compiler = Compiler { program, folder, shared: Mutex::new(()) };
         compiler.provide(&compiler.include(), |folder| {
             files::write(folder).map_err(Error::io(folder))
         })?;
@@ -91,78 +91,74 @@ impl Compiler {
         self.folder.join("include")
     }
 
-    /// The program that runs `source` under `build`.
-    pub(crate) fn executable(
+    /// What runs `source` under `build`: a program, and the library that it loads the kernel from.
+    pub(crate) fn compiled(
         &self,
         source: &Source,
         generated: &Generated,
         build: Build,
         fast_contract: bool,
-    ) -> Result<PathBuf> {
+    ) -> Result<(PathBuf, PathBuf)> {
         let text = translation_unit(source, generated);
-        let contract = if fast_contract { "-ffp-contract=fast" } else { "-ffp-contract=off" };
-        let hash = files::hash([text.as_str(), contract, build.name()]);
-        let executable = self.folder.join(format!("{hash}-{}", build.name()));
-        if executable.is_file() {
-            return Ok(executable);
-        }
-        let runtime = self.runtime(build, source)?;
-        self.provide(&executable, |target| {
+        let contract = if fast_contract { "fast" } else { "off" };
+        let hash = files::hash([text.as_str(), contract]);
+        let library = self.folder.join(format!("{hash}-{}.so", build.name()));
+        let runner = self.runner(build, source)?;
+        self.provide(&library, |target| {
             let file = target.with_extension("metal");
             fs::write(&file, &text).map_err(Error::io(&file))?;
-            let object = target.with_extension("o");
-            self.compile_kernel(source, build, contract, &file, &object)?;
-            let mut link = self.command([MACHINE_FLAGS, build.sanitizers()]);
-            let output = run(link.arg(&object).arg(&runtime).arg("-o").arg(target))?;
-            for made in [&file, &object] {
-                fs::remove_file(made).map_err(Error::io(made))?;
-            }
-            succeeded(source, &output)
+            let mut command = self.kernel_command(build, contract);
+            command.arg("-include-pch").arg(self.prelude(build, contract, source)?);
+            command.args(["-x", "c++", "-shared"]).arg(&file).arg("-o").arg(target);
+            judge(source, &run(&mut command)?)
         })?;
-        Ok(executable)
+        Ok((runner, library))
     }
 
-    fn compile_kernel(
-        &self,
-        source: &Source,
-        build: Build,
-        contract: &str,
-        file: &Path,
-        object: &Path,
-    ) -> Result<()> {
-        let flags =
-            [KERNEL_FLAGS, MACHINE_FLAGS, build.optimisation(), build.sanitizers(), contract];
-        let mut command = self.command(flags);
-        command.arg("-isystem").arg(self.include()).arg("-c").arg(file).arg("-o").arg(object);
-        let output = run(&mut command)?;
-        let report = String::from_utf8_lossy(&output.stderr).into_owned();
-        let implicit = report.lines().find(|line| narrows_to_bfloat(line));
-        let wrong = implicit.or_else(|| report.lines().find(|line| line.contains("error: ")));
-        match wrong {
-            None => succeeded(source, &output),
-            Some(line) => {
-                let (place, message) = diagnostic(source, line);
-                Err(Error::Compile { kernel: source.name.clone(), place, message, report })
-            }
-        }
-    }
-
-    /// The runtime's object, which every kernel of one build is linked with.
-    fn runtime(&self, build: Build, source: &Source) -> Result<PathBuf> {
-        let object = self.folder.join(format!("runner-{}.o", build.name()));
-        let _one_at_a_time = self.runtime.lock();
-        self.provide(&object, |target| {
-            let mut command = self.command([RUNTIME_FLAGS, MACHINE_FLAGS, build.definition()]);
-            command.arg("-c").arg(self.include().join("runner.cpp")).arg("-o").arg(target);
+    /// Metal's library and MLX's, parsed once for all kernels of one build.
+    fn prelude(&self, build: Build, contract: &str, source: &Source) -> Result<PathBuf> {
+        let target = self.folder.join(format!("prelude-{contract}-{}.pch", build.name()));
+        self.provide_once(&target, |target| {
+            let mut command = self.kernel_command(build, contract);
+            let header = self.include().join("entry.h");
+            command.args(["-x", "c++-header"]).arg(header).arg("-o").arg(target);
             succeeded(source, &run(&mut command)?)
         })?;
-        Ok(object)
+        Ok(target)
+    }
+
+    /// The program that loads kernels of one build and runs them.
+    fn runner(&self, build: Build, source: &Source) -> Result<PathBuf> {
+        let target = self.folder.join(format!("runner-{}", build.name()));
+        self.provide_once(&target, |target| {
+            let object = target.with_extension("o");
+            // Not instrumented, and so compiled without the sanitizers it is linked with.
+            let mut command = self.command([RUNTIME_FLAGS, MACHINE_FLAGS, build.definition()]);
+            command.arg("-c").arg(self.include().join("runner.cpp")).arg("-o").arg(&object);
+            succeeded(source, &run(&mut command)?)?;
+            let mut link = self.command([build.sanitizers(), "-rdynamic"]);
+            succeeded(source, &run(link.arg(&object).arg("-o").arg(target))?)
+        })?;
+        Ok(target)
+    }
+
+    fn kernel_command(&self, build: Build, contract: &str) -> Command {
+        let flags = [KERNEL_FLAGS, MACHINE_FLAGS, build.optimisation(), build.sanitizers()];
+        let mut command = self.command(flags);
+        command.arg(format!("-ffp-contract={contract}")).arg("-isystem").arg(self.include());
+        command
     }
 
     fn command<'a>(&self, flags: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(self.program);
         command.args(flags.into_iter().flat_map(str::split_whitespace));
         command
+    }
+
+    /// As [`Compiler::provide`], for what several threads would all make at the start.
+    fn provide_once(&self, target: &Path, make: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let _one_at_a_time = self.shared.lock();
+        self.provide(target, make)
     }
 
     /// Makes `target` unless it is there. Another process may do the same at the same time: both succeed.
@@ -206,10 +202,22 @@ fn succeeded(source: &Source, output: &Output) -> Result<()> {
     })
 }
 
-/// The whole of what clang compiles: MLX's text between the library and the call of the function.
+/// Reads off what clang said whether the kernel is at fault.
+fn judge(source: &Source, output: &Output) -> Result<()> {
+    let report = String::from_utf8_lossy(&output.stderr).into_owned();
+    let implicit = report.lines().find(|line| narrows_to_bfloat(line));
+    let Some(line) = implicit.or_else(|| report.lines().find(|line| line.contains("error: ")))
+    else {
+        return succeeded(source, output);
+    };
+    let (place, message) = diagnostic(source, line);
+    Err(Error::Compile { kernel: source.name.clone(), place, message, report })
+}
+
+/// What clang compiles after the prelude: MLX's text, and the call of the function.
 fn translation_unit(source: &Source, generated: &Generated) -> String {
     format!(
-        "#include <metal_stdlib>\n#include <mlx_utils.h>\n#include <entry.h>\n#line 1 \"{}\"\n{}#line 1 \"entry\"\n{}",
+        "#line 1 \"{}\"\n{}#line 1 \"entry\"\n{}",
         source.name,
         generated.without_instance(),
         generated.entry(source)

@@ -6,7 +6,7 @@ use crate::{
     compiler::Compiler,
     error::{Error, Kind, Result},
     generate::{Generated, generate},
-    job::{self, Ending},
+    job::{Ending, Job},
     launch::{Launch, Run},
     lint, report,
     source::Source,
@@ -71,8 +71,9 @@ impl Prepared<'_> {
     pub(crate) fn run(&self, run: Run) -> Result<Vec<Vec<u8>>> {
         let (source, generated) = (self.source, &self.generated);
         let compiler = &self.host.compiler;
-        let executable = compiler.executable(source, generated, run.build, run.fast_contract)?;
-        match job::run(&executable, source, generated, self.launch, self.inputs, &run)? {
+        let compiled = compiler.compiled(source, generated, run.build, run.fast_contract)?;
+        let job = Job { source, generated, launch: self.launch, inputs: self.inputs, run: &run };
+        match job.run(&compiled)? {
             Ending::Outputs(outputs) => Ok(outputs),
             Ending::Failed { status, said } => Err(report::read(source, &run, status, said)),
             Ending::TimeOut => {

@@ -1,9 +1,10 @@
 //! One run of a compiled kernel, in a process of its own.
 
 use std::{
+    borrow::Cow,
     fs::{self, File},
-    io::{self, Write as _},
-    path::Path,
+    io,
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -31,35 +32,102 @@ const SANITIZER_OPTIONS: [(&str, &str); 4] = [
     ("MSAN_OPTIONS", "poison_in_malloc=0:poison_in_free=0:allow_addr2line=1"),
 ];
 
-/// Runs `executable` on `inputs`.
-pub(crate) fn run(
-    executable: &Path,
-    source: &Source,
-    generated: &Generated,
-    launch: Launch,
-    inputs: &[&[u8]],
-    run: &Run,
-) -> Result<Ending> {
-    let scratch = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
-    let [job, output, stderr] = ["job", "output", "stderr"].map(|name| scratch.path().join(name));
-    write(&job, source, generated, launch, inputs, run).map_err(Error::io(&job))?;
-    let said = File::create(&stderr).map_err(Error::io(&stderr))?;
-    let mut command = Command::new(executable);
-    command.arg(&job).arg(&output).envs(SANITIZER_OPTIONS);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
-    let child = command.spawn().map_err(Error::io(executable))?;
-    match wait(child, run.time_limit).map_err(Error::io(executable))? {
-        None => Ok(Ending::TimeOut),
-        Some(status) if status.success() => {
-            let bytes = fs::read(&output).map_err(Error::io(&output))?;
-            Ok(Ending::Outputs(split(source, &bytes)))
-        }
-        Some(status) => {
-            let said = fs::read(&stderr).map_err(Error::io(&stderr))?;
-            Ok(Ending::Failed { status, said: String::from_utf8_lossy(&said).into_owned() })
+/// A kernel and all that one run of it needs.
+pub(crate) struct Job<'a> {
+    pub(crate) source: &'a Source,
+    pub(crate) generated: &'a Generated,
+    pub(crate) launch: Launch,
+    pub(crate) inputs: &'a [&'a [u8]],
+    pub(crate) run: &'a Run,
+}
+
+impl Job<'_> {
+    /// Runs it by `runner` with the kernel in `library`.
+    pub(crate) fn run(&self, (runner, library): &(PathBuf, PathBuf)) -> Result<Ending> {
+        let scratch = tempfile::tempdir().map_err(Error::io("a temporary folder"))?;
+        let [job, output, stderr] =
+            ["job", "output", "stderr"].map(|name| scratch.path().join(name));
+        fs::write(&job, self.encoded()).map_err(Error::io(&job))?;
+        let said = File::create(&stderr).map_err(Error::io(&stderr))?;
+        let mut command = Command::new(runner);
+        command.arg(library).arg(&job).arg(&output).envs(SANITIZER_OPTIONS);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
+        let child = command.spawn().map_err(Error::io(runner))?;
+        match wait(child, self.run.time_limit).map_err(Error::io(runner))? {
+            None => Ok(Ending::TimeOut),
+            Some(status) if status.success() => {
+                let bytes = fs::read(&output).map_err(Error::io(&output))?;
+                Ok(Ending::Outputs(self.split(&bytes)))
+            }
+            Some(status) => {
+                let said = fs::read(&stderr).map_err(Error::io(&stderr))?;
+                Ok(Ending::Failed { status, said: String::from_utf8_lossy(&said).into_owned() })
+            }
         }
     }
+
+    /// The job file; `runtime/runner.cpp` describes it.
+    fn encoded(&self) -> Vec<u8> {
+        let mut job = Vec::new();
+        for size in self.launch.grid.into_iter().chain(self.launch.group) {
+            job.extend(size.to_ne_bytes());
+        }
+        job.extend(self.run.schedule.to_ne_bytes());
+        job.extend(u32::from(self.run.poison).to_ne_bytes());
+        job.extend((self.generated.buffers.len() as u32).to_ne_bytes());
+        for &slot in &self.generated.buffers {
+            let (kind, length, bytes) = self.buffer(slot);
+            job.extend(kind.to_ne_bytes());
+            job.extend((length as u64).to_ne_bytes());
+            job.extend(bytes.iter());
+        }
+        job
+    }
+
+    /// A buffer's kind, its length, and the bytes that the job holds of it.
+    fn buffer(&self, slot: Slot) -> (u64, usize, Cow<'_, [u8]>) {
+        let input = |bytes: Cow<'static, [u8]>| (INPUT, bytes.len(), bytes);
+        match slot {
+            Slot::Input(index) => (INPUT, self.inputs[index].len(), self.inputs[index].into()),
+            Slot::Shape(index) => {
+                let shape = self.source.inputs[index].shape.iter();
+                input(shape.flat_map(|&axis| (axis as i32).to_ne_bytes()).collect())
+            }
+            Slot::Strides(index) => {
+                let strides = strides(&self.source.inputs[index]);
+                input(strides.into_iter().flat_map(i64::to_ne_bytes).collect())
+            }
+            Slot::Ndim(index) => {
+                let axes = self.source.inputs[index].shape.len() as i32;
+                input(axes.to_ne_bytes().to_vec().into())
+            }
+            Slot::Output(index) => {
+                let output = &self.source.outputs[index];
+                let length = output.bytes().unwrap_or_default();
+                let Some(value) = self.run.init_value else {
+                    return (OUTPUT, length, Cow::default());
+                };
+                let count = length / output.element.bytes();
+                (FILLED_OUTPUT, length, output.element.encode(value).repeat(count).into())
+            }
+        }
+    }
+
+    /// The outputs, which the runner wrote one after the other.
+    fn split(&self, mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let lengths = self.source.outputs.iter().map(|output| output.bytes().unwrap_or_default());
+        let take = |length: usize| {
+            let (output, rest) = bytes.split_at(length.min(bytes.len()));
+            bytes = rest;
+            output.to_vec()
+        };
+        lengths.map(take).collect()
+    }
 }
+
+const INPUT: u64 = 0;
+const OUTPUT: u64 = 1;
+const FILLED_OUTPUT: u64 = 2;
 
 /// Waits for `child`, but not longer than `limit`: a kernel that waits for another thread's write never ends.
 fn wait(mut child: Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
@@ -79,68 +147,6 @@ fn wait(mut child: Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Writes the job file; `runtime/runner.cpp` describes it.
-fn write(
-    path: &Path,
-    source: &Source,
-    generated: &Generated,
-    launch: Launch,
-    inputs: &[&[u8]],
-    run: &Run,
-) -> io::Result<()> {
-    let mut job = Vec::new();
-    for size in launch.grid.into_iter().chain(launch.group) {
-        job.extend(size.to_ne_bytes());
-    }
-    job.extend(run.schedule.to_ne_bytes());
-    job.extend(u32::from(run.poison).to_ne_bytes());
-    job.extend((generated.buffers.len() as u32).to_ne_bytes());
-    for &slot in &generated.buffers {
-        let (kind, bytes, length) = buffer(source, slot, inputs, run);
-        job.extend(kind.to_ne_bytes());
-        job.extend((length as u64).to_ne_bytes());
-        job.extend(bytes);
-    }
-    File::create(path)?.write_all(&job)
-}
-
-const INPUT: u64 = 0;
-const OUTPUT: u64 = 1;
-const FILLED_OUTPUT: u64 = 2;
-
-/// A buffer's kind, the bytes that the job holds of it, and its length.
-fn buffer(source: &Source, slot: Slot, inputs: &[&[u8]], run: &Run) -> (u64, Vec<u8>, usize) {
-    let input = |bytes: Vec<u8>| {
-        let length = bytes.len();
-        (INPUT, bytes, length)
-    };
-    match slot {
-        Slot::Input(index) => input(inputs[index].to_vec()),
-        Slot::Shape(index) => {
-            let shape = source.inputs[index].shape.iter();
-            input(shape.flat_map(|&axis| (axis as i32).to_ne_bytes()).collect())
-        }
-        Slot::Strides(index) => {
-            let strides = strides(&source.inputs[index]);
-            input(strides.into_iter().flat_map(i64::to_ne_bytes).collect())
-        }
-        Slot::Ndim(index) => {
-            input((source.inputs[index].shape.len() as i32).to_ne_bytes().to_vec())
-        }
-        Slot::Output(index) => {
-            let output = &source.outputs[index];
-            let length = output.bytes().unwrap_or_default();
-            match run.init_value {
-                None => (OUTPUT, Vec::new(), length),
-                Some(value) => {
-                    let count = length / output.element.bytes();
-                    (FILLED_OUTPUT, output.element.encode(value).repeat(count), length)
-                }
-            }
-        }
-    }
-}
-
 /// The strides of an array whose rows follow each other, which is how MLX passes every input.
 fn strides(input: &Input) -> Vec<i64> {
     let mut strides = vec![1; input.shape.len()];
@@ -148,14 +154,4 @@ fn strides(input: &Input) -> Vec<i64> {
         strides[axis - 1] = strides[axis] * input.shape[axis] as i64;
     }
     strides
-}
-
-fn split(source: &Source, mut bytes: &[u8]) -> Vec<Vec<u8>> {
-    let lengths = source.outputs.iter().map(|output| output.bytes().unwrap_or_default());
-    let take = |length: usize| {
-        let (output, rest) = bytes.split_at(length.min(bytes.len()));
-        bytes = rest;
-        output.to_vec()
-    };
-    lengths.map(take).collect()
 }
