@@ -37,3 +37,121 @@ fn row_sums_are_right() {
         }
     }
 }
+
+#[test]
+fn scans_are_right() {
+    let Some(host) = host() else { return };
+    for (rows, columns, threads) in [(2, 1000, 128), (1, 5, 32), (3, 257, 256)] {
+        let element = Element::F32;
+        let (x, values) = encode(element, &numbers(2, rows * columns));
+        let source = Source {
+            inputs: vec![Input::new("x", element, [rows, columns])],
+            outputs: vec![Output::new("y", element, [rows, columns])],
+            ..kernel("scan")
+        };
+        let launch = Launch { grid: [threads, rows as u32, 1], group: [threads, 1, 1] };
+        let outputs = host.check(&source, launch, &[&x], &Check::default()).unwrap();
+        let mut expected = Vec::new();
+        for row in values.chunks(columns) {
+            let mut sum = 0.0;
+            expected.extend(row.iter().map(|x| {
+                sum += x;
+                sum
+            }));
+        }
+        // Partial sums stay below 32 here, and no more than `columns` of them are rounded.
+        let bound = |_| 32.0 * columns as f64 * rounding(element);
+        assert_close(
+            &format!("scan {rows}x{columns}"),
+            &decode(element, &outputs[0]),
+            &expected,
+            bound,
+        );
+    }
+}
+
+#[test]
+fn matrix_products_are_right() {
+    let Some(host) = host() else { return };
+    for (m, k, n) in [(33, 47, 31), (2, 3, 2)] {
+        for element in FLOATS {
+            let (a, left) = encode(element, &numbers(3, m * k));
+            let (b, right) = encode(element, &numbers(4, k * n));
+            let source = Source {
+                inputs: vec![Input::new("a", element, [m, k]), Input::new("b", element, [k, n])],
+                outputs: vec![Output::new("c", element, [m, n])],
+                template: vec![("T".into(), Template::Element(element))],
+                ..kernel("matmul")
+            };
+            let tiles = |size: usize| size.div_ceil(32) as u32;
+            let launch = Launch { grid: [tiles(n) * 128, tiles(m), 1], group: [128, 1, 1] };
+            let outputs = host.check(&source, launch, &[&a, &b], &Check::default()).unwrap();
+            let terms = |e: usize| {
+                let (row, column) = (e / n, e % n);
+                (0..k).map(|i| left[row * k + i] * right[i * n + column]).collect::<Vec<_>>()
+            };
+            let expected: Vec<f64> = (0..m * n).map(|e| terms(e).iter().sum()).collect();
+            let bound = |e: usize| {
+                let size: f64 = terms(e).iter().map(|x| x.abs()).sum();
+                expected[e].abs() * rounding(element) * 1.01
+                    + size * (2 * k) as f64 * rounding(Element::F32)
+            };
+            let what = format!("matmul {element:?} {m}x{k}x{n}");
+            assert_close(&what, &decode(element, &outputs[0]), &expected, bound);
+        }
+    }
+}
+
+#[test]
+fn histograms_are_right() {
+    let Some(host) = host() else { return };
+    let values: Vec<u32> = numbers(5, 1000).iter().map(|x| (x.abs() * 16.0) as u32).collect();
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+    let source = Source {
+        inputs: vec![Input::new("x", Element::U32, [1000])],
+        outputs: vec![Output::new("counts", Element::U32, [16])],
+        atomic_outputs: true,
+        ..kernel("histogram")
+    };
+    // The last group has 40 threads.
+    let launch = Launch { grid: [1000, 1, 1], group: [64, 1, 1] };
+    let check = Check { init_value: Some(0.0), ..Check::default() };
+    let outputs = host.check(&source, launch, &[&bytes], &check).unwrap();
+    let mut expected = [0u32; 16];
+    values.iter().for_each(|&value| expected[value as usize] += 1);
+    assert_eq!(outputs[0], expected.map(u32::to_ne_bytes).concat());
+}
+
+#[test]
+fn vectors_and_constant_inputs_are_right() {
+    let Some(host) = host() else { return };
+    for element in FLOATS {
+        let count = 36;
+        let (x, values) = encode(element, &numbers(6, count));
+        let (w, weights) = encode(element, &numbers(7, 4));
+        let (b, offset) = encode(element, &numbers(8, 1));
+        let source = Source {
+            inputs: vec![
+                Input::new("x", element, [count]),
+                Input::new("w", element, [4]),
+                Input::new("b", element, [1]),
+            ],
+            outputs: vec![Output::new("y", element, [count])],
+            template: vec![("T".into(), Template::Element(element))],
+            ..kernel("weighted")
+        };
+        let launch = Launch { grid: [(count / 4) as u32, 1, 1], group: [4, 1, 1] };
+        for fast_contract in [false, true] {
+            let check = Check { fast_contract, ..Check::default() };
+            let outputs = host.check(&source, launch, &[&x, &w, &b], &check).unwrap();
+            let expected: Vec<f64> =
+                (0..count).map(|i| weights[i % 4] * values[i] + offset[0]).collect();
+            // Rounded twice: to float, whatever size cancelled, then to the type.
+            let bound = |i: usize| {
+                expected[i].abs() * rounding(element) * 1.01 + 2.0 * rounding(Element::F32)
+            };
+            let what = format!("weighted {element:?}");
+            assert_close(&what, &decode(element, &outputs[0]), &expected, bound);
+        }
+    }
+}
