@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "sanitizer.h"
+
 namespace report {
 
 // Where a kernel called the runtime, as clang's __builtin_source_location() lays it out.
@@ -20,6 +22,8 @@ struct Site {
 
 // Ends the process, and may do so from any fibre.
 [[noreturn]] inline void finding(const char* kind, const Site* site, const std::string& message) {
+  // Made by code that is not instrumented, but checked by fprintf.
+  sanitizer::mark_initialised(message.c_str(), message.size() + 1);
   fprintf(stderr, "\nmsl-finding\t%s\t%s\t%u\t%u\t%s\n", kind, site ? site->file : "",
           site ? site->line : 0, site ? site->column : 0, message.c_str());
   fflush(stderr);

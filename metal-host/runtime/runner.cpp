@@ -97,6 +97,7 @@ static void write_outputs(const char* path, const std::vector<Buffer>& buffers) 
     size_t bytes = buffer.header.bytes;
     long byte = sanitizer::first_uninitialised(buffer.memory, bytes);
     if (byte >= 0) {
+      sanitizer::tell_origin(static_cast<char*>(buffer.memory) + byte);
       report::finding("output", nullptr, std::to_string(output) + " " + std::to_string(byte));
     }
     if (fwrite(buffer.memory, 1, bytes, file) != bytes) give_up("cannot write the outputs");

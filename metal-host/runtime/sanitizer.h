@@ -12,6 +12,11 @@ extern "C" void __tsan_acquire(void*);
 extern "C" void __tsan_release(void*);
 #elif defined(MSL_MEMORY)
 #include <sanitizer/msan_interface.h>
+// Kernels are compiled to keep track, which the sanitizer must know before one is loaded.
+extern "C" {
+extern const int __msan_track_origins;
+const int __msan_track_origins = 2;
+}
 #endif
 
 namespace sanitizer {
@@ -109,7 +114,7 @@ inline void forget(void* memory, size_t bytes) {
 
 inline void mark_uninitialised(void* memory, size_t bytes) {
 #if defined(MSL_MEMORY)
-  __msan_poison(memory, bytes);
+  __msan_allocated_memory(memory, bytes);
 #endif
   (void)memory, (void)bytes;
 }
@@ -128,6 +133,15 @@ inline long first_uninitialised(const void* memory, size_t bytes) {
 #endif
   (void)memory, (void)bytes;
   return -1;
+}
+
+// Tells where the value of uninitialised memory came from.
+inline void tell_origin(const void* memory) {
+#if defined(MSL_MEMORY)
+  __msan_set_keep_going(1);
+  __msan_check_mem_is_initialized(memory, 1);
+#endif
+  (void)memory;
 }
 
 // Plain loops where a call of memset or memcpy would count as an access by the fibre.

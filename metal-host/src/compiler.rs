@@ -21,7 +21,7 @@ const NAMES: [&str; 2] = ["clang++-19", "clang++"];
 const OLDEST: u32 = 19;
 
 /// Of a kernel's text: Metal's meaning of literals, one rounding an operation, lines in reports.
-const KERNEL_FLAGS: &str = "-std=c++17 -fno-exceptions -fno-rtti -fno-omit-frame-pointer -g1 -fPIC \
+const KERNEL_FLAGS: &str = "-std=c++17 -fno-exceptions -fno-rtti -fno-omit-frame-pointer -g1 -gdwarf-4 -fPIC \
     -Xclang -cl-single-precision-constant \
     -Xclang -ffloat16-excess-precision=none -Xclang -fbfloat16-excess-precision=none \
     -Wno-unknown-attributes -Wno-user-defined-literals -Wimplicit-float-conversion \
@@ -46,7 +46,8 @@ impl Build {
             Build::Plain => "",
             Build::Address => "-fsanitize=address,undefined -fno-sanitize-recover=all",
             Build::Thread => "-fsanitize=thread",
-            Build::Memory => "-fsanitize=memory",
+            // Origins tell which store an output got its bytes from.
+            Build::Memory => "-fsanitize=memory -fsanitize-memory-track-origins=2",
         }
     }
 
@@ -205,12 +206,17 @@ fn succeeded(source: &Source, output: &Output) -> Result<()> {
 /// Reads off what clang said whether the kernel is at fault.
 fn judge(source: &Source, output: &Output) -> Result<()> {
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
-    let implicit = report.lines().find(|line| narrows_to_bfloat(line));
-    let Some(line) = implicit.or_else(|| report.lines().find(|line| line.contains("error: ")))
-    else {
+    let narrows = report.lines().find(|line| narrows_to_bfloat(line));
+    let line = narrows.or_else(|| report.lines().find(|line| line.contains("error: ")));
+    let Some(line) = line else {
         return succeeded(source, output);
     };
-    let (place, message) = diagnostic(source, line);
+    let (_, message) =
+        line.split_once("error: ").or(line.split_once("warning: ")).unwrap_or_default();
+    // An error in a library's template is followed by the line that asked for it.
+    let lines = [line].into_iter().chain(report.lines());
+    let place = place::of_diagnostics(lines, &place::files(source));
+    let (place, message) = (place.unwrap_or_else(|| place::of_body(source)), message.to_owned());
     Err(Error::Compile { kernel: source.name.clone(), place, message, report })
 }
 
@@ -232,11 +238,4 @@ fn narrows_to_bfloat(line: &str) -> bool {
             .split("to '")
             .nth(1)
             .is_some_and(|to| to.contains("bfloat") || to.contains("__bf16"))
-}
-
-/// `file:line:column: error: message` as the place and the message.
-fn diagnostic(source: &Source, line: &str) -> (place::Place, String) {
-    let place = place::of_diagnostic(line).unwrap_or_else(|| place::of_body(source));
-    let message = ["error: ", "warning: "].iter().find_map(|word| line.split_once(word));
-    (place, message.map_or(line, |(_, message)| message).to_owned())
 }

@@ -9,7 +9,7 @@ use crate::{
     job::{Ending, Job},
     launch::{Launch, Run},
     lint, report,
-    source::Source,
+    source::{Output, Source},
 };
 
 /// Compiles kernels for this machine's CPU and runs them.
@@ -84,6 +84,9 @@ impl Prepared<'_> {
     }
 }
 
+/// More than any GPU's buffer has.
+const MAX_BYTES: usize = 1 << 40;
+
 fn invalid(source: &Source, reason: String) -> Error {
     Error::Invalid { kernel: source.name.clone(), reason }
 }
@@ -104,7 +107,8 @@ fn check_arrays(source: &Source, inputs: &[&[u8]]) -> Result<()> {
     if let Some((name, value)) = source.template.iter().find(|(_, value)| value.is_negative()) {
         return Err(invalid(source, format!("{name} is {value:?}, and MLX puts it in a name")));
     }
-    if let Some(output) = source.outputs.iter().find(|output| output.bytes().is_none()) {
+    let too_large = |output: &&Output| output.bytes().is_none_or(|bytes| bytes > MAX_BYTES);
+    if let Some(output) = source.outputs.iter().find(too_large) {
         return Err(invalid(source, format!("`{}` is larger than memory", output.name)));
     }
     if inputs.len() != source.inputs.len() {

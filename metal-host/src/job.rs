@@ -24,13 +24,24 @@ pub(crate) enum Ending {
     TimeOut,
 }
 
-/// What the sanitizers are asked: to stop at the first finding, and to name lines without LLVM's own tool.
+/// What the sanitizers are asked.
 const SANITIZER_OPTIONS: [(&str, &str); 4] = [
-    ("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0:allow_addr2line=1"),
-    ("UBSAN_OPTIONS", "print_stacktrace=1:allow_addr2line=1"),
-    ("TSAN_OPTIONS", "halt_on_error=1:allow_addr2line=1"),
-    ("MSAN_OPTIONS", "poison_in_malloc=0:poison_in_free=0:allow_addr2line=1"),
+    ("ASAN_OPTIONS", "detect_leaks=0:detect_stack_use_after_return=0"),
+    ("UBSAN_OPTIONS", "print_stacktrace=1"),
+    ("TSAN_OPTIONS", "halt_on_error=1"),
+    ("MSAN_OPTIONS", "poison_in_free=0"),
 ];
+
+/// The environment of a run. Lines are named by addr2line, which comes with the linker; LLVM's own tool does not
+/// come with clang everywhere.
+fn environment() -> impl Iterator<Item = (&'static str, String)> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let tool = std::env::split_paths(&path).map(|folder| folder.join("addr2line"));
+    let tool = tool.into_iter().find(|tool| tool.is_file());
+    let symbolizer = tool.map(|tool| format!(":external_symbolizer_path={}", tool.display()));
+    let symbolizer = symbolizer.unwrap_or_default();
+    SANITIZER_OPTIONS.into_iter().map(move |(name, value)| (name, format!("{value}{symbolizer}")))
+}
 
 /// A kernel and all that one run of it needs.
 pub(crate) struct Job<'a> {
@@ -50,7 +61,7 @@ impl Job<'_> {
         fs::write(&job, self.encoded()).map_err(Error::io(&job))?;
         let said = File::create(&stderr).map_err(Error::io(&stderr))?;
         let mut command = Command::new(runner);
-        command.arg(library).arg(&job).arg(&output).envs(SANITIZER_OPTIONS);
+        command.arg(library).arg(&job).arg(&output).envs(environment());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
         let child = command.spawn().map_err(Error::io(runner))?;
         match wait(child, self.run.time_limit).map_err(Error::io(runner))? {

@@ -26,6 +26,14 @@ pub(crate) fn directive(line: &str) -> Option<Place> {
     Some(Place { file: file.to_owned(), line: number.parse().ok()? })
 }
 
+/// The first place in the kernel's own text among what clang says.
+pub(crate) fn of_diagnostics<'a>(
+    mut lines: impl Iterator<Item = &'a str>,
+    files: &[String],
+) -> Option<Place> {
+    lines.find_map(|line| of_diagnostic(line).filter(|place| files.contains(&place.file)))
+}
+
 /// `path:12:5: error: ...`, as clang and UndefinedBehaviorSanitizer write it.
 pub(crate) fn of_diagnostic(line: &str) -> Option<Place> {
     let (file, rest) = line.split_once(':')?;

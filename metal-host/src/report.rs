@@ -67,9 +67,23 @@ impl<'a> Reader<'a> {
             "threadgroup memory" => {
                 Some((Kind::ThreadgroupMemory, Some(place), message.to_owned()))
             }
-            "output" => Some((Kind::Unwritten, None, unwritten(source, message)?)),
+            "output" => self.output(source, message),
             _ => None,
         }
+    }
+
+    /// `0 12`, an output and a byte of it; before it MemorySanitizer told which store the byte came from.
+    fn output(&self, source: &Source, at: &str) -> Option<Found> {
+        let (output, byte) = at.split_once(' ')?;
+        let output = source.outputs.get(output.parse::<usize>().ok()?)?;
+        let element = byte.parse::<usize>().ok()? / output.element.bytes();
+        let element = format!("element {element} of `{}`", output.name);
+        let stored = self.said.split_once("Uninitialized value was stored to memory at");
+        let stored = stored.and_then(|(_, origin)| self.frames(origin));
+        Some(match stored {
+            None => (Kind::Unwritten, None, format!("{element} was never written")),
+            place => (Kind::Uninitialised, place, format!("{element} was made from such memory")),
+        })
     }
 
     fn sanitizer(&self) -> Option<Found> {
@@ -87,6 +101,9 @@ impl<'a> Reader<'a> {
             match kind {
                 Kind::Undefined => {
                     let line = before.lines().next_back().unwrap_or_default();
+                    // What UndefinedBehaviorSanitizer sees of an array whose length is in its type.
+                    let outside = what.contains("out of bounds");
+                    let kind = if outside { Kind::Address } else { kind };
                     Some((kind, self.undefined(line, mark, after), what.to_owned()))
                 }
                 Kind::Race => Some((kind, self.frames(after), self.race(after))),
@@ -135,15 +152,4 @@ fn is_access(line: &&str) -> bool {
     ["Write of", "Read of", "Atomic write of", "Atomic read of", "Previous"]
         .iter()
         .any(|start| line.starts_with(start))
-}
-
-/// `0 12`, an output and a byte of it, in words.
-fn unwritten(source: &Source, at: &str) -> Option<String> {
-    let (output, byte) = at.split_once(' ')?;
-    let output = source.outputs.get(output.parse::<usize>().ok()?)?;
-    let element = byte.parse::<usize>().ok()? / output.element.bytes();
-    Some(format!(
-        "element {element} of `{}` was never written, or was made from memory that nothing wrote",
-        output.name
-    ))
 }

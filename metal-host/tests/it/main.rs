@@ -7,5 +7,7 @@
     reason = "tests"
 )]
 
+mod bugs;
+mod invalid;
 mod kernels;
 mod support;

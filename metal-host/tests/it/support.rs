@@ -23,10 +23,16 @@ pub(crate) fn host() -> Option<&'static Host> {
 /// The line between helpers and body in a kernel file.
 const BODY: &str = "// ---- body ----\n";
 
-/// A kernel file by its name, as the header and body that MLX is given.
-pub(crate) fn kernel(name: &str) -> Source {
+/// A kernel file by its name: its path and its text.
+pub(crate) fn file(name: &str) -> (String, String) {
     let path = format!("tests/kernels/{name}.metal");
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(&path)).unwrap();
+    (path, text)
+}
+
+/// A kernel file by its name, as the header and body that MLX is given.
+pub(crate) fn kernel(name: &str) -> Source {
+    let (path, text) = file(name);
     let (helpers, body) = text.split_once(BODY).unwrap();
     let line = text[..text.len() - body.len()].lines().count() + 1;
     Source {

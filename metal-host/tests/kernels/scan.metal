@@ -43,5 +43,4 @@ for (uint start = 0; start < length; start += width) {
   if (place == width - 1) {
     carry[0] = value;
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
 }

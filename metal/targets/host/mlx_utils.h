@@ -76,9 +76,11 @@ MSL_MOVES(uint64_t, uint2)
 MSL_MOVES(bool, uchar)
 
 namespace metal {
-#define MSL_BFLOAT_REDUCE(name)                                 \
-  METAL_FUNC bfloat16_t name(bfloat16_t x, MSL_SITE) {          \
-    return (bfloat16_t)name((float)x, site);                    \
+// A template, for Metal would not make a bfloat of an argument of another type.
+#define MSL_BFLOAT_REDUCE(name)                                               \
+  template <class T>                                                          \
+  METAL_FUNC enable_if_t<is_same_v<T, bfloat16_t>, T> name(T x, MSL_SITE) {   \
+    return (bfloat16_t)name((float)x, site);                                  \
   }
 MSL_BFLOAT_REDUCE(simd_sum)
 MSL_BFLOAT_REDUCE(simd_product)
