@@ -10,6 +10,7 @@ mod architecture;
 mod attention;
 mod cache;
 mod hostile;
+mod kernel;
 mod layers;
 mod norm;
 mod quant;

@@ -4,6 +4,7 @@
 pub(crate) mod backends;
 pub(crate) mod compare;
 pub(crate) mod gradient;
+pub(crate) mod host;
 pub(crate) mod modules;
 pub(crate) mod sample;
 pub(crate) mod tensor;

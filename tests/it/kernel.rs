@@ -1,0 +1,115 @@
+//! The launcher, and what is true of every kernel.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use mlx_primitives::{
+    kernel::{Argument, Call, File, Kernel, Launch, Plan},
+    kernels,
+};
+use mlx_rs::{Array, Dtype};
+
+use crate::support::{
+    FLOATING,
+    compare::{Tolerance, assert_close},
+    host,
+    sample::{normal, strided},
+    tensor::Tensor,
+};
+
+static COPY: Kernel = Kernel {
+    name: "copy",
+    inputs: &[Argument::of("T", "x", &["N"])],
+    outputs: &[Argument::of("T", "y", &["N"])],
+    constants: &[],
+    fragments: &[File {
+        path: "common/chunk.metal",
+        text: include_str!("../../metal/common/chunk.metal"),
+    }],
+    file: File { path: "bench/copy.metal", text: include_str!("../../metal/bench/copy.metal") },
+};
+
+fn copy(x: &Array) -> Array {
+    let launch = Launch { groups: [40, 1, 1], group: [64, 1, 1], threadgroup_bytes: 0 };
+    let plan = Plan { constants: Vec::new(), extents: Vec::new(), launch };
+    let call = Call::new(&COPY, &[x], plan).unwrap();
+    // SAFETY: 40 · 64 threads of 4 elements or more cover every array here, each element once, and the kernel checks
+    // the end of its arrays.
+    unsafe { call.run_unchecked() }.unwrap().remove(0)
+}
+
+#[test]
+fn a_kernel_of_ones_own_runs() {
+    if !host::install() {
+        return;
+    }
+    for dtype in FLOATING {
+        for length in [1, 7, 8, 9, 1000, 4097] {
+            let x = normal(1, &[length], dtype);
+            assert_close("copy", &copy(&x), &Tensor::of(&x), Tolerance::EXACT);
+        }
+    }
+}
+
+#[test]
+fn inputs_are_read_in_order_whatever_their_strides() {
+    if !host::install() {
+        return;
+    }
+    let x = strided(&normal(1, &[1001], Dtype::Float32));
+    assert_close("copy", &copy(&x), &Tensor::of(&x), Tolerance::EXACT);
+    assert_close(
+        "copy of a scalar",
+        &copy(&Array::from_f32(2.5)),
+        &Tensor::new(&[1], vec![2.5]),
+        Tolerance::EXACT,
+    );
+}
+
+#[test]
+fn names_are_unique() {
+    let names: Vec<_> = kernels().map(|kernel| kernel.name).collect();
+    let unique: BTreeSet<_> = names.iter().collect();
+    assert!(!names.is_empty());
+    assert_eq!(unique.len(), names.len(), "{names:?}");
+}
+
+#[test]
+fn every_file_is_a_kernel_and_every_kernel_a_file() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("metal");
+    let mut files = BTreeSet::new();
+    collect(&root, &root, &mut files);
+    let known: BTreeSet<_> = kernels().map(|kernel| kernel.file.path.to_owned()).collect();
+    assert_eq!(known, files);
+}
+
+/// The launchable kernels below `folder`: what is not shared, of a target, or for benches alone.
+fn collect(root: &Path, folder: &Path, files: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+        if ["bench", "common", "targets"].contains(&name.as_str()) {
+            continue;
+        }
+        if path.is_dir() {
+            collect(root, &path, files);
+        } else {
+            files.insert(name);
+        }
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    for kernel in kernels() {
+        let text = kernel.file.text;
+        let path = kernel.file.path;
+        assert!(text.starts_with("// "), "{path}: the first line says what it computes");
+        for word in ["Grid:", "Threadgroup memory:", "\n// ---- body ----\n"] {
+            assert!(text.contains(word), "{path}: {word}");
+        }
+        for argument in kernel.inputs.iter().chain(kernel.outputs) {
+            let (header, _) = text.split_once("// ---- body ----").unwrap();
+            assert!(header.contains(argument.name), "{path}: what is {}?", argument.name);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Kernels on the CPU: each call under AddressSanitizer, and each new variant of a kernel in every build.
+
+use std::{
+    collections::HashSet,
+    env,
+    path::Path,
+    sync::{Mutex, OnceLock},
+};
+
+use metal_host::{Build, Check, Element, Host, Input, Launch, Output, Run, Source};
+use mlx_primitives::{
+    dispatch::Target,
+    kernel::{self, Argument, Call, OutputSpec, Template},
+};
+use mlx_rs::{
+    Array, Dtype,
+    error::{Exception, Result},
+};
+
+/// Lets kernels run on the CPU. Returns whether they do; a machine without the compiler skips them, but none that has
+/// `CI` set, nor one that ran the set-up.
+pub(crate) fn install() -> bool {
+    static INSTALLED: OnceLock<bool> = OnceLock::new();
+    *INSTALLED.get_or_init(|| {
+        match Host::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("metal")) {
+            Ok(host) => kernel::set_host(Ladder { host, climbed: Mutex::default() }),
+            Err(error) => {
+                assert!(env::var_os("CI").is_none(), "{error}");
+                println!("skipped: kernels on the CPU: {error}");
+                false
+            }
+        }
+    })
+}
+
+struct Ladder {
+    host: Host,
+    /// The variants that have been run in every build.
+    climbed: Mutex<HashSet<String>>,
+}
+
+impl kernel::Host for Ladder {
+    fn run(&self, call: &Call) -> Result<Vec<Array>> {
+        let source = source(call);
+        let launch = Launch { grid: call.launch().grid(), group: call.launch().group };
+        let bytes = call.inputs().iter().map(bytes_of).collect::<Result<Vec<_>>>()?;
+        let bytes: Vec<_> = bytes.iter().map(Vec::as_slice).collect();
+        let outputs = if self.is_new(&source) {
+            self.host.check(&source, launch, &bytes, &Check::default())
+        } else {
+            let run = Run { build: Build::Address, ..Run::default() };
+            self.host.run(&source, launch, &bytes, run)
+        };
+        let outputs = outputs.map_err(|error| Exception::custom(error.to_string()))?;
+        call.outputs().iter().zip(&outputs).map(|(spec, bytes)| array_of(spec, bytes)).collect()
+    }
+}
+
+impl Ladder {
+    fn is_new(&self, source: &Source) -> bool {
+        let function = metal_host::generate(source).function;
+        self.climbed.lock().unwrap().insert(format!("{} {function}", source.name))
+    }
+}
+
+fn source(call: &Call) -> Source {
+    let kernel = call.kernel();
+    let inputs = kernel.inputs.iter().zip(call.inputs());
+    let outputs = kernel.outputs.iter().zip(call.outputs());
+    let template = call.template().iter();
+    Source {
+        name: kernel.name.to_owned(),
+        inputs: inputs.map(|(argument, array)| input(argument, array)).collect(),
+        outputs: outputs.map(|(argument, spec)| output(argument, spec)).collect(),
+        template: template.map(|&(name, value)| (name.to_owned(), template_of(value))).collect(),
+        header: kernel.header(Target::Metal),
+        body: kernel.body(),
+        atomic_outputs: false,
+    }
+}
+
+fn input(argument: &Argument, array: &Array) -> Input {
+    Input::new(argument.name, element(array.dtype()), sizes(array.shape()))
+}
+
+fn output(argument: &Argument, spec: &OutputSpec) -> Output {
+    Output::new(argument.name, element(spec.dtype), sizes(&spec.shape))
+}
+
+fn sizes(shape: &[i32]) -> Vec<usize> {
+    shape.iter().map(|&size| usize::try_from(size).unwrap()).collect()
+}
+
+fn template_of(value: Template) -> metal_host::Template {
+    match value {
+        Template::Dtype(dtype) => metal_host::Template::Element(element(dtype)),
+        Template::Int(value) => metal_host::Template::Int(value),
+        Template::Bool(value) => metal_host::Template::Bool(value),
+    }
+}
+
+fn element(dtype: Dtype) -> Element {
+    match dtype {
+        Dtype::Bool => Element::Bool,
+        Dtype::Uint8 => Element::U8,
+        Dtype::Uint16 => Element::U16,
+        Dtype::Uint32 => Element::U32,
+        Dtype::Uint64 => Element::U64,
+        Dtype::Int8 => Element::I8,
+        Dtype::Int16 => Element::I16,
+        Dtype::Int32 => Element::I32,
+        Dtype::Int64 => Element::I64,
+        Dtype::Float16 => Element::F16,
+        Dtype::Bfloat16 => Element::BF16,
+        Dtype::Float32 => Element::F32,
+        other => panic!("no kernel takes {other:?}"),
+    }
+}
+
+fn bytes_of(array: &Array) -> Result<Vec<u8>> {
+    let bytes = array.contiguous()?.reshape(&[-1])?.view::<u8>()?;
+    bytes.eval()?;
+    Ok(bytes.as_slice::<u8>().to_vec())
+}
+
+fn array_of(spec: &OutputSpec, bytes: &[u8]) -> Result<Array> {
+    let bytes = Array::from_slice(bytes, &[i32::try_from(bytes.len()).unwrap()]);
+    bytes.view_dtype(spec.dtype)?.reshape(&spec.shape)
+}
