@@ -2,9 +2,17 @@
 
 template <typename T>
 struct alignas(16) Chunk {
-  static constant constexpr const int SIZE = 16 / sizeof(T);
+  enum : int { SIZE = 16 / sizeof(T) };
   T values[SIZE];
 };
+
+#ifdef METAL_CUDA
+// One load in place of several, where a row of odd length or a slice does not forbid it.
+template <int BYTES>
+METAL_FUNC bool is_aligned(const void* pointer) {
+  return (reinterpret_cast<unsigned long long>(pointer) & (BYTES - 1)) == 0;
+}
+#endif
 
 // The values at `first` and after, zeros beyond the end of the row.
 template <typename T, typename Pointer>
@@ -12,8 +20,7 @@ METAL_FUNC Chunk<T> read_chunk(Pointer row, uint first, uint length) {
   Chunk<T> chunk;
   if (first + Chunk<T>::SIZE <= length) {
 #ifdef METAL_CUDA
-    // One load in place of several, where a row of odd length or a slice does not forbid it.
-    if ((reinterpret_cast<unsigned long long>(row + first) & 15) == 0) {
+    if (is_aligned<16>(row + first)) {
       const uint4 raw = *reinterpret_cast<const uint4*>(row + first);
       memcpy(chunk.values, &raw, 16);
       return chunk;
@@ -33,7 +40,7 @@ template <typename T>
 METAL_FUNC void write_chunk(device T* row, uint first, uint length, Chunk<T> chunk) {
   if (first + Chunk<T>::SIZE <= length) {
 #ifdef METAL_CUDA
-    if ((reinterpret_cast<unsigned long long>(row + first) & 15) == 0) {
+    if (is_aligned<16>(row + first)) {
       uint4 raw;
       memcpy(&raw, chunk.values, 16);
       *reinterpret_cast<uint4*>(row + first) = raw;
@@ -45,5 +52,32 @@ METAL_FUNC void write_chunk(device T* row, uint first, uint length, Chunk<T> chu
     for (int i = 0; i < Chunk<T>::SIZE; i++) {
       if (first + i < length) row[first + i] = chunk.values[i];
     }
+  }
+}
+
+// COUNT values of a row of W, 4 or 8, in f32: for weights, whose type need not be that of what they multiply.
+template <typename W, int COUNT, typename Pointer>
+METAL_FUNC void read_floats(Pointer row, uint first, uint length, thread float* values) {
+  if (first + COUNT <= length) {
+#ifdef METAL_CUDA
+    constexpr int BYTES = COUNT * sizeof(W) < 16 ? COUNT * sizeof(W) : 16;
+    if (is_aligned<BYTES>(row + first)) {
+      W raw[COUNT];
+      if (BYTES == 8) {
+        const uint2 part = *reinterpret_cast<const uint2*>(row + first);
+        memcpy(raw, &part, 8);
+      } else {
+        for (int part = 0; part < COUNT * int(sizeof(W)) / 16; part++) {
+          const uint4 bits = reinterpret_cast<const uint4*>(row + first)[part];
+          memcpy(reinterpret_cast<char*>(raw) + 16 * part, &bits, 16);
+        }
+      }
+      for (int i = 0; i < COUNT; i++) values[i] = float(raw[i]);
+      return;
+    }
+#endif
+    for (int i = 0; i < COUNT; i++) values[i] = float(row[first + i]);
+  } else {
+    for (int i = 0; i < COUNT; i++) values[i] = first + i < length ? float(row[first + i]) : 0.0f;
   }
 }

@@ -26,6 +26,28 @@ METAL_FUNC float row_sum(float value, threadgroup float* partial, uint simdgroup
   return simd_sum(lane < uint(SIMDS) ? partial[lane] : 0.0f);
 }
 
+// Two sums at once, for half the barriers.
+template <int SIMDS>
+METAL_FUNC void row_sums(
+    thread float& first,
+    thread float& second,
+    threadgroup float* firsts,
+    threadgroup float* seconds,
+    uint simdgroup,
+    uint lane) {
+  first = simd_sum(first);
+  second = simd_sum(second);
+  if (SIMDS == 1) return;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (lane == 0) {
+    firsts[simdgroup] = first;
+    seconds[simdgroup] = second;
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  first = simd_sum(lane < uint(SIMDS) ? firsts[lane] : 0.0f);
+  second = simd_sum(lane < uint(SIMDS) ? seconds[lane] : 0.0f);
+}
+
 // The largest value of all threads of a row, in each of them.
 template <int SIMDS>
 METAL_FUNC float row_max(float value, threadgroup float* partial, uint simdgroup, uint lane) {

@@ -10,6 +10,7 @@
 
 // ---- body ----
 THREADGROUP_ARRAY(float, partial, [32]);
+constexpr int SIZE = Chunk<T>::SIZE;
 const uint rows = x_shape[0];
 const uint length = x_shape[1];
 const uint lane = thread_index_in_simdgroup;
@@ -20,15 +21,19 @@ if (place.row >= rows) return;
 const size_t offset = size_t(place.row) * length;
 
 Chunk<T> kept[CHUNKS];
+Chunk<T> added[CHUNKS];
+UNROLL
+for (int c = 0; c < CHUNKS; c++) {
+  const uint first = (c * SIMDS * 32 + place.thread_in_row) * SIZE;
+  kept[c] = read_chunk<T>(x + offset, first, length);
+  added[c] = read_chunk<T>(residual + offset, first, length);
+}
 float squares = 0.0f;
 UNROLL
 for (int c = 0; c < CHUNKS; c++) {
-  const uint first = (c * SIMDS * 32 + place.thread_in_row) * Chunk<T>::SIZE;
-  if (first >= length) continue;
-  kept[c] = read_chunk<T>(x + offset, first, length);
-  const Chunk<T> added = read_chunk<T>(residual + offset, first, length);
-  for (int i = 0; i < Chunk<T>::SIZE; i++) {
-    kept[c].values[i] = T(float(kept[c].values[i]) + float(added.values[i]));
+  const uint first = (c * SIMDS * 32 + place.thread_in_row) * SIZE;
+  for (int i = 0; i < SIZE; i++) {
+    kept[c].values[i] = T(float(kept[c].values[i]) + float(added[c].values[i]));
     squares += float(kept[c].values[i]) * float(kept[c].values[i]);
   }
   write_chunk<T>(sum + offset, first, length, kept[c]);
@@ -38,12 +43,11 @@ const float scale = metal::rsqrt(squares / float(length) + as_type<float>(EPS));
 
 UNROLL
 for (int c = 0; c < CHUNKS; c++) {
-  const uint first = (c * SIMDS * 32 + place.thread_in_row) * Chunk<T>::SIZE;
-  if (first >= length) continue;
-  for (int i = 0; i < Chunk<T>::SIZE; i++) {
-    const uint column = first + i < length ? first + i : 0;
-    const float w = float(weight[column]) + (UNIT_OFFSET ? 1.0f : 0.0f);
-    kept[c].values[i] = T(float(kept[c].values[i]) * scale * w);
+  const uint first = (c * SIMDS * 32 + place.thread_in_row) * SIZE;
+  float w[SIZE];
+  read_floats<W, SIZE>(weight, first, length, w);
+  for (int i = 0; i < SIZE; i++) {
+    kept[c].values[i] = T(float(kept[c].values[i]) * scale * (UNIT_OFFSET ? 1.0f + w[i] : w[i]));
   }
   write_chunk<T>(y + offset, first, length, kept[c]);
 }

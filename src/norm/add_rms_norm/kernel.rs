@@ -40,7 +40,7 @@ static BACKWARD: Kernel = Kernel {
     ..FORWARD
 };
 
-/// Threadgroup memory of either kernel: a float for each simdgroup that a group may have.
+/// A float for each simdgroup that a group may have, for each sum.
 const THREADGROUP_BYTES: u32 = 128;
 
 /// Rows that the backward kernel works on at once: some groups for each of a large GPU's cores, and few enough that
@@ -81,7 +81,7 @@ fn plan_forward(rows: &Rows, scaling: Scaling) -> Plan {
 }
 
 fn plan_backward(rows: &Rows, scaling: Scaling) -> Plan {
-    let launch = rows.launch_of(WORKERS, THREADGROUP_BYTES);
+    let launch = rows.launch_of(WORKERS, 2 * THREADGROUP_BYTES);
     let extents = vec![("R", rows.at_once(WORKERS))];
     Plan { constants: constants(rows, scaling), extents, launch }
 }
