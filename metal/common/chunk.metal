@@ -27,9 +27,13 @@ METAL_FUNC Chunk<T> read_chunk(Pointer row, uint first, uint length) {
     }
 #endif
     for (int i = 0; i < Chunk<T>::SIZE; i++) chunk.values[i] = row[first + i];
-  } else {
+    return chunk;
+  }
+  for (int i = 0; i < Chunk<T>::SIZE; i++) chunk.values[i] = T(0.0f);
+  // Where the whole chunk is beyond the end, its thread must not hold up the others of its simdgroup.
+  if (first < length) {
     for (int i = 0; i < Chunk<T>::SIZE; i++) {
-      chunk.values[i] = first + i < length ? T(row[first + i]) : T(0.0f);
+      if (first + i < length) chunk.values[i] = row[first + i];
     }
   }
   return chunk;
@@ -48,7 +52,7 @@ METAL_FUNC void write_chunk(device T* row, uint first, uint length, Chunk<T> chu
     }
 #endif
     for (int i = 0; i < Chunk<T>::SIZE; i++) row[first + i] = chunk.values[i];
-  } else {
+  } else if (first < length) {
     for (int i = 0; i < Chunk<T>::SIZE; i++) {
       if (first + i < length) row[first + i] = chunk.values[i];
     }
@@ -77,7 +81,12 @@ METAL_FUNC void read_floats(Pointer row, uint first, uint length, thread float* 
     }
 #endif
     for (int i = 0; i < COUNT; i++) values[i] = float(row[first + i]);
-  } else {
-    for (int i = 0; i < COUNT; i++) values[i] = first + i < length ? float(row[first + i]) : 0.0f;
+    return;
+  }
+  for (int i = 0; i < COUNT; i++) values[i] = 0.0f;
+  if (first < length) {
+    for (int i = 0; i < COUNT; i++) {
+      if (first + i < length) values[i] = float(row[first + i]);
+    }
   }
 }
