@@ -89,7 +89,12 @@ fn run(task: Task) -> Result<()> {
     }
 }
 
-/// Makes this machine ready to build the workspace.
+/// Makes this machine ready to build and test the workspace.
 fn setup() -> Result<()> {
-    if cfg!(target_os = "macos") { apple::check_tools() } else { mlx::setup().map(drop) }
+    if cfg!(target_os = "macos") {
+        return apple::check_tools();
+    }
+    mlx::setup()?;
+    tools::offer(&[tools::CLANG, tools::SANITIZERS], "tests do not run kernels on the CPU");
+    Ok(())
 }

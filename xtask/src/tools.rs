@@ -1,5 +1,5 @@
 //! The programs and libraries that setting up needs, and how to get them.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -49,6 +49,17 @@ pub(crate) const OPENBLAS: Tool = Tool {
     packages: ["libopenblas0-pthread", "openblas-threads", "openblas"],
     found: || openblas().is_some(),
 };
+/// Compiles kernels written for Metal to run them on the CPU; older versions cannot.
+pub(crate) const CLANG: Tool = Tool {
+    name: "clang 19 was not found",
+    packages: ["clang-19", "clang", "clang"],
+    found: || clang().is_some(),
+};
+pub(crate) const SANITIZERS: Tool = Tool {
+    name: "clang's sanitizers were not found",
+    packages: ["libclang-rt-19-dev", "compiler-rt", "compiler-rt"],
+    found: || clang().is_some_and(has_sanitizers),
+};
 pub(crate) const XZ: Tool = Tool {
     name: "xz was not found",
     packages: ["xz-utils", "xz", "xz"],
@@ -60,6 +71,31 @@ pub(crate) fn cxx() -> Option<String> {
     let own = std::env::var("CXX").ok().filter(|own| !own.is_empty());
     let names = ["c++", "g++", "clang++"].map(String::from);
     own.into_iter().chain(names).find(|name| steps::succeeds(name, &["--version"]))
+}
+
+/// The clang that `metal-host` finds: the packaged 19, or the plain name for one that is no older.
+fn clang() -> Option<&'static str> {
+    ["clang++-19", "clang++"].into_iter().find(|name| {
+        let version = said(name, "-dumpversion");
+        let major = version.and_then(|version| version.split('.').next()?.parse().ok());
+        major.is_some_and(|major: u32| major >= 19)
+    })
+}
+
+/// Whether `clang` can link with what [`SANITIZERS`] brings; its name has changed between versions.
+fn has_sanitizers(clang: &str) -> bool {
+    let names =
+        [format!("libclang_rt.msan-{}.a", std::env::consts::ARCH), "libclang_rt.msan.a".to_owned()];
+    names.iter().any(|name| {
+        let place = said(clang, &format!("-print-file-name={name}"));
+        place.is_some_and(|place| Path::new(place.trim()).is_absolute())
+    })
+}
+
+/// What `program` writes when asked one thing.
+fn said(program: &str, question: &str) -> Option<String> {
+    let output = steps::output(Command::new(program).arg(question)).ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The Python on the path, and the system's, which may have pip where that one has not.
@@ -100,6 +136,13 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
             Ok(()) => bail!(advice(missing, family)),
             Err(error) => Err(error.context(advice(missing, family))),
         },
+    }
+}
+
+/// As [`ensure`], for tools that can be done without: if they cannot be had, tells how and what `is_lost`.
+pub(crate) fn offer(tools: &[Tool], is_lost: &str) {
+    if let Err(error) = ensure(tools) {
+        eprintln!("note: {error:#}; without that, {is_lost}");
     }
 }
 
