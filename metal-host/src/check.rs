@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
     host::{Host, Prepared},
     launch::{Build, Launch, Run},
     report,
@@ -46,8 +46,7 @@ impl Host {
     ///
     /// First without sanitizers, under every schedule and with every poison: the outputs must be equal bit for bit,
     /// but for float outputs that are added to atomically, whose sums may differ with the schedule. Then once under
-    /// each sanitizer. Runs that differ are a sign of a race or of memory that nothing wrote, and a sanitizer may
-    /// say which line it is: its finding is then preferred.
+    /// each sanitizer. Of runs that differ, or crash, a sanitizer may say which line it is: its finding is preferred.
     ///
     /// # Errors
     /// As [`Host::run`]; the first finding.
@@ -60,11 +59,9 @@ impl Host {
     ) -> Result<Vec<Vec<u8>>> {
         let ladder = Ladder { kernel: self.prepare(source, launch, inputs)?, check };
         let plain = ladder.plain();
-        // What does not compile, diverges or crashes does so under each build.
-        if plain
-            .as_ref()
-            .is_err_and(|error| !error.finding().is_some_and(|it| is_difference(it.kind)))
-        {
+        let may_be_told_better =
+            |error: &Error| error.finding().is_some_and(|it| is_vague(it.kind));
+        if plain.as_ref().is_err_and(|error| !may_be_told_better(error)) {
             return plain;
         }
         ladder.sanitized()?;
@@ -72,8 +69,10 @@ impl Host {
     }
 }
 
-fn is_difference(kind: Kind) -> bool {
-    matches!(kind, Kind::ScheduleDependent | Kind::PoisonDependent | Kind::Unwritten)
+/// Whether a sanitizer may know the line.
+fn is_vague(kind: Kind) -> bool {
+    use Kind::{Crash, PoisonDependent, ScheduleDependent, Unwritten};
+    matches!(kind, Crash | PoisonDependent | ScheduleDependent | Unwritten)
 }
 
 struct Ladder<'a> {

@@ -73,9 +73,7 @@ pub(crate) struct Compiler {
 
 impl Compiler {
     pub(crate) fn new(cache: &Path) -> Result<Compiler> {
-        let found = NAMES.into_iter().find_map(|name| Some((name, version(name)?)));
-        let (program, version) =
-            found.ok_or_else(|| Error::NoCompiler { tried: NAMES.join(", ") })?;
+        let (program, version) = find()?;
         let flags = [KERNEL_FLAGS, RUNTIME_FLAGS, MACHINE_FLAGS, &version];
         let builds = Build::ALL
             .into_iter()
@@ -176,6 +174,22 @@ impl Compiler {
             _ => Ok(()),
         }
     }
+}
+
+/// clang's name and what it says of itself.
+fn find() -> Result<(&'static str, String)> {
+    let none = |reason: String| Error::NoCompiler { reason };
+    if !cfg!(target_os = "linux") {
+        return Err(none("the runtime is written for Linux".to_owned()));
+    }
+    let found = NAMES.into_iter().find_map(|name| Some((name, version(name)?)));
+    found.ok_or_else(|| {
+        let names = NAMES.join(" nor ");
+        none(format!(
+            "neither {names} is a clang of version {OLDEST} or later; \
+             on Debian: apt-get install clang-19 libclang-rt-19-dev"
+        ))
+    })
 }
 
 /// What `name` says of itself, if it is a clang that is new enough.

@@ -11,13 +11,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// This machine has no clang that can compile kernels.
-    #[error(
-        "no clang of version 19 or later was found (tried {tried}); on Debian: apt-get install clang-19 libclang-rt-19-dev"
-    )]
+    /// This machine cannot compile kernels.
+    #[error("kernels cannot be compiled here: {reason}")]
     NoCompiler {
-        /// The names that were looked for.
-        tried: String,
+        /// What is missing, and how to get it.
+        reason: String,
     },
     /// The kernel, its arrays or its launch make no sense together; nothing was run.
     #[error("[{kernel}] {reason}")]

@@ -166,3 +166,17 @@ fn strides(input: &Input) -> Vec<i64> {
     }
     strides
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Element;
+
+    #[test]
+    fn strides_are_those_of_rows_that_follow_each_other() {
+        let strides = |shape: &[usize]| strides(&Input::new("x", Element::F32, shape));
+        assert_eq!(strides(&[2, 3, 4]), [12, 4, 1]);
+        assert_eq!(strides(&[5]), [1]);
+        assert_eq!(strides(&[2, 0, 4]), [0, 4, 1]);
+    }
+}

@@ -64,3 +64,46 @@ pub(crate) fn of_frames<'a>(
 fn is_file(path: &str, file: &str) -> bool {
     path.strip_suffix(file).is_some_and(|folder| folder.is_empty() || folder.ends_with('/'))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(file: &str, line: u32) -> Option<Place> {
+        Some(Place { file: file.to_owned(), line })
+    }
+
+    #[test]
+    fn directives_name_the_files_and_the_body() {
+        let source = Source {
+            name: "k".into(),
+            header: "// target\n#line 1 \"a.metal\"\nint f();\n".into(),
+            body: "\n#line 7 \"b.metal\"\ny[0] = 1;".into(),
+            ..Source::default()
+        };
+        assert_eq!(files(&source), ["a.metal", "b.metal", "k"]);
+        assert_eq!(Some(of_body(&source)), place("b.metal", 7));
+        assert_eq!(Some(of_body(&Source { body: "y[0] = 1;".into(), ..source })), place("k", 1));
+    }
+
+    #[test]
+    fn the_first_frame_in_the_kernel_counts() {
+        let files = ["metal/a.metal".to_owned()];
+        let of = |text: &str| of_frames(text.lines(), &files);
+        assert_eq!(
+            of("  #0 0x1 in f /lib/simd.h:3:4\n  #1 0x2 in k /r/metal/a.metal:12:5 (k.so+0x1)"),
+            place("metal/a.metal", 12)
+        );
+        assert_eq!(of("  #0 0x1 in f(int, float) metal/a.metal:9"), place("metal/a.metal", 9));
+        assert_eq!(of("  #0 0x1 in f /r/notmetal/a.metal:9"), None);
+        assert_eq!(of("see metal/a.metal:9"), None);
+    }
+
+    #[test]
+    fn the_first_diagnostic_in_the_kernel_counts() {
+        let files = ["a.metal".to_owned()];
+        let said = "/lib/vector.h:48:17: error: no\na.metal:9:8: note: asked for here\na.metal:10:1: note: more";
+        assert_eq!(of_diagnostics(said.lines(), &files), place("a.metal", 9));
+        assert_eq!(of_diagnostics(["1 error generated."].into_iter(), &files), None);
+    }
+}

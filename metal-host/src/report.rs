@@ -91,6 +91,9 @@ impl<'a> Reader<'a> {
             ("WARNING: ThreadSanitizer: ", Kind::Race),
             ("WARNING: MemorySanitizer: ", Kind::Uninitialised),
             ("ERROR: AddressSanitizer: ", Kind::Address),
+            // What is neither's to find, such as running over a stack.
+            ("ERROR: ThreadSanitizer: ", Kind::Crash),
+            ("ERROR: MemorySanitizer: ", Kind::Crash),
             (": runtime error: ", Kind::Undefined),
         ];
         marks.into_iter().find_map(|(mark, kind)| {
@@ -152,4 +155,76 @@ fn is_access(line: &&str) -> bool {
     ["Write of", "Read of", "Atomic write of", "Atomic read of", "Previous"]
         .iter()
         .any(|start| line.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use super::*;
+    use crate::{Element, Output};
+
+    /// What is made of `said` by a process that ended with exit code 1.
+    fn of(said: &str) -> Error {
+        let source = Source {
+            name: "k".into(),
+            outputs: vec![Output::new("y", Element::F32, [4])],
+            body: "#line 5 \"a.metal\"\ny[0] = 1;".into(),
+            ..Source::default()
+        };
+        read(&source, &Run::default(), ExitStatus::from_raw(1 << 8), said.to_owned())
+    }
+
+    #[track_caller]
+    fn assert_finding(said: &str, kind: Kind, line: u32, message: &str) {
+        match of(said) {
+            Error::Finding(finding) => {
+                assert_eq!((finding.kind, finding.place.line), (kind, line), "{finding}");
+                assert_eq!(finding.message, message);
+            }
+            other => unreachable!("{other}"),
+        }
+    }
+
+    #[test]
+    fn the_runtime_speaks_in_one_line() {
+        let line = "noise\n\nmsl-finding\tdivergence\ta.metal\t7\t3\tthread 1 waits, but thread 2 has returned\n";
+        assert_finding(line, Kind::Divergence, 7, "thread 1 waits, but thread 2 has returned");
+        let line = "msl-finding\toutput\t\t0\t0\t0 9\n";
+        assert_finding(line, Kind::Unwritten, 5, "element 2 of `y` was never written");
+    }
+
+    #[test]
+    fn a_race_has_two_sides() {
+        let said = "WARNING: ThreadSanitizer: data race (pid=1)\n  Write of size 4 at 0x1 by thread T2:\n    \
+            #0 f /r/a.metal:9 (k.so+0x1)\n\n  Previous read of size 4 at 0x1 by thread T1:\n    \
+            #0 g /lib/x.h:2\n    #1 f /r/a.metal:6 (k.so+0x2)\n\n  Location is heap block\n";
+        let message = "write of size 4 in line 9, previous read of size 4 in line 6";
+        assert_finding(said, Kind::Race, 9, message);
+    }
+
+    #[test]
+    fn an_overrun_has_a_size_and_a_block() {
+        let said = "==1==ERROR: AddressSanitizer: heap-buffer-overflow on address 0x1 at pc 0x2\n\
+            READ of size 4 at 0x1 thread T0\n    #0 0x1 in f /r/a.metal:8\n\n\
+            0x1 is located 0 bytes after 64-byte region [0x3,0x4)\n";
+        let message = "heap-buffer-overflow, read of size 4, 0 bytes after 64-byte region";
+        assert_finding(said, Kind::Address, 8, message);
+    }
+
+    #[test]
+    fn undefined_operations_are_told_apart_from_overruns() {
+        let said = "a.metal:6:2: runtime error: shift exponent 32 is too large\n";
+        assert_finding(said, Kind::Undefined, 6, "shift exponent 32 is too large");
+        let said = "a.metal:6:2: runtime error: index 4 out of bounds for type 'float[4]'\n";
+        assert_finding(said, Kind::Address, 6, "index 4 out of bounds for type 'float[4]'");
+        let said =
+            "lib.h:6:2: runtime error: no\n    #0 0x1 in f lib.h:6\n    #1 0x2 in k /r/a.metal:7\n";
+        assert_finding(said, Kind::Undefined, 7, "no");
+    }
+
+    #[test]
+    fn a_runner_that_fails_blames_no_kernel() {
+        assert!(matches!(of("runner: the job is cut short"), Error::Machine { .. }));
+    }
 }

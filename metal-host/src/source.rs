@@ -204,3 +204,36 @@ impl Template {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_are_filled_in_their_type() {
+        assert_eq!(Element::F32.encode(-1.5), (-1.5f32).to_ne_bytes());
+        assert_eq!(Element::BF16.encode(-1.5), 0xbfc0u16.to_ne_bytes());
+        assert_eq!(Element::I8.encode(-3.0), [253]);
+        assert_eq!(Element::U64.encode(7.0), 7u64.to_ne_bytes());
+        assert_eq!(Element::Bool.encode(2.0), [1]);
+        for (value, bits) in [
+            (0.0, 0),
+            (-0.0, 0x8000),
+            (1.0, 0x3c00),
+            (-1.5, 0xbe00),
+            (65504.0, 0x7bff),
+            (f32::INFINITY, 0x7c00),
+            (f32::NEG_INFINITY, 0xfc00),
+            (1e6, 0x7c00),
+        ] {
+            assert_eq!(Element::F16.encode(value), u16::to_ne_bytes(bits), "{value}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_none() {
+        assert_eq!(Input::new("x", Element::F32, [2, 3]).bytes(), Some(24));
+        assert_eq!(Input::new("x", Element::U8, []).bytes(), Some(1));
+        assert_eq!(Output::new("x", Element::F16, [usize::MAX]).bytes(), None);
+    }
+}

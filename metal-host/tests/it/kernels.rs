@@ -17,7 +17,7 @@ fn row_sum(element: Element, rows: usize, columns: usize) -> Source {
 fn row_sums_are_right() {
     let Some(host) = host() else { return };
     // The last has fewer than 8 elements, and so another signature.
-    for (rows, columns, threads) in [(3, 1000, 96), (2, 33, 64), (2, 3, 32)] {
+    for (rows, columns, threads) in [(3, 1000, 96), (2, 3333, 1024), (2, 3, 32)] {
         for element in FLOATS {
             let (x, values) = encode(element, &numbers(1, rows * columns));
             let launch =
@@ -154,4 +154,23 @@ fn vectors_and_constant_inputs_are_right() {
             assert_close(&what, &decode(element, &outputs[0]), &expected, bound);
         }
     }
+}
+
+#[test]
+fn sums_of_floats_in_any_order_are_let_pass() {
+    let Some(host) = host() else { return };
+    let (x, values) = encode(Element::F32, &numbers(9, 1000));
+    let mut source = kernel("copy");
+    source.body = source
+        .body
+        .replace("y[i] = same(x[i]);", "atomic_fetch_add_explicit(y, x[i], memory_order_relaxed);");
+    source.inputs = vec![Input::new("x", Element::F32, [1000])];
+    source.outputs = vec![Output::new("y", Element::F32, [1])];
+    source.atomic_outputs = true;
+    let launch = Launch { grid: [1000, 1, 1], group: [32, 1, 1] };
+    let check = Check { init_value: Some(0.0), ..Check::default() };
+    let outputs = host.check(&source, launch, &[&x], &check).unwrap();
+    let size: f64 = values.iter().map(|x| x.abs()).sum();
+    let bound = |_| size * 1000.0 * rounding(Element::F32);
+    assert_close("sum", &decode(Element::F32, &outputs[0]), &[values.iter().sum()], bound);
 }
