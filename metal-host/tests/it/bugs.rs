@@ -149,6 +149,24 @@ fn a_barrier_for_no_memory_is_a_race() {
 }
 
 #[test]
+fn a_missing_simdgroup_barrier_is_a_race() {
+    let wrong = "THREADGROUP_ARRAY(float, t, [32]); t[i % 32] = x[i]; y[i] = t[(i + 1) % 32];";
+    copy().assert_found(line(wrong), Kind::Race, Build::Thread);
+    // With it, all is well.
+    let Some(host) = host() else { return };
+    let right = "THREADGROUP_ARRAY(float, t, [32]); t[i % 32] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[(i + 1) % 32];";
+    let case = copy().with(COPY, right);
+    let x: Vec<u8> = (0..64u32).flat_map(|i| (i as f32).to_ne_bytes()).collect();
+    host.check(&case.source, case.launch, &[&x], &case.check).unwrap();
+}
+
+#[test]
+fn barriers_do_not_order_groups() {
+    let wrong = "threadgroup_barrier(mem_flags::mem_device); y[i % 32] = x[i % 32]; y[i] = x[i]; threadgroup_barrier(mem_flags::mem_device);";
+    copy().assert_found(line(wrong), Kind::Race, Build::Thread);
+}
+
+#[test]
 fn groups_that_write_one_element_race() {
     copy().assert_found(
         line("y[i % 32] = x[i]; y[32 + i % 32] = x[i];"),

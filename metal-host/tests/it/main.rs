@@ -10,4 +10,5 @@
 mod bugs;
 mod invalid;
 mod kernels;
+mod readme;
 mod support;
