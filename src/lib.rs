@@ -26,6 +26,7 @@ pub mod layout;
 mod ffi;
 mod target;
 pub mod config;
+pub mod hardware;
 pub mod kernel;
 pub mod dispatch;
 

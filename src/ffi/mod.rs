@@ -1,5 +1,5 @@
 //! What MLX's C interface offers and mlx-rs does not: functions with a gradient of their own, recomputation, the
-//! device of the current stream, and every quantization mode.
+//! device of the current stream, the names of device and release, and every quantization mode.
 //!
 //! Each function here is safe to call from safe code. A failure of MLX is an `Err` with MLX's own message; an error or
 //! a panic of a Rust closure that MLX calls is an `Err` with that closure's own text, also out of the gradient
@@ -12,6 +12,7 @@ mod checkpoint;
 mod closure;
 mod cuda_kernel;
 mod custom_vjp;
+mod machine;
 mod quantize;
 mod status;
 mod stream;
@@ -25,6 +26,7 @@ pub(crate) use self::{
     checkpoint::checkpoint,
     cuda_kernel::CudaKernel,
     custom_vjp::{Vjp, custom_vjp},
+    machine::{device_name, mlx_version},
     quantize::{Packed, QuantFormat, QuantMode, dequantize, quantize, quantized_matmul},
     stream::{DeviceKind, cuda_is_available, current_device, metal_is_available},
     vector::exactly,

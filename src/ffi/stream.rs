@@ -21,18 +21,24 @@ pub(crate) enum DeviceKind {
 /// The device of the stream that an mlx-rs operation would use here: that of the innermost `mlx_rs::with_stream` or
 /// `mlx_rs::with_device` on this thread, else the default device.
 pub(crate) fn current_device() -> Result<DeviceKind> {
-    let stream = current();
-    let mut device = Device(mlx_device { ctx: ptr::null_mut() });
-    // SAFETY: the stream is alive for the whole call, and a null device is one that MLX allocates.
-    check(|| unsafe { mlx_sys::mlx_stream_get_device(&mut device.0, stream.as_ptr()) })?;
+    let device = device_of_stream()?;
     let mut kind: mlx_device_type = 0;
-    // SAFETY: the device was just written and is alive for the whole call.
+    // SAFETY: the device is alive for the whole call.
     check(|| unsafe { mlx_sys::mlx_device_get_type(&mut kind, device.0) })?;
     match kind {
         mlx_sys::mlx_device_type__MLX_CPU => Ok(DeviceKind::Cpu),
         mlx_sys::mlx_device_type__MLX_GPU => Ok(DeviceKind::Gpu),
         other => Err(Exception::custom(format!("MLX named device type {other}"))),
     }
+}
+
+/// The device itself of that stream.
+pub(super) fn device_of_stream() -> Result<Device> {
+    let stream = current();
+    let mut device = Device(mlx_device { ctx: ptr::null_mut() });
+    // SAFETY: the stream is alive for the whole call, and a null device is one that MLX allocates.
+    check(|| unsafe { mlx_sys::mlx_stream_get_device(&mut device.0, stream.as_ptr()) })?;
+    Ok(device)
 }
 
 /// Whether MLX was built with Metal and this machine has an Apple GPU.
@@ -61,7 +67,7 @@ fn flag(call: impl FnOnce(*mut bool) -> c_int) -> Result<bool> {
 }
 
 /// An owned `mlx_device`.
-struct Device(mlx_device);
+pub(super) struct Device(pub(super) mlx_device);
 
 impl Drop for Device {
     fn drop(&mut self) {
