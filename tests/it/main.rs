@@ -8,6 +8,7 @@ mod support;
 mod activation;
 mod architecture;
 mod attention;
+mod benches;
 mod cache;
 mod hostile;
 mod kernel;

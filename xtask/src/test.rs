@@ -39,6 +39,8 @@ fn checks() -> Vec<(&'static str, Command)> {
         ("clippy", with("clippy --workspace --all-targets", true, "-- -D warnings")),
         ("doc", doc),
         ("test", with("test --workspace --exclude xtask", true, "")),
+        // Checks that every bench computes what it should; times nothing.
+        ("benches", with("test --bench bench", true, "")),
         // In the profile that it was built in already.
         ("test xtask", with("test --profile xtask --package xtask", false, "")),
     ]

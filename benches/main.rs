@@ -1,0 +1,109 @@
+//! How fast the operations are beside the best of MLX, and beside what the device can do.
+//!
+//! `cargo xtask bench` runs this; CONTRIBUTING.md says how to add to it. Results are checked against
+//! a reference first, always; without `--bench`, as Cargo's tests run it, that is all.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a bench reports to its user")]
+
+mod support;
+
+mod activation;
+mod attention;
+mod norm;
+mod quant;
+mod rope;
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::{Parser, builder::PossibleValuesParser};
+use mlx_primitives::dispatch::{Context as Device, Target};
+
+use crate::support::{
+    Case, check, describe, measure,
+    results::{Results, Row},
+};
+
+/// The cases of one subject, at sizes that suit the device.
+type Suite = fn(Target) -> Result<Vec<Case>>;
+
+const SUITES: &[(&str, Suite)] = &[
+    ("norm", norm::cases),
+    ("activation", activation::cases),
+    ("rope", rope::cases),
+    ("attention", attention::cases),
+    ("quant", quant::cases),
+];
+
+/// Checks operations, then times them beside the best of MLX.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Cli {
+    /// What to run; everything by default
+    #[arg(value_name = "SUITE", value_parser = names())]
+    suites: Vec<String>,
+    /// Writes what was measured as JSON
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Measures, as `cargo bench` asks; otherwise results are only checked
+    #[arg(long)]
+    bench: bool,
+}
+
+fn names() -> PossibleValuesParser {
+    SUITES.iter().map(|(name, _)| *name).chain(["all"]).into()
+}
+
+impl Cli {
+    fn asks_for(&self, suite: &str) -> bool {
+        self.suites.is_empty() || self.suites.iter().any(|name| name == suite || name == "all")
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let target = Device::current()?.target;
+    let mut results = None;
+    for (name, suite) in SUITES.iter().filter(|(name, _)| cli.asks_for(name)) {
+        for mut case in suite(target).with_context(|| format!("the suite {name}"))? {
+            let what = format!("{name}: {} {} {:?}", case.op, case.shape, case.dtype);
+            let checked = check(&mut case).with_context(|| what.clone())?;
+            if !cli.bench {
+                eprintln!("{what}: right");
+                continue;
+            }
+            let row = measure(&mut case, checked, target).with_context(|| what.clone())?;
+            eprintln!("{what}: {}", in_words(&row));
+            results = Some(keep(cli, results, row, target)?);
+        }
+    }
+    if let Some(results) = results {
+        println!("\n{}\n\n{}", results.heading(), results.table());
+    }
+    Ok(())
+}
+
+fn in_words(row: &Row) -> String {
+    let Row { ours_us, ours_backend, ratio, baseline, ceiling_fraction, .. } = row;
+    let percent = 100.0 * ceiling_fraction;
+    format!("{ours_us} µs on {ours_backend}, {ratio:.2} × {baseline}, {percent:.0} % of ceiling")
+}
+
+/// Adds a row, and writes all of them: a run cut short has then not been for nothing.
+fn keep(cli: &Cli, results: Option<Results>, row: Row, target: Target) -> Result<Results> {
+    let mut results = results.map_or_else(|| describe(target), Ok)?;
+    results.rows.push(row);
+    if let Some(file) = &cli.output {
+        let json = serde_json::to_string_pretty(&results)? + "\n";
+        fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    Ok(results)
+}

@@ -1,0 +1,95 @@
+//! A bench as data.
+
+use mlx_rs::{Array, Dtype, error::Exception, transforms::compile::compile};
+
+use super::check::Tolerance;
+
+/// One operation on one problem: what computes it here, what computes it in MLX, and what it
+/// should come to.
+///
+/// Arrays are lazy, so a case costs nothing until it is run, and its memory is given back with it.
+pub(crate) struct Case {
+    pub(crate) op: &'static str,
+    /// [`sizes`](super::sizes) and whatever else tells it from the operation's other cases.
+    pub(crate) shape: String,
+    /// That of the results.
+    pub(crate) dtype: Dtype,
+    /// Handed to every closure below.
+    pub(crate) inputs: Vec<Array>,
+    /// What cannot be avoided.
+    pub(crate) work: Work,
+    pub(crate) ours: Run,
+    /// Everything that a user of MLX alone might write; the fastest is "the best of MLX".
+    pub(crate) baselines: Vec<(&'static str, Run)>,
+    pub(crate) reference: Run,
+    /// How far from the reference ours may be.
+    pub(crate) tolerance: Tolerance,
+}
+
+/// What a device would be busy with if nothing were wasted.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Work {
+    /// Bytes read and written, each once.
+    Bytes(usize),
+    /// Multiplications and additions of matrix products, where they outweigh the bytes.
+    Flops(f64),
+}
+
+/// Builds results from inputs, lazily.
+pub(crate) type Run = Box<dyn FnMut(&[Array]) -> Result<Vec<Array>, Exception>>;
+
+/// One array or several.
+pub(crate) trait Outputs {
+    fn arrays(self) -> Vec<Array>;
+}
+
+impl Outputs for Array {
+    fn arrays(self) -> Vec<Array> {
+        vec![self]
+    }
+}
+
+impl Outputs for (Array, Array) {
+    fn arrays(self) -> Vec<Array> {
+        vec![self.0, self.1]
+    }
+}
+
+/// A call of this crate.
+pub(crate) fn ours<O: Outputs>(
+    run: impl Fn(&[Array]) -> mlx_primitives::Result<O> + 'static,
+) -> Run {
+    Box::new(move |inputs| Ok(run(inputs)?.arrays()))
+}
+
+/// The definition, computed in f32 whatever the dtype of the case.
+pub(crate) fn reference<O: Outputs>(
+    run: impl Fn(&[Array]) -> mlx_primitives::Result<O> + 'static,
+) -> Run {
+    Box::new(move |inputs| {
+        let inputs = inputs.iter().map(widened).collect::<Result<Vec<_>, _>>()?;
+        Ok(run(&inputs)?.arrays())
+    })
+}
+
+fn widened(input: &Array) -> Result<Array, Exception> {
+    match input.dtype() {
+        Dtype::Float16 | Dtype::Bfloat16 => input.as_dtype(Dtype::Float32),
+        _ => Ok(input.clone()),
+    }
+}
+
+/// Calls of MLX, run as they stand.
+pub(crate) fn mlx<O: Outputs>(run: impl Fn(&[Array]) -> Result<O, Exception> + 'static) -> Run {
+    Box::new(move |inputs| Ok(run(inputs)?.arrays()))
+}
+
+/// Calls of MLX, fused by its compiler.
+pub(crate) fn compiled<O: Outputs>(
+    run: impl Fn(&[Array]) -> Result<O, Exception> + 'static,
+) -> Run {
+    Box::new(compile(
+        move |inputs: &[Array]| -> Result<Vec<Array>, Exception> { Ok(run(inputs)?.arrays()) },
+        false,
+    ))
+}
