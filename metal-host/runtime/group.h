@@ -59,7 +59,10 @@ struct BarrierTokens {
 class Group {
  public:
   Group(MslEntry entry, const unsigned long* buffers, Schedule& schedule, ThreadgroupMemory& memory)
-      : entry_(entry), buffers_(buffers), schedule_(schedule), memory_(memory) {
+      : entry_(entry),
+        buffers_(buffers),
+        schedule_(schedule),
+        memory_(memory) {
     sanitizer::adopt(main_stack_);
   }
 

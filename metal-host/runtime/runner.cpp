@@ -2,8 +2,9 @@
 //
 //   runner KERNEL JOB OUTPUT
 //
-// KERNEL is a library with the function `msl_entry`. JOB is a `Header`, then for each buffer a `BufferHeader` and, of an input or a filled output, its bytes. OUTPUT
-// gets the outputs' bytes one after the other. Exit code 2: a finding, told on stderr; 3: the job makes no sense.
+// KERNEL is a library with the function `msl_entry`. JOB is a `Header`, then for each buffer a `BufferHeader` and,
+// of an input or a filled output, its bytes. OUTPUT gets the outputs' bytes one after the other. Exit code 2: a
+// finding, told on stderr; 3: the job makes no sense.
 #include <dlfcn.h>
 
 #include <cstdint>

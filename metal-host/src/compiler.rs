@@ -26,7 +26,7 @@ const KERNEL_FLAGS: &str = "-std=c++17 -fno-exceptions -fno-rtti -fno-omit-frame
     -Xclang -ffloat16-excess-precision=none -Xclang -fbfloat16-excess-precision=none \
     -Wno-unknown-attributes -Wno-user-defined-literals -Wimplicit-float-conversion \
     -fno-caret-diagnostics -fno-diagnostics-fixit-info -ferror-limit=20";
-const RUNTIME_FLAGS: &str = "-std=c++20 -O2 -g1";
+const RUNTIME_FLAGS: &str = "-std=c++17 -O2 -g1";
 /// Instructions for half precision and fused products, without which clang calls libraries that may be absent.
 const MACHINE_FLAGS: &str = if cfg!(target_arch = "x86_64") { "-mf16c -mfma" } else { "" };
 

@@ -51,6 +51,7 @@ impl Host {
         launch: Launch,
         inputs: &'a [&'a [u8]],
     ) -> Result<Prepared<'a>> {
+        check_names(source)?;
         check_arrays(source, inputs)?;
         check_launch(source, launch)?;
         lint::check(source)?;
@@ -91,21 +92,27 @@ fn invalid(source: &Source, reason: String) -> Error {
     Error::Invalid { kernel: source.name.clone(), reason }
 }
 
+fn check_names(source: &Source) -> Result<()> {
+    if !source.name.chars().all(is_word) {
+        return Err(invalid(source, "the name must be letters, digits and underscores".to_owned()));
+    }
+    let inputs = source.inputs.iter().map(|input| &input.name);
+    let outputs = source.outputs.iter().map(|output| &output.name);
+    let template = source.template.iter().map(|(name, _)| name);
+    if let Some(name) = inputs.chain(outputs).chain(template).find(|name| !is_identifier(name)) {
+        return Err(invalid(source, format!("`{name}` is no name for a parameter")));
+    }
+    match source.template.iter().find(|(_, value)| value.is_negative()) {
+        Some((name, value)) => {
+            Err(invalid(source, format!("{name} is {value:?}, and MLX puts it in a name")))
+        }
+        None => Ok(()),
+    }
+}
+
 fn check_arrays(source: &Source, inputs: &[&[u8]]) -> Result<()> {
     if source.outputs.is_empty() {
         return Err(invalid(source, "a kernel must have an output".to_owned()));
-    }
-    let templates = source.template.iter().map(|(name, _)| name);
-    let arrays = source.inputs.iter().map(|input| &input.name);
-    let arrays = arrays.chain(source.outputs.iter().map(|output| &output.name));
-    if let Some(name) = arrays.chain(templates).find(|name| !is_identifier(name)) {
-        return Err(invalid(source, format!("`{name}` is no name for a parameter")));
-    }
-    if !source.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Err(invalid(source, "the name must be letters, digits and underscores".to_owned()));
-    }
-    if let Some((name, value)) = source.template.iter().find(|(_, value)| value.is_negative()) {
-        return Err(invalid(source, format!("{name} is {value:?}, and MLX puts it in a name")));
     }
     let too_large = |output: &&Output| output.bytes().is_none_or(|bytes| bytes > MAX_BYTES);
     if let Some(output) = source.outputs.iter().find(too_large) {
@@ -117,12 +124,9 @@ fn check_arrays(source: &Source, inputs: &[&[u8]]) -> Result<()> {
     }
     for (input, bytes) in source.inputs.iter().zip(inputs) {
         if input.bytes() != Some(bytes.len()) {
-            let wanted = format!("{:?} of shape {:?}", input.element, input.shape);
-            let given = bytes.len();
-            return Err(invalid(
-                source,
-                format!("`{}` is {wanted} but has {given} bytes", input.name),
-            ));
+            let (name, shape, given) = (&input.name, &input.shape, bytes.len());
+            let wanted = format!("{:?} of shape {shape:?}", input.element);
+            return Err(invalid(source, format!("`{name}` is {wanted} but has {given} bytes")));
         }
     }
     Ok(())
@@ -139,7 +143,10 @@ fn check_launch(source: &Source, launch: Launch) -> Result<()> {
     Ok(())
 }
 
+fn is_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_'
+}
+
 fn is_identifier(name: &str) -> bool {
-    let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    starts && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    !name.is_empty() && !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(is_word)
 }

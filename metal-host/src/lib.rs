@@ -7,18 +7,18 @@
 //! What it cannot show: speed, the rounding of Apple's fast mathematics, effects of memory order between
 //! threadgroups, and that Apple's compiler takes the text.
 
-mod check;
-mod compiler;
-mod error;
-mod files;
-mod generate;
-mod host;
-mod job;
-mod launch;
-mod lint;
-mod place;
-mod report;
 mod source;
+mod launch;
+mod error;
+mod place;
+mod generate;
+mod lint;
+mod files;
+mod compiler;
+mod job;
+mod report;
+mod host;
+mod check;
 
 pub use check::Check;
 pub use error::{Error, Finding, Kind, Place, Result};

@@ -48,13 +48,14 @@ fn broken_rule(tokens: &[Token], at: usize, is_body: bool) -> Option<String> {
             Some(format!("Metal's language has no `{word}` that a kernel could use"))
         }
         "threadgroup" => threadgroup_variable(rest).map(|name| {
-            format!("threadgroup arrays are declared by THREADGROUP_ARRAY(T, {name}, [n]), which every target defines")
+            format!("threadgroup arrays are declared by THREADGROUP_ARRAY(T, {name}, [n])")
         }),
-        "THREADGROUP_ARRAY" if !is_body => {
-            Some("threadgroup arrays are declared in the kernel's body and passed to helpers".to_owned())
-        }
+        "THREADGROUP_ARRAY" if !is_body => Some(
+            "threadgroup arrays are declared in the kernel's body and passed to helpers".to_owned(),
+        ),
         "vec" if is_constructed(rest) => {
-            Some("a vector of T is made by MAKE_VEC(T, n)(..): on the host vec<T, n>(v) would reinterpret v's bits".to_owned())
+            let why = "here vec<T, n>(v) would reinterpret the bits of v";
+            Some(format!("a vector of T is made by MAKE_VEC(T, n)(..): {why}"))
         }
         _ => None,
     }

@@ -16,10 +16,10 @@ struct Case {
 }
 
 /// One mistake: what is written instead of what, and the text of the line it must be found at.
-struct Bug {
-    right: &'static str,
-    wrong: &'static str,
-    line: &'static str,
+struct Bug<'a> {
+    right: &'a str,
+    wrong: &'a str,
+    line: &'a str,
 }
 
 impl Case {
@@ -55,7 +55,7 @@ impl Case {
     }
 
     /// Asserts that the ladder ends in a finding of this kind, from this build, at `bug.line`.
-    fn assert_found(self, bug: Bug, kind: Kind, build: Build) {
+    fn assert_found(self, bug: Bug<'_>, kind: Kind, build: Build) {
         let Some(host) = host() else { return };
         let case = self.with(bug.right, bug.wrong);
         match case.check(host) {
@@ -71,7 +71,7 @@ impl Case {
     }
 
     /// Asserts that clang refuses it at `bug.line` with a message that has `words`.
-    fn assert_refused(self, bug: Bug, words: &str) {
+    fn assert_refused(self, bug: Bug<'_>, words: &str) {
         let Some(host) = host() else { return };
         let case = self.with(bug.right, bug.wrong);
         match case.check(host) {
@@ -121,7 +121,7 @@ fn copy() -> Case {
 const COPY: &str = "y[i] = same(x[i]);";
 
 /// A mistake on the one line of [`copy`].
-fn line(wrong: &'static str) -> Bug {
+fn line(wrong: &str) -> Bug<'_> {
     Bug { right: COPY, wrong, line: wrong }
 }
 
@@ -142,9 +142,11 @@ fn a_missing_barrier_in_a_loop_is_a_race() {
 
 #[test]
 fn a_barrier_for_no_memory_is_a_race() {
-    let right = "  sums[lane] = lane_scan(lane < simdgroups_per_threadgroup ? sums[lane] : 0.0f, lane);\n  }\n  threadgroup_barrier(mem_flags::mem_threadgroup);";
-    let wrong = "  sums[lane] = lane_scan(lane < simdgroups_per_threadgroup ? sums[lane] : 0.0f, lane);\n  }\n  threadgroup_barrier(mem_flags::mem_none);";
-    let bug = Bug { right, wrong, line: "value += carry[0]" };
+    let scanned =
+        "sums[lane] = lane_scan(lane < simdgroups_per_threadgroup ? sums[lane] : 0.0f, lane);";
+    let barrier = |flags| format!("{scanned}\n  }}\n  threadgroup_barrier(mem_flags::{flags});");
+    let (right, wrong) = (barrier("mem_threadgroup"), barrier("mem_none"));
+    let bug = Bug { right: &right, wrong: &wrong, line: "value += carry[0]" };
     scan().assert_found(bug, Kind::Race, Build::Thread);
 }
 
@@ -154,7 +156,8 @@ fn a_missing_simdgroup_barrier_is_a_race() {
     copy().assert_found(line(wrong), Kind::Race, Build::Thread);
     // With it, all is well.
     let Some(host) = host() else { return };
-    let right = "THREADGROUP_ARRAY(float, t, [32]); t[i % 32] = x[i]; simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[(i + 1) % 32];";
+    let right = "THREADGROUP_ARRAY(float, t, [32]); t[i % 32] = x[i]; \
+        simdgroup_barrier(mem_flags::mem_threadgroup); y[i] = t[(i + 1) % 32];";
     let case = copy().with(COPY, right);
     let x: Vec<u8> = (0..64u32).flat_map(|i| (i as f32).to_ne_bytes()).collect();
     host.check(&case.source, case.launch, &[&x], &case.check).unwrap();
@@ -162,7 +165,8 @@ fn a_missing_simdgroup_barrier_is_a_race() {
 
 #[test]
 fn barriers_do_not_order_groups() {
-    let wrong = "threadgroup_barrier(mem_flags::mem_device); y[i % 32] = x[i % 32]; y[i] = x[i]; threadgroup_barrier(mem_flags::mem_device);";
+    let wrong = "threadgroup_barrier(mem_flags::mem_device); y[i % 32] = x[i % 32]; y[i] = x[i]; \
+        threadgroup_barrier(mem_flags::mem_device);";
     copy().assert_found(line(wrong), Kind::Race, Build::Thread);
 }
 
@@ -254,7 +258,8 @@ fn a_return_before_a_simdgroup_function_is_divergence() {
 #[test]
 fn a_return_before_a_barrier_is_divergence() {
     let right = "threadgroup_barrier(mem_flags::mem_threadgroup);\nif (lane == 0) {";
-    let wrong = "if (simdgroup == 3) return; threadgroup_barrier(mem_flags::mem_threadgroup);\nif (lane == 0) {";
+    let wrong = "if (simdgroup == 3) return; threadgroup_barrier(mem_flags::mem_threadgroup);\nif (lane == \
+        0) {";
     let bug = Bug { right, wrong, line: "if (simdgroup == 3) return;" };
     row_sum().assert_found(bug, Kind::Divergence, Build::Plain);
 }
@@ -269,7 +274,9 @@ fn more_threadgroup_memory_than_there_is_is_found() {
 fn an_output_that_depends_on_who_comes_first_is_found() {
     let mut case = copy();
     case.launch.group = [64, 1, 1];
-    let wrong = "THREADGROUP_ARRAY(atomic_uint, n, [1]); if (i == 0) atomic_store_explicit(n, 0u, memory_order_relaxed); threadgroup_barrier(mem_flags::mem_threadgroup); y[atomic_fetch_add_explicit(n, 1u, memory_order_relaxed)] = x[i];";
+    let wrong = "THREADGROUP_ARRAY(atomic_uint, n, [1]); if (i == 0) atomic_store_explicit(n, 0u, \
+        memory_order_relaxed); threadgroup_barrier(mem_flags::mem_threadgroup); \
+        y[atomic_fetch_add_explicit(n, 1u, memory_order_relaxed)] = x[i];";
     let bug = Bug { right: COPY, wrong, line: "const uint i = " };
     case.assert_found(bug, Kind::ScheduleDependent, Build::Plain);
 }
@@ -278,7 +285,8 @@ fn an_output_that_depends_on_who_comes_first_is_found() {
 fn a_thread_that_waits_for_another_runs_out_of_time() {
     let mut case = copy();
     case.check.time_limit = Duration::from_millis(300);
-    let wrong = "THREADGROUP_ARRAY(atomic_uint, n, [1]); while (atomic_load_explicit(n, memory_order_relaxed) != 1u) {} y[i] = x[i];";
+    let wrong = "THREADGROUP_ARRAY(atomic_uint, n, [1]); while (atomic_load_explicit(n, \
+        memory_order_relaxed) != 1u) {} y[i] = x[i];";
     let bug = Bug { right: COPY, wrong, line: "const uint i = " };
     case.assert_found(bug, Kind::TimeOut, Build::Plain);
 }
