@@ -52,7 +52,7 @@ pub(crate) fn measure(case: &mut Case, checked: Checked, target: Target) -> Resu
     }
     measure_in_turn(&mut contenders)?;
     let (ideal, ours, best) = standings(&contenders).context("nothing was measured")?;
-    let fastest = ideal.microseconds() / ceiling.amount;
+    let ceiling_us = ideal.microseconds() / ceiling.amount;
     Ok(Row {
         op: (*op).to_owned(),
         shape: shape.clone(),
@@ -62,7 +62,7 @@ pub(crate) fn measure(case: &mut Case, checked: Checked, target: Target) -> Resu
         baseline: best.name.to_owned(),
         baseline_us: rounded(best.microseconds(), 2),
         ratio: rounded(best.microseconds() / ours.microseconds(), 3),
-        ceiling_fraction: rounded(fastest / ours.microseconds(), 3),
+        ceiling_fraction: rounded(ceiling_us / ours.microseconds(), 3),
         peak_bytes: ours.peak_bytes,
         baseline_peak_bytes: best.peak_bytes,
         max_error: checked.max_error,
