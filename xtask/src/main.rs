@@ -1,7 +1,8 @@
-//! Sets up, tests, demonstrates and bundles the workspace.
+//! Sets up, tests, demonstrates, benches and bundles the workspace.
 #![allow(clippy::print_stderr, reason = "a command line tool tells its user what it does")]
 
 mod apple;
+mod bench;
 mod bundle;
 mod cached;
 mod demo;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Sets up, tests, demonstrates and bundles the workspace.
+/// Sets up, tests, demonstrates, benches and bundles the workspace.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask")]
 struct Cli {
@@ -47,6 +48,18 @@ enum Task {
     },
     /// Checks format, lints, documentation and all tests
     Test,
+    /// Times operations beside the best of MLX: `bench --suite norm -o results.json`
+    Bench {
+        /// What to time, such as `norm`; may be given several times [default: all]
+        #[arg(long, value_name = "NAME")]
+        suite: Vec<String>,
+        /// The JSON file to write
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Times nothing: puts the files of `benches/results/` into the README
+        #[arg(long, conflicts_with_all = ["suite", "output"])]
+        report: bool,
+    },
     /// Type-checks the library, examples, tests and benches for Apple silicon
     CheckApple,
     /// Packs the programs and MLX for an NVIDIA machine without network
@@ -84,6 +97,8 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Demo { args } => demo::run(args),
         Task::Test => test::run(),
+        Task::Bench { report: true, .. } => bench::report(),
+        Task::Bench { suite, output, .. } => bench::run(&suite, output),
         Task::CheckApple => apple::check(),
         Task::Bundle { arch, output } => bundle::run(&arch, output),
     }

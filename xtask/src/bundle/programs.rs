@@ -43,7 +43,7 @@ fn program(message: &str) -> Option<(String, PathBuf)> {
     let tested = message["profile"]["test"] == true;
     let name = match target["kind"][0].as_str()? {
         "example" if !tested => name.to_owned(),
-        "bench" => format!("bench-{name}"),
+        "bench" => name.to_owned(),
         "test" => format!("test-{name}"),
         "lib" if tested => "test-unit".to_owned(),
         _ => return None,
@@ -69,7 +69,7 @@ mod tests {
     fn executables_are_named_by_kind() {
         let name = |kind, test| named(kind, test, Some("/x"));
         assert_eq!(name("example", false).as_deref(), Some("thing"));
-        assert_eq!(name("bench", true).as_deref(), Some("bench-thing"));
+        assert_eq!(name("bench", true).as_deref(), Some("thing"));
         assert_eq!(name("test", true).as_deref(), Some("test-thing"));
         assert_eq!(name("lib", true).as_deref(), Some("test-unit"));
         assert_eq!(name("custom-build", false), None);

@@ -10,8 +10,8 @@ if [ $# -eq 0 ] || [ ! -x "$here/bin/$1" ]; then
 fi
 program=$1
 shift
-# Bench harnesses measure only when told to, as `cargo bench` tells them.
-case $program in bench-*) set -- --bench "$@" ;; esac
+# Benches measure only when told to, as `cargo bench` tells them.
+case $program in bench) set -- --bench "$@" ;; esac
 
 # Every folder where this machine's Python looks for packages and has NVIDIA's.
 nvidia=$(python3 - <<'PYTHON' || true
