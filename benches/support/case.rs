@@ -49,6 +49,12 @@ impl Outputs for Array {
     }
 }
 
+impl Outputs for Vec<Array> {
+    fn arrays(self) -> Vec<Array> {
+        self
+    }
+}
+
 impl Outputs for (Array, Array) {
     fn arrays(self) -> Vec<Array> {
         vec![self.0, self.1]
