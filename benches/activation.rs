@@ -8,7 +8,9 @@ use mlx_primitives::{
 };
 use mlx_rs::{Array, Dtype, error::Exception, nn, ops};
 
-use crate::support::{Case, Run, Tolerance, Work, compiled, mlx, normal, ours, reference, sizes};
+use crate::support::{
+    Case, Run, Setting, Tolerance, Work, compiled, mlx, normal, ours, reference, sizes,
+};
 
 const REFERENCE: Dispatch = Dispatch::Only(Backend::Reference);
 
@@ -21,12 +23,14 @@ const GLUS: [(&str, Activation, Theirs); 3] = [
     ("glu gelu_tanh", Activation::GeluTanh, ("nn.gelu_approximate", |x| nn::gelu_approximate(x))),
 ];
 
-pub(crate) fn cases(target: Target) -> Result<Vec<Case>> {
-    let (dtype, shape) = match target {
+pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
+    let (dtype, shape) = match setting.target {
         Target::Cpu => (Dtype::Float32, [512, 1536]),
         _ => (Dtype::Bfloat16, [16384, 4096]),
     };
-    let glus = GLUS.map(|(op, activation, theirs)| glu_case(op, activation, theirs, shape, dtype));
+    let glus = GLUS.map(|(op, activation, theirs)| {
+        glu_case(op, activation, theirs, shape, dtype, setting.dispatch)
+    });
     let pointwise = pointwise_case(shape, dtype);
     Ok(glus.into_iter().chain([pointwise]).collect::<Result<_, _>>()?)
 }
@@ -37,9 +41,12 @@ fn glu_case(
     (name, function): Theirs,
     shape: [i32; 2],
     dtype: Dtype,
+    dispatch: Dispatch,
 ) -> Result<Case, Exception> {
     let inputs = vec![normal(1, &shape, dtype)?, normal(2, &shape, dtype)?];
-    let call = move |x: &[Array], dispatch| glu(&x[0], &x[1], GluOptions { activation, dispatch });
+    let call = move |x: &[Array], dispatch| {
+        glu(&x[0], &x[1], GluOptions { activation, dispatch, ..Default::default() })
+    };
     let theirs = move |x: &[Array]| function(&x[0])?.multiply(&x[1]);
     Ok(Case {
         op,
@@ -47,7 +54,7 @@ fn glu_case(
         dtype,
         work: Work::Bytes(3 * inputs[0].nbytes()),
         inputs,
-        ours: ours(move |x| call(x, Dispatch::Auto)),
+        ours: ours(move |x| call(x, dispatch)),
         baselines: with_and_without_compiler(name, theirs),
         reference: reference(move |x| call(x, REFERENCE)),
         tolerance: Tolerance::of(dtype),

@@ -12,7 +12,7 @@ use mlx_rs::{
     fast::{ScaledDotProductAttentionMask, scaled_dot_product_attention},
 };
 
-use crate::support::{Case, Tolerance, Work, mlx, normal, ours, reference, sizes};
+use crate::support::{Case, Setting, Tolerance, Work, mlx, normal, ours, reference, sizes};
 
 /// Self-attention over a prompt, or one query over the keys before it.
 #[derive(Clone, Copy)]
@@ -26,7 +26,7 @@ struct Problem {
     causal: bool,
 }
 
-pub(crate) fn cases(target: Target) -> Result<Vec<Case>> {
+pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
     let problem = |batch, heads, kv_heads, queries, keys, size, causal| Problem {
         batch,
         heads,
@@ -36,7 +36,7 @@ pub(crate) fn cases(target: Target) -> Result<Vec<Case>> {
         size,
         causal,
     };
-    let (dtype, problems) = match target {
+    let (dtype, problems) = match setting.target {
         Target::Cpu => (
             Dtype::Float32,
             [

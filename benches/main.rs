@@ -16,15 +16,18 @@ use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, builder::PossibleValuesParser};
-use mlx_primitives::dispatch::{Context as Device, Target};
+use mlx_primitives::{
+    Backend, Dispatch,
+    dispatch::{Context as Device, Target},
+};
 
 use crate::support::{
-    Case, check, describe, measure,
+    Case, Setting, check, describe, measure,
     results::{Results, Row},
 };
 
 /// The cases of one subject, at sizes that suit the device.
-type Suite = fn(Target) -> Result<Vec<Case>>;
+type Suite = fn(Setting) -> Result<Vec<Case>>;
 
 const SUITES: &[(&str, Suite)] = &[
     ("norm", norm::cases),
@@ -44,9 +47,18 @@ struct Cli {
     /// Writes what was measured as JSON
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Runs this backend alone, and fails where an operation has none
+    #[arg(long, value_name = "BACKEND", value_parser = backend)]
+    only: Option<Backend>,
     /// Measures, as `cargo bench` asks; otherwise results are only checked
     #[arg(long)]
     bench: bool,
+}
+
+fn backend(name: &str) -> Result<Backend, String> {
+    let known = Backend::ALL.iter().copied();
+    let found = known.clone().find(|backend| backend.to_string() == name);
+    found.ok_or_else(|| known.map(|backend| backend.to_string()).collect::<Vec<_>>().join(", "))
 }
 
 fn names() -> PossibleValuesParser {
@@ -71,9 +83,10 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<()> {
     let target = Device::current()?.target;
+    let setting = Setting { target, dispatch: cli.only.map_or(Dispatch::Auto, Dispatch::Only) };
     let mut results = None;
     for (name, suite) in SUITES.iter().filter(|(name, _)| cli.asks_for(name)) {
-        for mut case in suite(target).with_context(|| format!("the suite {name}"))? {
+        for mut case in suite(setting).with_context(|| format!("the suite {name}"))? {
             let what = format!("{name}: {} {} {:?}", case.op, case.shape, case.dtype);
             let checked = check(&mut case).with_context(|| what.clone())?;
             if !cli.bench {

@@ -8,22 +8,24 @@ use mlx_primitives::{
 };
 use mlx_rs::{Array, Dtype, error::Exception, fast};
 
-use crate::support::{Case, Tolerance, Work, compiled, mlx, normal, ours, reference, sizes};
+use crate::support::{
+    Case, Setting, Tolerance, Work, compiled, mlx, normal, ours, reference, sizes,
+};
 
 const EPS: f32 = 1e-5;
 const REFERENCE: Dispatch = Dispatch::Only(Backend::Reference);
 
-pub(crate) fn cases(target: Target) -> Result<Vec<Case>> {
-    let (dtype, shapes): (_, &[[i32; 2]]) = match target {
+pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
+    let (dtype, shapes): (_, &[[i32; 2]]) = match setting.target {
         Target::Cpu => (Dtype::Float32, &[[2048, 1024], [1, 4096]]),
         _ => (Dtype::Bfloat16, &[[16384, 4096], [131_072, 4096], [32, 4096]]),
     };
-    let rms = shapes.iter().map(|&shape| rms_norm_case(shape, dtype));
-    let layer = shapes.iter().map(|&shape| layer_norm_case(shape, dtype));
+    let rms = shapes.iter().map(|&shape| rms_norm_case(shape, dtype, setting.dispatch));
+    let layer = shapes.iter().map(|&shape| layer_norm_case(shape, dtype, setting.dispatch));
     Ok(rms.chain(layer).collect::<Result<_, _>>()?)
 }
 
-fn rms_norm_case(shape: [i32; 2], dtype: Dtype) -> Result<Case, Exception> {
+fn rms_norm_case(shape: [i32; 2], dtype: Dtype, dispatch: Dispatch) -> Result<Case, Exception> {
     let inputs = vec![normal(1, &shape, dtype)?, normal(2, &shape[1..], dtype)?];
     Ok(Case {
         op: "rms_norm",
@@ -31,7 +33,9 @@ fn rms_norm_case(shape: [i32; 2], dtype: Dtype) -> Result<Case, Exception> {
         dtype,
         work: Work::Bytes(2 * inputs[0].nbytes() + inputs[1].nbytes()),
         inputs,
-        ours: ours(|x| rms_norm(&x[0], &x[1], RmsNormOptions::default())),
+        ours: ours(move |x| {
+            rms_norm(&x[0], &x[1], RmsNormOptions { dispatch, ..Default::default() })
+        }),
         baselines: vec![
             ("fast.rms_norm", mlx(|x| fast::rms_norm(&x[0], Some(&x[1]), EPS))),
             ("compiled", compiled(composed_rms_norm)),
@@ -49,7 +53,7 @@ fn composed_rms_norm(x: &[Array]) -> Result<Array, Exception> {
     wide.multiply(scale)?.multiply(&x[1])?.as_dtype(x[0].dtype())
 }
 
-fn layer_norm_case(shape: [i32; 2], dtype: Dtype) -> Result<Case, Exception> {
+fn layer_norm_case(shape: [i32; 2], dtype: Dtype, dispatch: Dispatch) -> Result<Case, Exception> {
     let row = &shape[1..];
     let inputs = vec![normal(1, &shape, dtype)?, normal(2, row, dtype)?, normal(3, row, dtype)?];
     Ok(Case {
@@ -58,7 +62,10 @@ fn layer_norm_case(shape: [i32; 2], dtype: Dtype) -> Result<Case, Exception> {
         dtype,
         work: Work::Bytes(2 * inputs[0].nbytes() + 2 * inputs[1].nbytes()),
         inputs,
-        ours: ours(|x| layer_norm(&x[0], &x[1], &x[2], LayerNormOptions::default())),
+        ours: ours(move |x| {
+            let options = LayerNormOptions { dispatch, ..Default::default() };
+            layer_norm(&x[0], &x[1], &x[2], options)
+        }),
         baselines: vec![
             ("fast.layer_norm", mlx(|x| fast::layer_norm(&x[0], &x[1], &x[2], EPS))),
             ("compiled", compiled(composed_layer_norm)),

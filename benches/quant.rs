@@ -11,12 +11,12 @@ use mlx_rs::{
     ops::{dequantize, quantized_matmul},
 };
 
-use crate::support::{Case, Tolerance, Work, mlx, normal, ours, reference};
+use crate::support::{Case, Setting, Tolerance, Work, mlx, normal, ours, reference};
 
 const GROUP_SIZE: i32 = 64;
 
-pub(crate) fn cases(target: Target) -> Result<Vec<Case>> {
-    let (dtype, shape, many) = match target {
+pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
+    let (dtype, shape, many) = match setting.target {
         Target::Cpu => (Dtype::Float32, [1024, 1024], 64),
         _ => (Dtype::Bfloat16, [14336, 4096], 1024),
     };

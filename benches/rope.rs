@@ -8,18 +8,21 @@ use mlx_primitives::{
 };
 use mlx_rs::{Array, Dtype, error::Exception, fast};
 
-use crate::support::{Case, Tolerance, Work, mlx, normal, ours, reference, sizes};
+use crate::support::{Case, Setting, Tolerance, Work, mlx, normal, ours, reference, sizes};
 
-pub(crate) fn cases(target: Target) -> Result<Vec<Case>> {
-    let (dtype, shapes) = match target {
+pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
+    let (dtype, shapes) = match setting.target {
         Target::Cpu => (Dtype::Float32, [[1, 8, 512, 64], [4, 8, 1, 64]]),
         _ => (Dtype::Bfloat16, [[4, 32, 4096, 128], [32, 32, 1, 128]]),
     };
-    Ok(shapes.into_iter().map(|shape| rope_case(shape, dtype)).collect::<Result<_, _>>()?)
+    Ok(shapes
+        .into_iter()
+        .map(|shape| rope_case(shape, dtype, setting.dispatch))
+        .collect::<Result<_, _>>()?)
 }
 
 /// `shape` is `[B, H, S, D]`, the layout that MLX's op has.
-fn rope_case(shape: [i32; 4], dtype: Dtype) -> Result<Case, Exception> {
+fn rope_case(shape: [i32; 4], dtype: Dtype, dispatch: Dispatch) -> Result<Case, Exception> {
     const FIRST: i32 = 1000;
     let inputs = vec![normal(1, &shape, dtype)?];
     let call = |x: &[Array], dispatch| {
@@ -36,7 +39,7 @@ fn rope_case(shape: [i32; 4], dtype: Dtype) -> Result<Case, Exception> {
         dtype,
         work: Work::Bytes(2 * inputs[0].nbytes()),
         inputs,
-        ours: ours(move |x| call(x, Dispatch::Auto)),
+        ours: ours(move |x| call(x, dispatch)),
         baselines: vec![(
             "fast.rope",
             mlx(move |x| fast::rope(&x[0], size, false, 10_000.0, 1.0, FIRST, None)),

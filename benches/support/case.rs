@@ -1,8 +1,22 @@
 //! A bench as data.
 
-use mlx_rs::{Array, Dtype, error::Exception, transforms::compile::compile};
+use mlx_primitives::{Dispatch, dispatch::Target};
+use mlx_rs::{
+    Array, Dtype,
+    error::Exception,
+    transforms::{compile::compile, fallible_vjp},
+};
 
 use super::check::Tolerance;
+
+/// What cases are made for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setting {
+    /// The device, which decides sizes and dtypes.
+    pub(crate) target: Target,
+    /// How operations that have several backends pick one.
+    pub(crate) dispatch: Dispatch,
+}
 
 /// One operation on one problem: what computes it here, what computes it in MLX, and what it
 /// should come to.
@@ -98,4 +112,20 @@ pub(crate) fn compiled<O: Outputs>(
         move |inputs: &[Array]| -> Result<Vec<Array>, Exception> { Ok(run(inputs)?.arrays()) },
         false,
     ))
+}
+
+/// The first `count` arrays are inputs, the others what flows back into each result; the results of the function and the
+/// gradients of its inputs.
+pub(crate) fn with_gradients<O: Outputs>(
+    count: usize,
+    run: impl Fn(&[Array]) -> Result<O, Exception> + Clone + 'static,
+) -> Run {
+    Box::new(move |arrays| {
+        let (inputs, cotangents) = arrays.split_at(count);
+        let run = run.clone();
+        let function = move |inputs: &[Array]| Ok(run(inputs)?.arrays());
+        let (mut outputs, gradients) = fallible_vjp(function, inputs, cotangents)?;
+        outputs.extend(gradients);
+        Ok(outputs)
+    })
 }

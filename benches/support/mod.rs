@@ -14,7 +14,7 @@ pub(crate) mod results;
 mod timing;
 
 pub(crate) use self::{
-    case::{Case, Run, Work, compiled, mlx, ours, reference},
+    case::{Case, Run, Setting, Work, compiled, mlx, ours, reference, with_gradients},
     check::Tolerance,
     inputs::normal,
     machine::describe,

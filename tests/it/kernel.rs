@@ -66,6 +66,33 @@ fn inputs_are_read_in_order_whatever_their_strides() {
 }
 
 #[test]
+fn a_mistake_in_the_text_is_told_with_its_file_and_line() {
+    static BROKEN: Kernel = Kernel {
+        name: "broken",
+        fragments: &[],
+        file: File {
+            path: "test/broken.metal",
+            text: "// A mistake.\n// ---- body ----\ny[thread_position_in_grid.x] = nonsense;\n",
+        },
+        ..COPY
+    };
+    if !host::install() {
+        return;
+    }
+    let launch = Launch { groups: [1, 1, 1], group: [32, 1, 1], threadgroup_bytes: 0 };
+    let plan = Plan { constants: Vec::new(), extents: Vec::new(), launch };
+    let call = Call::new(&BROKEN, &[&normal(1, &[8], Dtype::Float32)], plan).unwrap();
+    // SAFETY: it does not compile, so nothing runs.
+    let run = unsafe { call.run_unchecked() };
+    let error = run.and_then(|outputs| outputs[0].eval()).unwrap_err();
+    let told = error.what();
+    assert!(
+        told.contains("test/broken.metal:3") || told.contains("test/broken.metal(3)"),
+        "{told}"
+    );
+}
+
+#[test]
 fn names_are_unique() {
     let names: Vec<_> = kernels().map(|kernel| kernel.name).collect();
     let unique: BTreeSet<_> = names.iter().collect();

@@ -17,9 +17,13 @@ use mlx_rs::{
     error::{Exception, Result},
 };
 
-/// Lets kernels run on the CPU. Returns whether they do; a machine without the compiler skips them, but none that has
-/// `CI` set, nor one that ran the set-up.
+/// Whether kernels run on the current stream: on a GPU they do, and on a CPU this lets them. A machine without the
+/// compiler skips them, unless it has `CI` set.
 pub(crate) fn install() -> bool {
+    Target::current().unwrap() != Target::Cpu || installed()
+}
+
+fn installed() -> bool {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     *INSTALLED.get_or_init(|| {
         match Host::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("metal")) {
