@@ -15,6 +15,40 @@
 //!
 //! What a text must do itself: an input of fewer than eight elements has address space `constant` and not `device`, so
 //! helpers take pointers by template; and threads beyond the last element do nothing.
+//!
+//! # A kernel of one's own
+//! ```
+//! use mlx_primitives::kernel::{Argument, Call, File, Kernel, Launch, Plan};
+//! use mlx_rs::array;
+//!
+//! static DOUBLE: Kernel = Kernel {
+//!     name: "double",
+//!     inputs: &[Argument::of("T", "x", &["N"])],
+//!     outputs: &[Argument::of("T", "y", &["N"])],
+//!     constants: &[],
+//!     fragments: &[],
+//!     // A file of its own, by `include_str!`, in anything longer.
+//!     file: File {
+//!         path: "double.metal",
+//!         text: "uint i = thread_position_in_grid.x;\n\
+//!                if (i < uint(x_shape[0])) y[i] = x[i] + x[i];\n",
+//!     },
+//! };
+//!
+//! let x = array!([1.0, 2.0, 3.0]);
+//! let launch = Launch { groups: [1, 1, 1], group: [32, 1, 1], threadgroup_bytes: 0 };
+//! let call = Call::new(&DOUBLE, &[&x], Plan { constants: vec![], extents: vec![], launch })?;
+//! assert_eq!(call.outputs()[0].shape, [3]);
+//! // On a GPU, or with a host: `unsafe { call.run_unchecked() }`.
+//!
+//! let wrong = array!([[1.0, 2.0]]);
+//! let call = Call::new(&DOUBLE, &[&wrong], Plan { constants: vec![], extents: vec![], launch });
+//! let message = "[double] x must have shape [N] but got [1, 2]";
+//! assert_eq!(call.err().map(|error| error.to_string()).as_deref(), Some(message));
+//! # Ok::<(), mlx_primitives::Error>(())
+//! ```
+//!
+//! `metal-host` in this repository runs such a kernel on a Linux CPU under sanitizers.
 
 mod call;
 mod grad;
