@@ -8,7 +8,7 @@ use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
 use mlx_primitives::{quant::*, rope::*, sampling::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 
-use crate::support::{FLOATING, sample::Random, sample::strided};
+use crate::support::{FLOATING, host, sample::Random, sample::strided};
 
 const SIZES: [i32; 9] = [0, 1, 1, 2, 2, 3, 7, 33, 64];
 const ODD: [Dtype; 8] = [Bool, Uint8, Uint32, Uint64, Int32, Int64, Float64, Complex64];
@@ -88,6 +88,14 @@ fn norms_and_activations(hostile: &mut Hostile) {
     judge("rms_norm", y, x.shape(), x.dtype());
     let y = layer_norm(&x, weight, bias, LayerNormOptions { eps, dispatch });
     judge("layer_norm", y, x.shape(), x.dtype());
+    let outputs = hostile.pick(&SIZES);
+    let matrix = hostile.array(&[outputs, shape[rank - 1]], dtype);
+    let added = hostile.array(&[outputs], dtype);
+    let bias = hostile.maybe(&added);
+    let options = RmsNormLinearOptions { eps, bias, dispatch, ..Default::default() };
+    let y = rms_norm_linear(&x, weight.unwrap_or(&added), &matrix, options);
+    let outputs = matrix.shape().first().copied().unwrap_or(0);
+    judge("rms_norm_linear", y, &with_last(&x, outputs), x.dtype());
     judge("swish", swish(&x, eps), x.shape(), x.dtype());
     let activation = hostile.pick(Activation::ALL);
     judge(activation.name(), activation.apply(&x), x.shape(), x.dtype());
@@ -191,6 +199,7 @@ fn blocks(hostile: &mut Hostile) {
 
 #[test]
 fn whatever_is_asked_is_answered_or_refused() {
+    host::install();
     for ask in [norms_and_activations, ropes, attention, quantized, samplers, blocks] {
         for seed in 0..250 {
             println!("seed {seed}");

@@ -1,2 +1,3 @@
 mod layer_norm;
 mod rms_norm;
+mod rms_norm_linear;

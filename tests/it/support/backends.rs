@@ -18,8 +18,11 @@ const ABSENT: &[(&str, Backend)] = &[
 ];
 
 /// Backends that refuse some problems on some devices, which is no failure of theirs.
-const REFUSING: &[(&str, Backend, &str)] =
-    &[("layer_norm", Backend::Builtin, "MLX's CUDA gradient is wrong unless D is a multiple of 4")];
+const REFUSING: &[(&str, Backend, &str)] = &[
+    ("layer_norm", Backend::Builtin, "MLX's CUDA gradient is wrong unless D is a multiple of 4"),
+    ("rms_norm_linear", Backend::Kernel, "the kernel takes one row"),
+    ("rms_norm_linear", Backend::Kernel, "the kernel takes a weight of the dtype of x"),
+];
 
 /// What any kernel refuses.
 const REFUSED_BY_KERNELS: &[&str] = &["a kernel takes no empty array"];
