@@ -8,4 +8,6 @@ pub mod rms_norm_linear;
 pub use add_rms_norm::add_rms_norm;
 pub use layer_norm::{LayerNorm, LayerNormBuilder, LayerNormOptions, layer_norm};
 pub use rms_norm::{RmsNorm, RmsNormBuilder, RmsNormOptions, rms_norm};
-pub use rms_norm_linear::{RmsNormLinearOptions, rms_norm_linear};
+pub use rms_norm_linear::{
+    RmsNormLinear, RmsNormLinearBuilder, RmsNormLinearOptions, rms_norm_linear,
+};

@@ -1,9 +1,11 @@
 //! Root-mean-square normalization and a linear layer in one.
 
 mod kernel;
+mod module;
 mod reference;
 
 pub(crate) use kernel::KERNELS;
+pub use module::{RmsNormLinear, RmsNormLinearBuilder};
 
 use mlx_rs::{
     Array,

@@ -1,14 +1,17 @@
 use mlx_primitives::{
     Backend, Dispatch, Error, Result,
-    norm::{RmsNormLinearOptions, rms_norm_linear},
+    norm::{RmsNormLinear, RmsNormLinearBuilder, RmsNormLinearOptions, rms_norm_linear},
 };
-use mlx_rs::{Array, Dtype, error::Exception, transforms::compile::compile};
+use mlx_rs::{
+    Array, Dtype, builder::Builder, error::Exception, module::Module, transforms::compile::compile,
+};
 
 use crate::support::{
     FLOATING,
     backends::on_each_backend,
     compare::{Tolerance, assert_close},
     gradient::gradients_on_each_backend,
+    modules::assert_module,
     sample::{normal, strided},
     tensor::Tensor,
 };
@@ -280,4 +283,45 @@ fn the_kernel_says_what_it_cannot_take() {
     assert_eq!(refusal(&[0, 8], &weight), "a kernel takes no empty array");
     let half = layer_weight(3, 8, Dtype::Float16);
     assert_eq!(refusal(&[1, 8], &half), "the kernel takes a weight of the dtype of x");
+}
+
+#[test]
+fn the_module_trains_saves_and_composes() {
+    let x = normal(5, &[2, 3, 8], Dtype::Float32);
+    let module = |bias| RmsNormLinearBuilder::new(8, 5).eps(EPS).bias(bias).build().unwrap();
+    assert_module(module(false), &x, &["norm.weight", "linear.weight"]);
+    assert_module(module(true), &x, &["norm.weight", "linear.weight", "linear.bias"]);
+}
+
+#[test]
+fn the_module_is_the_function() {
+    let x = normal(5, &[2, 8], Dtype::Float32);
+    let (norm_weight, weight) =
+        (normal(6, &[8], Dtype::Float32), layer_weight(3, 8, Dtype::Float32));
+    let bias = normal(7, &[3], Dtype::Float32);
+    let [x_values, norm_values, weight_values, bias_values] =
+        [&x, &norm_weight, &weight, &bias].map(Tensor::of);
+    for unit_offset in [false, true] {
+        let builder = RmsNormLinearBuilder::new(8, 3).eps(EPS).unit_offset(unit_offset).bias(true);
+        let mut module = builder.build().unwrap();
+        module.norm.weight.value = norm_weight.clone();
+        module.linear.weight.value = weight.clone();
+        module.linear.bias.value = Some(bias.clone());
+        let y = module.forward(&x).unwrap();
+        let expected =
+            oracle(&x_values, &norm_values, &weight_values, Some(&bias_values), unit_offset);
+        assert_close("RmsNormLinear", &y, &expected, Tolerance::of(OP, Dtype::Float32));
+    }
+}
+
+#[test]
+fn the_builder_refuses_what_cannot_be() {
+    let argument = |error| match error {
+        Error::Value { op: "RmsNormLinear", argument, .. } => argument,
+        other => panic!("{other}"),
+    };
+    assert_eq!(argument(RmsNormLinear::new(0, 8).unwrap_err()), "input_dims");
+    assert_eq!(argument(RmsNormLinear::new(8, 0).unwrap_err()), "output_dims");
+    let builder = RmsNormLinearBuilder::new(8, 8).eps(f32::NAN);
+    assert_eq!(argument(builder.build().unwrap_err()), "eps");
 }
