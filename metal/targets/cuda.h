@@ -5,7 +5,7 @@
 
 #define METAL_CUDA 1
 #define METAL_FUNC __device__ __forceinline__
-#define THREADGROUP_ARRAY(type, name, extents) __shared__ type name extents
+#define THREADGROUP_ARRAY(type, name, extents) __shared__ __align__(16) type name extents
 #define UNROLL _Pragma("unroll")
 
 // CUDA has one generic address space.
@@ -84,6 +84,41 @@ template <typename T> METAL_FUNC T simd_prefix_inclusive_sum(T x) {
 }
 METAL_FUNC bool simd_all(bool x) { return __all_sync(ALL_LANES, x); }
 METAL_FUNC bool simd_any(bool x) { return __any_sync(ALL_LANES, x); }
+
+// ---- matrices, for common/tile.metal: MSL has them as simdgroup_matrix, of other sizes
+
+// Loads 16 by 16 numbers of 16 bits by quarters, of which each lane gets two neighbours. Lane 8 i + j gives the start of
+// row j of quarter i, on 16 bytes.
+template <typename T> METAL_FUNC void load_quarters(T* values, const T* row) {
+  uint parts[4];
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])
+               : "r"(uint(__cvta_generic_to_shared(row)))
+               : "memory");
+  memcpy(values, parts, sizeof(parts));
+}
+// The same, with two neighbours of a column.
+template <typename T> METAL_FUNC void load_quarters_transposed(T* values, const T* row) {
+  uint parts[4];
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])
+               : "r"(uint(__cvta_generic_to_shared(row)))
+               : "memory");
+  memcpy(values, parts, sizeof(parts));
+}
+// Adds to `sum`, 16 by 8, the product of `left`, 16 by 16, and the 16 by 8 whose upper half is `upper`.
+METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lower, __half) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+               : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(upper), "r"(lower));
+}
+METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lower, __nv_bfloat16) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+               : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(upper), "r"(lower));
+}
 
 // ---- numbers
 

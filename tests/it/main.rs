@@ -17,3 +17,4 @@ mod norm;
 mod quant;
 mod rope;
 mod sampling;
+mod tile;
