@@ -8,6 +8,7 @@ mod support;
 
 mod activation;
 mod attention;
+mod linear;
 mod norm;
 mod quant;
 mod rope;
@@ -31,6 +32,7 @@ type Suite = fn(Setting) -> Result<Vec<Case>>;
 
 const SUITES: &[(&str, Suite)] = &[
     ("norm", norm::cases),
+    ("linear", linear::cases),
     ("activation", activation::cases),
     ("rope", rope::cases),
     ("attention", attention::cases),
