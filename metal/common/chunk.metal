@@ -14,9 +14,9 @@ METAL_FUNC bool is_aligned(const void* pointer) {
 }
 #endif
 
-// The values at `first` and after, zeros beyond the end of the row.
+// The values at `first` and after; `beyond` beyond the end of the row.
 template <typename T, typename Pointer>
-METAL_FUNC Chunk<T> read_chunk(Pointer row, uint first, uint length) {
+METAL_FUNC Chunk<T> read_chunk(Pointer row, uint first, uint length, T beyond = T(0.0f)) {
   Chunk<T> chunk;
   if (first + Chunk<T>::SIZE <= length) {
 #ifdef METAL_CUDA
@@ -29,7 +29,7 @@ METAL_FUNC Chunk<T> read_chunk(Pointer row, uint first, uint length) {
     for (int i = 0; i < Chunk<T>::SIZE; i++) chunk.values[i] = row[first + i];
     return chunk;
   }
-  for (int i = 0; i < Chunk<T>::SIZE; i++) chunk.values[i] = T(0.0f);
+  for (int i = 0; i < Chunk<T>::SIZE; i++) chunk.values[i] = beyond;
   // Where the whole chunk is beyond the end, its thread must not hold up the others of its simdgroup.
   if (first < length) {
     for (int i = 0; i < Chunk<T>::SIZE; i++) {

@@ -147,6 +147,17 @@ METAL_FUNC bool isnan(float x) { return x != x; }
 template <typename T> METAL_FUNC T min(T x, T y) { return y < x ? y : x; }
 template <typename T> METAL_FUNC T max(T x, T y) { return x < y ? y : x; }
 
+namespace fast {
+
+METAL_FUNC float exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+METAL_FUNC float divide(float x, float y) { return __fdividef(x, y); }
+
+}  // namespace fast
+
 }  // namespace metal
 
 using metal::mem_flags;

@@ -96,6 +96,8 @@ fn norms_and_activations(hostile: &mut Hostile) {
     let y = rms_norm_linear(&x, weight.unwrap_or(&added), &matrix, options);
     let outputs = matrix.shape().first().copied().unwrap_or(0);
     judge("rms_norm_linear", y, &with_last(&x, outputs), x.dtype());
+    let y = softmax(&x, SoftmaxOptions { scale: eps, dispatch });
+    judge("softmax", y, x.shape(), x.dtype());
     judge("swish", swish(&x, eps), x.shape(), x.dtype());
     let activation = hostile.pick(Activation::ALL);
     judge(activation.name(), activation.apply(&x), x.shape(), x.dtype());

@@ -1,4 +1,5 @@
 mod glu;
 mod oracle;
 mod pointwise;
+mod softmax;
 mod swish;

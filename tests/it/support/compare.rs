@@ -80,7 +80,22 @@ const WIDER: &[Wider] = &[
         tolerance: Tolerance { rtol: 8e-3, atol: 8e-2 },
         why: WEIGHTS_ARE_ROUNDED,
     },
+    Wider {
+        op: "softmax of 128256 on builtin",
+        dtype: Dtype::Float32,
+        tolerance: Tolerance { rtol: 2e-4, atol: 1e-6 },
+        why: LONG_SUMS_DRIFT,
+    },
+    Wider {
+        op: "softmax of 128256 on reference",
+        dtype: Dtype::Float32,
+        tolerance: Tolerance { rtol: 2e-4, atol: 1e-6 },
+        why: LONG_SUMS_DRIFT,
+    },
 ];
+
+const LONG_SUMS_DRIFT: &str = "On a CPU MLX adds up a row in one f32 for each lane of its vectors, \
+    one number after another: off by 9e-5.";
 
 const WEIGHTS_ARE_ROUNDED: &str = "MLX's CUDA kernels round scale times integer and the sum with \
     the bias to the dtype: each of 64 weights is off by up to 2^-11 of 3 in f16, eight times that \
