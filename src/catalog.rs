@@ -7,5 +7,9 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
     OPERATIONS.iter().copied().flatten().copied()
 }
 
-const OPERATIONS: &[&[&Kernel]] =
-    &[norm::add_rms_norm::KERNELS, norm::rms_norm_linear::KERNELS, activation::softmax::KERNELS];
+const OPERATIONS: &[&[&Kernel]] = &[
+    norm::add_rms_norm::KERNELS,
+    norm::rms_norm_linear::KERNELS,
+    activation::glu::KERNELS,
+    activation::softmax::KERNELS,
+];

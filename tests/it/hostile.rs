@@ -101,7 +101,8 @@ fn norms_and_activations(hostile: &mut Hostile) {
     judge("swish", swish(&x, eps), x.shape(), x.dtype());
     let activation = hostile.pick(Activation::ALL);
     judge(activation.name(), activation.apply(&x), x.shape(), x.dtype());
-    let options = GluOptions { activation, ..Default::default() };
+    let activation = hostile.pick(&[Activation::Silu, Activation::Gelu]);
+    let options = GluOptions { activation, gate_bias: bias, up_bias: weight, dispatch };
     judge("glu", glu(&x, &up, options), x.shape(), x.dtype());
 }
 

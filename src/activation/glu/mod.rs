@@ -1,45 +1,54 @@
 //! Gated linear units: one array scaled by the activation of another.
 
+mod kernel;
 mod module;
 mod reference;
 
+pub(crate) use kernel::KERNELS;
 pub use module::Glu;
 
 use mlx_rs::Array;
 
 use super::{Activation, fused::Fused, pointwise};
 use crate::{
-    check::{Axis, Check},
-    dispatch::{Backend, Context, Dispatch, Dispatched},
+    check::{Check, axes},
+    dispatch::{Backend, Context, Dispatch, Dispatched, Target},
     error::Result,
 };
 
 /// Options of [`glu`](glu()).
 #[derive(Debug, Clone)]
-pub struct GluOptions {
+pub struct GluOptions<'a> {
     /// What the gate goes through. Default: [`Activation::Silu`].
     pub activation: Activation,
+    /// `[F]`: added to the gate. Default: nothing.
+    pub gate_bias: Option<&'a Array>,
+    /// `[F]`: added to what is gated. Default: nothing.
+    pub up_bias: Option<&'a Array>,
     /// Who picks the backend.
     pub dispatch: Dispatch,
 }
 
-impl Default for GluOptions {
+impl Default for GluOptions<'_> {
     fn default() -> Self {
-        Self { activation: Activation::Silu, dispatch: Dispatch::Auto }
+        let (gate_bias, up_bias) = (None, None);
+        Self { activation: Activation::Silu, gate_bias, up_bias, dispatch: Dispatch::Auto }
     }
 }
 
 /// Scales `up` by the activation of `gate`.
 ///
-/// `y = activation(gate) · up`, in f32 whatever the dtype, rounded once.
+/// `y = activation(gate + gate_bias) · (up + up_bias)`, in f32 whatever the dtype, rounded once.
 ///
 /// # Shapes
-/// - `gate`: any, f32, f16 or bf16
+/// - `gate`: any, f32, f16 or bf16; with a bias, `[..., F]`
 /// - `up`: the shape and dtype of `gate`
-/// - result: the same
+/// - [`GluOptions::gate_bias`], [`GluOptions::up_bias`]: `[F]`, any of those dtypes
+/// - result: the shape and dtype of `gate`
 ///
 /// # Errors
-/// When `gate` is not floating point, or when `up` has another shape or dtype.
+/// When `gate` is not floating point, when `up` has another shape or dtype, when a bias is not `[F]` or not floating
+/// point, or when there is one and `gate` has no last axis or an empty one.
 ///
 /// # Example
 /// ```
@@ -54,19 +63,25 @@ impl Default for GluOptions {
 ///
 /// # Backends
 /// `Builtin` is MLX's compiler, which fuses the formula and its conversions into one kernel: two reads
-/// and one write. Its gradient is that of plain ops. `Reference` is plain ops, each a pass over
-/// memory. `Auto` takes the first on a GPU and the second on the CPU, where the former would start a
-/// C++ compiler and gain nothing.
+/// and one write. Its gradient is that of plain ops. `Kernel` does as much, and its gradient is one
+/// more kernel: three reads and two writes; it copies views that are not contiguous. `Reference` is
+/// plain ops, each a pass over memory. `Auto` takes the second on an NVIDIA GPU, the first on an
+/// Apple GPU, and the last on the CPU, where the compiler would start a C++ compiler and gain nothing.
 ///
 /// Shazeer, [GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202), 2020.
-pub fn glu(gate: impl AsRef<Array>, up: impl AsRef<Array>, options: GluOptions) -> Result<Array> {
-    let activation = options.activation;
-    let problem = Problem::new(gate.as_ref(), up.as_ref())?;
+pub fn glu(
+    gate: impl AsRef<Array>,
+    up: impl AsRef<Array>,
+    options: GluOptions<'_>,
+) -> Result<Array> {
+    let problem = Problem::new(gate.as_ref(), up.as_ref(), &options)?;
+    let activation = problem.activation;
     match options.dispatch.resolve(&problem)? {
-        Backend::Reference => reference::glu(activation, &problem.inputs),
-        _ => FUSED
-            .try_with(|fused| fused.call(activation, &problem.inputs))
-            .unwrap_or_else(|_| reference::glu(activation, &problem.inputs)),
+        Backend::Builtin => FUSED
+            .try_with(|fused| fused.call(activation, &problem.inputs()))
+            .unwrap_or_else(|_| reference::glu(activation, &problem.inputs())),
+        Backend::Kernel => kernel::glu(&problem),
+        Backend::Reference => reference::glu(activation, &problem.inputs()),
     }
 }
 
@@ -116,26 +131,55 @@ variants! {
 }
 
 /// A checked call.
-struct Problem {
-    /// The gate, then what it scales.
-    inputs: [Array; 2],
+struct Problem<'a> {
+    activation: Activation,
+    gate: &'a Array,
+    up: &'a Array,
+    /// Of the gate, then of what it scales.
+    biases: [Option<&'a Array>; 2],
 }
 
-impl Problem {
-    fn new(gate: &Array, up: &Array) -> Result<Self> {
+impl<'a> Problem<'a> {
+    fn new(gate: &'a Array, up: &'a Array, options: &GluOptions<'a>) -> Result<Self> {
         let check = Check::op(Self::OP);
         let dtype = check.floating("gate", gate)?;
         check.dtype_among("up", up, &[dtype])?;
-        let axes: Vec<_> = gate.shape().iter().copied().map(Axis::from).collect();
-        check.shape("up", up, &axes)?;
-        Ok(Self { inputs: [gate.clone(), up.clone()] })
+        check.same_shape("up", up, gate)?;
+        let biases = [("gate_bias", options.gate_bias), ("up_bias", options.up_bias)];
+        for (name, bias) in biases {
+            if let Some(bias) = bias {
+                let width = check.last_axis("gate", gate)?;
+                check.floating(name, bias)?;
+                check.shape(name, bias, axes![width])?;
+            }
+        }
+        Ok(Self { activation: options.activation, gate, up, biases: biases.map(|(_, bias)| bias) })
+    }
+
+    /// What [`reference::glu`] takes.
+    fn inputs(&self) -> Vec<Array> {
+        let mut inputs = vec![self.gate.clone(), self.up.clone()];
+        if self.biases.iter().any(Option::is_some) {
+            let bias = |bias: Option<&Array>| bias.cloned().unwrap_or_else(|| Array::from_f32(0.0));
+            inputs.extend(self.biases.map(bias));
+        }
+        inputs
     }
 }
 
-impl Dispatched for Problem {
+impl Dispatched for Problem<'_> {
     const OP: &'static str = "glu";
 
     fn choose(&self, context: &Context) -> Backend {
-        pointwise::choose(context)
+        let kernel =
+            context.target == Target::Cuda && self.refusal(Backend::Kernel, context).is_none();
+        if kernel { Backend::Kernel } else { pointwise::choose(context) }
+    }
+
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
+        match backend {
+            Backend::Kernel => context.obstacle.or_else(|| kernel::refusal(self)),
+            _ => None,
+        }
     }
 }

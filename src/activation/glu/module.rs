@@ -3,7 +3,12 @@
 use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
 use super::{GluOptions, glu};
-use crate::{activation::Activation, check::Check, error::Result};
+use crate::{
+    activation::{Activation, pointwise},
+    check::Check,
+    dispatch::{Context, Dispatch},
+    error::Result,
+};
 
 /// [`glu`](glu()) of the two halves of the last axis; it has no parameters.
 ///
@@ -48,7 +53,9 @@ impl Module<&Array> for Glu {
         let width = check.last_axis("x", x)?;
         check.value(width % 2 == 0, "x", "have an even last axis", width)?;
         let halves = x.split_equal(2, -1)?;
-        let options = GluOptions { activation: self.activation, ..Default::default() };
+        // Not a kernel, which would copy the halves.
+        let dispatch = Dispatch::Only(pointwise::choose(&Context::current()?));
+        let options = GluOptions { activation: self.activation, dispatch, ..Default::default() };
         Ok(glu(&halves[0], &halves[1], options)?)
     }
 

@@ -10,7 +10,6 @@ use super::host;
 const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
     ("flash_attention", Backend::Kernel),
-    ("glu", Backend::Kernel),
     ("layer_norm", Backend::Kernel),
     ("quantized_linear", Backend::Kernel),
     ("rms_norm", Backend::Kernel),
