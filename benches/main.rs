@@ -12,6 +12,7 @@ mod linear;
 mod norm;
 mod quant;
 mod rope;
+mod rows;
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -32,6 +33,7 @@ type Suite = fn(Setting) -> Result<Vec<Case>>;
 
 const SUITES: &[(&str, Suite)] = &[
     ("norm", norm::cases),
+    ("rows", rows::cases),
     ("linear", linear::cases),
     ("activation", activation::cases),
     ("rope", rope::cases),
