@@ -1,5 +1,5 @@
 // Rows shared out over threads: one row to a group of SIMDS simdgroups, or where one simdgroup is enough, one row to each
-// simdgroup of a group. A thread holds every (32 * SIMDS)-th chunk of its row.
+// LANES lanes of a group. A thread holds every (LANES * SIMDS)-th chunk of its row.
 
 // Which row, and which of the threads that share it.
 struct Place {
@@ -7,11 +7,11 @@ struct Place {
   uint thread_in_row;
 };
 
-template <int SIMDS>
+template <int SIMDS, int LANES = 32>
 METAL_FUNC Place place_of(uint group, uint simdgroup, uint simdgroups, uint lane) {
   Place place;
-  place.row = SIMDS == 1 ? group * simdgroups + simdgroup : group;
-  place.thread_in_row = SIMDS == 1 ? lane : simdgroup * 32 + lane;
+  place.row = SIMDS == 1 ? (group * simdgroups + simdgroup) * (32 / LANES) + lane / LANES : group;
+  place.thread_in_row = SIMDS == 1 ? lane % LANES : simdgroup * 32 + lane;
   return place;
 }
 
@@ -26,26 +26,32 @@ METAL_FUNC float row_sum(float value, threadgroup float* partial, uint simdgroup
   return simd_sum(lane < uint(SIMDS) ? partial[lane] : 0.0f);
 }
 
-// Two sums at once, for half the barriers.
-template <int SIMDS>
+// The sum over each LANES lanes, in each of them.
+template <int LANES>
+METAL_FUNC float lanes_sum(float value) {
+  if (LANES == 32) return simd_sum(value);
+  for (ushort mask = LANES / 2; mask > 0; mask /= 2) value += simd_shuffle_xor(value, mask);
+  return value;
+}
+
+// COUNT sums at once over all threads of a row, in each of them, at the cost of one barrier.
+//
+// `partial` holds COUNT * SIMDS numbers. Nothing here waits until all have read the sums before these, so two calls
+// between which there is no other barrier take different arrays.
+template <int SIMDS, int LANES, int COUNT>
 METAL_FUNC void row_sums(
-    thread float& first,
-    thread float& second,
-    threadgroup float* firsts,
-    threadgroup float* seconds,
-    uint simdgroup,
-    uint lane) {
-  first = simd_sum(first);
-  second = simd_sum(second);
+    thread float (&values)[COUNT], threadgroup float* partial, uint simdgroup, uint lane) {
+  UNROLL
+  for (int i = 0; i < COUNT; i++) values[i] = lanes_sum<LANES>(values[i]);
   if (SIMDS == 1) return;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (lane == 0) {
-    firsts[simdgroup] = first;
-    seconds[simdgroup] = second;
+  for (int i = 0; i < COUNT; i++) {
+    if (lane == 0) partial[i * SIMDS + simdgroup] = values[i];
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  first = simd_sum(lane < uint(SIMDS) ? firsts[lane] : 0.0f);
-  second = simd_sum(lane < uint(SIMDS) ? seconds[lane] : 0.0f);
+  UNROLL
+  for (int i = 0; i < COUNT; i++) {
+    values[i] = simd_sum(lane < uint(SIMDS) ? partial[i * SIMDS + lane] : 0.0f);
+  }
 }
 
 // The largest value of all threads of a row, in each of them.

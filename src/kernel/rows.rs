@@ -9,6 +9,8 @@ use super::{Constant, Launch};
 pub(crate) struct Rows {
     /// Simdgroups that share a row.
     pub(crate) simds: i32,
+    /// Lanes of a simdgroup that share a row, where one simdgroup is enough for it.
+    pub(crate) lanes: i32,
     /// Chunks of 16 bytes that a thread holds.
     pub(crate) chunks: i32,
     rows: i32,
@@ -21,18 +23,39 @@ impl Rows {
     const CHUNK: i32 = 16;
     /// Chunks that a thread should hold: enough to have loads in flight, few enough for its registers.
     const CHUNKS_WANTED: i32 = 2;
-    /// Rows of a group whose simdgroups work alone.
-    const ROWS_PER_GROUP: i32 = 8;
+    /// Simdgroups of a group that work alone.
+    const SIMDS_ALONE: i32 = 8;
     /// Few enough that a group can be launched whatever registers its threads take: NVIDIA's compiler gives each up to
     /// 255 of a core's 65536, and does not know the size of a group.
     const MAX_SIMDS: i32 = 8;
+    /// The fewest lanes of a row: with fewer there would be more kernels to compile, for rows that take no time anyway.
+    const MIN_LANES: i32 = 8;
+    /// Threads that keep a large GPU busy, where each works on many rows: 512 for each of 132 cores.
+    const BUSY: i32 = 132 * 512;
+    /// Rows of a worker at least: what it adds up for them is as much to write and read as a row or two.
+    const ROWS_OF_WORKER: i32 = 2;
 
     /// `rows` rows of `length` elements.
     pub(crate) fn new(rows: i32, length: i32, dtype: Dtype) -> Self {
         let chunks = length.div_ceil_to(Self::CHUNK / bytes_of(dtype));
         let wanted = chunks.div_ceil_to(Self::SIMD * Self::CHUNKS_WANTED);
         let simds = wanted.min(Self::MAX_SIMDS);
-        Self { simds, chunks: chunks.div_ceil_to(Self::SIMD * simds), rows }
+        let lanes = Self::SIMD;
+        Self { simds, lanes, chunks: chunks.div_ceil_to(lanes * simds), rows }
+    }
+
+    /// The same, but short rows share a simdgroup, so that none of its lanes idle.
+    pub(crate) fn packed(rows: i32, length: i32, dtype: Dtype) -> Self {
+        let loose = Self::new(rows, length, dtype);
+        let chunks = length.div_ceil_to(Self::CHUNK / bytes_of(dtype));
+        let wanted = chunks.div_ceil_to(Self::CHUNKS_WANTED).unsigned_abs().next_power_of_two();
+        match i32::try_from(wanted) {
+            Ok(wanted) if wanted < Self::SIMD => {
+                let lanes = wanted.max(Self::MIN_LANES);
+                Self { lanes, chunks: chunks.div_ceil_to(lanes), ..loose }
+            }
+            _ => loose,
+        }
     }
 
     /// The rows of a matrix, `[N, D]`; of nothing where it is none.
@@ -48,7 +71,19 @@ impl Rows {
         [Constant::Int(self.simds), Constant::Int(self.chunks)]
     }
 
-    /// A launch with one row for each group, or for each simdgroup where one is enough for a row.
+    /// The `SIMDS`, `LANES` and `CHUNKS` of a kernel whose rows may be packed.
+    pub(crate) fn packed_constants(&self) -> [Constant; 3] {
+        [Constant::Int(self.simds), Constant::Int(self.lanes), Constant::Int(self.chunks)]
+    }
+
+    /// Rows to work on at once, each thread going on to further rows: enough to keep a GPU busy where there are `sets`
+    /// of these rows, and few enough that there are further rows.
+    pub(crate) fn workers(&self, sets: i32) -> i32 {
+        let threads = self.simds * self.lanes;
+        (Self::BUSY / threads / sets).clamp(1, self.rows.div_ceil_to(Self::ROWS_OF_WORKER))
+    }
+
+    /// A launch with one row for each group, or for each simdgroup or part of one where that is enough for a row.
     pub(crate) fn launch(&self, threadgroup_bytes: u32) -> Launch {
         self.launch_of(self.rows, threadgroup_bytes)
     }
@@ -57,7 +92,7 @@ impl Rows {
     pub(crate) fn launch_of(&self, workers: i32, threadgroup_bytes: u32) -> Launch {
         let at_once = self.rows_per_group();
         let groups = workers.div_ceil_to(at_once);
-        let threads = Self::SIMD * if self.simds == 1 { at_once } else { self.simds };
+        let threads = self.simds * self.lanes * at_once;
         Launch {
             groups: [groups.unsigned_abs(), 1, 1],
             group: [threads.unsigned_abs(), 1, 1],
@@ -71,7 +106,7 @@ impl Rows {
     }
 
     fn rows_per_group(&self) -> i32 {
-        if self.simds == 1 { Self::ROWS_PER_GROUP } else { 1 }
+        if self.simds == 1 { Self::SIMDS_ALONE * (Self::SIMD / self.lanes) } else { 1 }
     }
 }
 
@@ -110,14 +145,45 @@ mod tests {
     }
 
     #[test]
+    fn packed_rows_leave_few_lanes_idle() {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            for length in LENGTHS {
+                let (rows, loose) = (Rows::packed(3, length, dtype), Rows::new(3, length, dtype));
+                let held = rows.simds * rows.lanes * rows.chunks * 16 / bytes_of(dtype);
+                assert!(held >= length, "{rows:?} for {length}");
+                assert!(rows == loose || (rows.lanes < 32 && rows.simds == 1), "{rows:?}");
+                assert!(rows.lanes.unsigned_abs().is_power_of_two(), "{rows:?}");
+                let least = 8 * 16 / bytes_of(dtype);
+                assert!(rows.lanes == 32 || held <= least.max(2 * length), "{rows:?} for {length}");
+            }
+        }
+        assert_eq!(
+            Rows::packed(9, 128, Dtype::Bfloat16).packed_constants(),
+            [1, 8, 2].map(Constant::Int)
+        );
+    }
+
+    #[test]
+    fn workers_have_rows_to_go_on_to() {
+        let wide = Rows::packed(16384, 4096, Dtype::Bfloat16);
+        assert_eq!((wide.workers(1), wide.workers(4)), (264, 66));
+        assert_eq!(Rows::packed(3, 4096, Dtype::Bfloat16).workers(1), 2);
+        assert_eq!(Rows::packed(1, 4096, Dtype::Bfloat16).workers(1), 1);
+        assert_eq!(wide.workers(i32::MAX), 1);
+    }
+
+    #[test]
     fn every_row_has_a_group() {
         for count in [1, 7, 8, 9, 1000] {
             for length in LENGTHS {
-                let rows = Rows::new(count, length, Dtype::Float16);
-                let launch = rows.launch(128);
-                assert!(launch.check("rows").is_ok(), "{launch:?}");
-                let simds = launch.groups[0] * launch.group[0] / 32;
-                assert!(simds >= (count * rows.simds).unsigned_abs(), "{launch:?}");
+                for make in [Rows::new, Rows::packed] {
+                    let rows = make(count, length, Dtype::Float16);
+                    let launch = rows.launch(128);
+                    assert!(launch.check("rows").is_ok(), "{launch:?}");
+                    let threads = launch.groups[0] * launch.group[0];
+                    let needed = (count * rows.simds * rows.lanes).unsigned_abs();
+                    assert!(threads >= needed, "{launch:?}");
+                }
             }
         }
     }

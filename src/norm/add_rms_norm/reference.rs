@@ -1,9 +1,9 @@
 //! The definition, in plain MLX ops.
 
-use mlx_rs::{Array, Dtype, ops::rsqrt};
+use mlx_rs::Array;
 
 use super::Scaling;
-use crate::error::Result;
+use crate::{error::Result, norm::rms_norm::reference::rms_norm};
 
 pub(super) fn add_rms_norm(
     x: &Array,
@@ -12,9 +12,5 @@ pub(super) fn add_rms_norm(
     scaling: Scaling,
 ) -> Result<[Array; 2]> {
     let sum = x.add(residual)?;
-    let wide = sum.as_dtype(Dtype::Float32)?;
-    let mean_square = wide.square()?.mean_axis(-1, true)?;
-    let normed = wide.multiply(rsqrt(mean_square.add(Array::from_f32(scaling.eps))?)?)?;
-    let y = normed.multiply(scaling.factor(weight)?.as_dtype(Dtype::Float32)?)?;
-    Ok([y.as_dtype(sum.dtype())?, sum])
+    Ok([rms_norm(&sum, Some(weight), scaling)?, sum])
 }

@@ -1,8 +1,10 @@
 //! Root-mean-square normalization.
 
+pub(super) mod kernel;
 mod module;
-mod reference;
+pub(super) mod reference;
 
+pub(crate) use kernel::KERNELS;
 pub use module::{RmsNorm, RmsNormBuilder};
 
 use mlx_rs::{Array, Dtype};
@@ -11,6 +13,7 @@ use crate::{
     check::{Check, axes},
     dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
+    kernel::refusal,
 };
 
 /// Options of [`rms_norm`].
@@ -61,9 +64,9 @@ impl Default for RmsNormOptions {
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's fused op, and what `Auto` takes. `Reference` is plain ops. A `weight` of a wider
-/// dtype than `x` makes the fused op convert `x` and the result back: load weights in the dtype you
-/// compute in.
+/// `Builtin` is MLX's fused op, and what `Auto` takes. `Kernel` does as much in one pass over memory, and its gradient
+/// in another. `Reference` is plain ops. A `weight` of a wider dtype than `x` makes the fused op convert `x` and the
+/// result back: load weights in the dtype you compute in.
 ///
 /// Zhang and Sennrich, [Root Mean Square Layer Normalization](https://arxiv.org/abs/1910.07467), 2019.
 pub fn rms_norm<'a>(
@@ -73,8 +76,9 @@ pub fn rms_norm<'a>(
 ) -> Result<Array> {
     let problem = Problem::new(x.as_ref(), weight.into(), &options)?;
     match options.dispatch.resolve(&problem)? {
-        Backend::Reference => reference::rms_norm(&problem),
-        _ => builtin(&problem),
+        Backend::Builtin => builtin(&problem),
+        Backend::Kernel => kernel::rms_norm(&problem),
+        Backend::Reference => reference::rms_norm(problem.x, problem.weight, problem.scaling),
     }
 }
 
@@ -132,6 +136,13 @@ impl Dispatched for Problem<'_> {
 
     fn choose(&self, _: &Context) -> Backend {
         Backend::Builtin
+    }
+
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
+        match backend {
+            Backend::Kernel => context.obstacle.or_else(|| refusal([self.x])),
+            _ => None,
+        }
     }
 }
 
