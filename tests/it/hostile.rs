@@ -106,6 +106,24 @@ fn norms_and_activations(hostile: &mut Hostile) {
     judge("glu", glu(&x, &up, options), x.shape(), x.dtype());
 }
 
+fn norms_in_company(hostile: &mut Hostile) {
+    let (rank, dtype) = (hostile.pick(&[1, 2, 3]), hostile.pick(&FLOATING));
+    let shape = hostile.shape(rank);
+    let [x, beside] = [0; 2].map(|_| hostile.array(&shape, dtype));
+    let [weight, bias] = [0; 2].map(|_| hostile.array(&shape[rank - 1..], dtype));
+    let (eps, dispatch) = (hostile.or(1e-5, &NUMBERS), hostile.dispatch());
+    let both = |op, result: Result<(Array, Array)>| {
+        let (y, sum) = result.map_or_else(|error| (Err(error), None), |(y, s)| (Ok(y), Some(s)));
+        judge(op, y, x.shape(), x.dtype());
+        sum.into_iter().for_each(|sum| judge(op, Ok(sum), x.shape(), x.dtype()));
+    };
+    let options = RmsNormOptions { eps, dispatch, unit_offset: hostile.pick(&[true, false]) };
+    both("add_rms_norm", add_rms_norm(&x, &beside, &weight, options));
+    let (some, other) = (hostile.maybe(&weight), hostile.maybe(&bias));
+    let options = LayerNormOptions { eps, dispatch };
+    both("add_layer_norm", add_layer_norm(&x, &beside, some, other, options));
+}
+
 fn ropes(hostile: &mut Hostile) {
     let (last, dtype) = (hostile.pick(&[0, 2, 3, 4, 64]), hostile.pick(&FLOATING));
     let shape = [hostile.shape(3), vec![last]].concat();
@@ -203,7 +221,9 @@ fn blocks(hostile: &mut Hostile) {
 #[test]
 fn whatever_is_asked_is_answered_or_refused() {
     host::install();
-    for ask in [norms_and_activations, ropes, attention, quantized, samplers, blocks] {
+    for ask in
+        [norms_and_activations, norms_in_company, ropes, attention, quantized, samplers, blocks]
+    {
         for seed in 0..250 {
             println!("seed {seed}");
             ask(&mut Hostile(Random::new(seed)));

@@ -1,16 +1,19 @@
 //! Layer normalization.
 
+pub(super) mod kernel;
 mod module;
-mod reference;
+pub(super) mod reference;
 
+pub(crate) use kernel::KERNELS;
 pub use module::{LayerNorm, LayerNormBuilder};
 
 use mlx_rs::{Array, Dtype};
 
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatch, Dispatched, NO_KERNEL, Target},
+    dispatch::{Backend, Context, Dispatch, Dispatched, Target},
     error::Result,
+    kernel::refusal,
 };
 
 /// Options of [`layer_norm`].
@@ -60,10 +63,10 @@ impl Default for LayerNormOptions {
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's fused op, and what `Auto` takes, but on an NVIDIA GPU where `D` is above 4 and
-/// no multiple of it: there the gradient of MLX 0.32.2 is wrong. `Reference` is plain ops. A `weight` or `bias`
-/// of a wider dtype than `x` makes the fused op convert `x` and the result back: load them in the
-/// dtype you compute in.
+/// `Builtin` is MLX's fused op, and what `Auto` takes on a CPU and on an Apple GPU. `Kernel` reads and writes memory once,
+/// as does its gradient, and is what `Auto` takes on an NVIDIA GPU. `Reference` is plain ops. There, `Builtin` refuses a
+/// `D` above 4 that is no multiple of it, for which the gradient of MLX 0.32.2 is wrong. A `weight` or `bias` of a wider
+/// dtype than `x` makes the fused op convert `x` and the result back: load them in the dtype you compute in.
 ///
 /// Ba, Kiros and Hinton, [Layer Normalization](https://arxiv.org/abs/1607.06450), 2016.
 pub fn layer_norm<'a>(
@@ -74,8 +77,11 @@ pub fn layer_norm<'a>(
 ) -> Result<Array> {
     let problem = Problem::new(x.as_ref(), weight.into(), bias.into(), options.eps)?;
     match options.dispatch.resolve(&problem)? {
-        Backend::Reference => reference::layer_norm(&problem),
-        _ => builtin(&problem),
+        Backend::Builtin => builtin(&problem),
+        Backend::Kernel => kernel::layer_norm(&problem),
+        Backend::Reference => {
+            reference::layer_norm(problem.x, problem.weight, problem.bias, problem.eps)
+        }
     }
 }
 
@@ -86,7 +92,6 @@ struct Problem<'a> {
     bias: Option<&'a Array>,
     eps: f32,
     dtype: Dtype,
-    dims: i32,
 }
 
 impl<'a> Problem<'a> {
@@ -106,13 +111,42 @@ impl<'a> Problem<'a> {
             }
         }
         check.non_negative("eps", eps)?;
-        Ok(Self { x, weight, bias, eps, dtype, dims })
+        Ok(Self { x, weight, bias, eps, dtype })
     }
+}
 
-    /// MLX's CUDA kernel reads four elements at a time, and its gradient counts the missing ones of
-    /// the last four in; a row of fewer than four is read another way.
-    fn has_builtin_gradient(&self, context: &Context) -> bool {
-        context.target != Target::Cuda || self.dims < 4 || self.dims % 4 == 0
+/// Whether MLX's fused op has a gradient for rows of `dims` elements.
+///
+/// Its CUDA kernel reads four elements at a time, and its gradient counts the missing ones of the last four in; a row of
+/// fewer than four is read another way.
+fn has_builtin_gradient(dims: i32, context: &Context) -> bool {
+    context.target != Target::Cuda || dims < 4 || dims % 4 == 0
+}
+
+/// The choice for rows of `x`, which is that of every operation which ends in this norm.
+pub(super) fn choose(x: &Array, context: &Context) -> Backend {
+    let kernel = context.target == Target::Cuda
+        && backend_refusal(x, Backend::Kernel, context).is_none()
+        && kernel::suits(x);
+    match kernel {
+        true => Backend::Kernel,
+        false if has_builtin_gradient(x.dim(-1), context) => Backend::Builtin,
+        false => Backend::Reference,
+    }
+}
+
+/// Why `backend` cannot normalize rows of `x`, if it cannot.
+pub(super) fn backend_refusal(
+    x: &Array,
+    backend: Backend,
+    context: &Context,
+) -> Option<&'static str> {
+    match backend {
+        Backend::Kernel => context.obstacle.or_else(|| refusal([x])),
+        Backend::Builtin if !has_builtin_gradient(x.dim(-1), context) => {
+            Some("MLX's CUDA gradient is wrong unless D is a multiple of 4")
+        }
+        _ => None,
     }
 }
 
@@ -120,17 +154,11 @@ impl Dispatched for Problem<'_> {
     const OP: &'static str = "layer_norm";
 
     fn choose(&self, context: &Context) -> Backend {
-        if self.has_builtin_gradient(context) { Backend::Builtin } else { Backend::Reference }
+        choose(self.x, context)
     }
 
     fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
-        match backend {
-            Backend::Kernel => Some(NO_KERNEL),
-            Backend::Builtin if !self.has_builtin_gradient(context) => {
-                Some("MLX's CUDA gradient is wrong unless D is a multiple of 4")
-            }
-            _ => None,
-        }
+        backend_refusal(self.x, backend, context)
     }
 }
 
@@ -144,23 +172,46 @@ mod tests {
     use super::*;
     use crate::config::Settings;
 
+    fn chosen(target: Target, shape: &[i32]) -> Result<(Backend, bool)> {
+        let x = Array::zeros::<f32>(shape)?;
+        let problem = Problem::new(&x, None, None, 1e-5)?;
+        let context = Context { target, obstacle: None, settings: Settings::default() };
+        let refused = problem.refusal(Backend::Builtin, &context).is_some();
+        Ok((problem.choose(&context), refused))
+    }
+
+    #[test]
+    fn the_kernel_is_for_cuda() -> Result<()> {
+        assert_eq!(chosen(Target::Cuda, &[2, 64])?.0, Backend::Kernel);
+        assert_eq!(chosen(Target::Cuda, &[2, 65])?.0, Backend::Kernel);
+        assert_eq!(chosen(Target::Metal, &[2, 65])?.0, Backend::Builtin);
+        assert_eq!(chosen(Target::Cpu, &[2, 65])?.0, Backend::Builtin);
+        Ok(())
+    }
+
     #[test]
     fn a_wrong_gradient_is_gone_around() -> Result<()> {
-        for (target, dims, expected) in [
-            (Target::Cuda, 3, Backend::Builtin),
-            (Target::Cuda, 5, Backend::Reference),
-            (Target::Cuda, 64, Backend::Builtin),
-            (Target::Cuda, 65, Backend::Reference),
-            (Target::Metal, 65, Backend::Builtin),
-            (Target::Cpu, 65, Backend::Builtin),
+        for (target, dims, refused) in [
+            (Target::Cuda, 3, false),
+            (Target::Cuda, 5, true),
+            (Target::Cuda, 64, false),
+            (Target::Cuda, 65, true),
+            (Target::Metal, 65, false),
+            (Target::Cpu, 65, false),
         ] {
-            let x = Array::zeros::<f32>(&[2, dims])?;
-            let problem = Problem::new(&x, None, None, 1e-5)?;
-            let context = Context { target, obstacle: None, settings: Settings::default() };
-            assert_eq!(problem.choose(&context), expected, "{target:?} {dims}");
-            let refused = problem.refusal(Backend::Builtin, &context).is_some();
-            assert_eq!(refused, expected == Backend::Reference, "{target:?} {dims}");
+            assert_eq!(chosen(target, &[2, dims])?.1, refused, "{target:?} {dims}");
+            // No kernel takes an empty array.
+            let expected = if refused { Backend::Reference } else { Backend::Builtin };
+            assert_eq!(chosen(target, &[0, dims])?.0, expected, "{target:?} {dims}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn no_kernel_for_rows_beyond_its_registers() -> Result<()> {
+        assert_eq!(chosen(Target::Cuda, &[1, 8192])?.0, Backend::Kernel);
+        assert_eq!(chosen(Target::Cuda, &[1, 8196])?.0, Backend::Builtin);
+        assert_eq!(chosen(Target::Cuda, &[1, 8197])?.0, Backend::Reference);
         Ok(())
     }
 }

@@ -50,6 +50,8 @@ const CASES: &[Case] = &[
     case("1023", &[2, 1023]),
     case("1024", &[2, 1024]),
     case("1025", &[2, 1025]),
+    case("4095", &[1, 4095]),
+    case("4097", &[1, 4097]),
     Case { biased: false, ..case("weight alone", &[3, 65]) },
     Case { weighted: false, ..case("bias alone", &[3, 65]) },
     Case { weighted: false, biased: false, ..case("neither", &[3, 65]) },
@@ -157,9 +159,10 @@ fn large_half_precision_rows_do_not_overflow() {
     );
 }
 
+/// With rows enough for every worker of a kernel to take another turn.
 #[test]
 fn gradients_match_finite_differences() {
-    let inputs = [(3, &[2, 3, 5][..]), (4, &[5]), (5, &[5])]
+    let inputs = [(3, &[5, 8, 5][..]), (4, &[5]), (5, &[5])]
         .map(|(seed, shape)| Tensor::of(&normal(seed, shape, Dtype::Float32)));
     gradients_on_each_backend(
         OP,
@@ -178,6 +181,12 @@ fn gradients_match_finite_differences() {
         &inputs[..2],
         |inputs| oracle(&inputs[0], None, Some(&inputs[1]), EPS.into()),
         |arrays, dispatch| layer_norm(&arrays[0], None, &arrays[1], options(dispatch)),
+    );
+    gradients_on_each_backend(
+        OP,
+        &[Tensor::of(&normal(3, &[3, 300], Dtype::Float32))],
+        |inputs| oracle(&inputs[0], None, None, EPS.into()),
+        |arrays, dispatch| layer_norm(&arrays[0], None, None, options(dispatch)),
     );
 }
 

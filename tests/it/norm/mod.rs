@@ -1,3 +1,4 @@
+mod add_layer_norm;
 mod add_rms_norm;
 mod layer_norm;
 mod rms_norm;

@@ -9,17 +9,19 @@ use super::host;
 const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
     ("flash_attention", Backend::Kernel),
-    ("layer_norm", Backend::Kernel),
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),
 ];
 
 /// Backends that refuse some problems on some devices, which is no failure of theirs.
 const REFUSING: &[(&str, Backend, &str)] = &[
-    ("layer_norm", Backend::Builtin, "MLX's CUDA gradient is wrong unless D is a multiple of 4"),
+    ("layer_norm", Backend::Builtin, LAYER_NORM_GRADIENT),
+    ("add_layer_norm", Backend::Builtin, LAYER_NORM_GRADIENT),
     ("rms_norm_linear", Backend::Kernel, "the kernel takes one row"),
     ("rms_norm_linear", Backend::Kernel, "the kernel takes a weight of the dtype of x"),
 ];
+
+const LAYER_NORM_GRADIENT: &str = "MLX's CUDA gradient is wrong unless D is a multiple of 4";
 
 /// What any kernel refuses.
 const REFUSED_BY_KERNELS: &[&str] = &["a kernel takes no empty array"];

@@ -51,6 +51,18 @@ const WIDER: &[Wider] = &[
         why: LAYER_NORM_ROUNDS_EARLY,
     },
     Wider {
+        op: "add_layer_norm on builtin",
+        dtype: Dtype::Float16,
+        tolerance: Tolerance { rtol: 1e-3, atol: 2e-3 },
+        why: LAYER_NORM_ROUNDS_EARLY,
+    },
+    Wider {
+        op: "add_layer_norm on builtin",
+        dtype: Dtype::Bfloat16,
+        tolerance: Tolerance { rtol: 8e-3, atol: 1.6e-2 },
+        why: LAYER_NORM_ROUNDS_EARLY,
+    },
+    Wider {
         op: "rms_norm_linear on builtin",
         dtype: Dtype::Float16,
         tolerance: Tolerance { rtol: 1e-3, atol: 2e-3 },
