@@ -10,6 +10,7 @@ pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
 const OPERATIONS: &[&[&Kernel]] = &[
     norm::rms_norm::KERNELS,
     norm::add_rms_norm::KERNELS,
+    norm::gated_rms_norm::KERNELS,
     norm::layer_norm::KERNELS,
     norm::add_layer_norm::KERNELS,
     norm::rms_norm_linear::KERNELS,

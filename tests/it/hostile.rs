@@ -122,6 +122,10 @@ fn norms_in_company(hostile: &mut Hostile) {
     let (some, other) = (hostile.maybe(&weight), hostile.maybe(&bias));
     let options = LayerNormOptions { eps, dispatch };
     both("add_layer_norm", add_layer_norm(&x, &beside, some, other, options));
+    let order = hostile.pick(&[GateOrder::GateThenNorm, GateOrder::NormThenGate]);
+    let group_size = hostile.or(None, &INTEGERS.map(Some));
+    let options = GatedRmsNormOptions { eps, order, group_size, dispatch };
+    judge("gated_rms_norm", gated_rms_norm(&x, &beside, &weight, options), x.shape(), x.dtype());
 }
 
 fn ropes(hostile: &mut Hostile) {
