@@ -66,13 +66,8 @@ impl Rows {
         }
     }
 
-    /// The `SIMDS` and `CHUNKS` of a kernel.
-    pub(crate) fn constants(&self) -> [Constant; 2] {
-        [Constant::Int(self.simds), Constant::Int(self.chunks)]
-    }
-
-    /// The `SIMDS`, `LANES` and `CHUNKS` of a kernel whose rows may be packed.
-    pub(crate) fn packed_constants(&self) -> [Constant; 3] {
+    /// The `SIMDS`, `LANES` and `CHUNKS` of a kernel.
+    pub(crate) fn constants(&self) -> [Constant; 3] {
         [Constant::Int(self.simds), Constant::Int(self.lanes), Constant::Int(self.chunks)]
     }
 
@@ -157,10 +152,7 @@ mod tests {
                 assert!(rows.lanes == 32 || held <= least.max(2 * length), "{rows:?} for {length}");
             }
         }
-        assert_eq!(
-            Rows::packed(9, 128, Dtype::Bfloat16).packed_constants(),
-            [1, 8, 2].map(Constant::Int)
-        );
+        assert_eq!(Rows::packed(9, 128, Dtype::Bfloat16).constants(), [1, 8, 2].map(Constant::Int));
     }
 
     #[test]

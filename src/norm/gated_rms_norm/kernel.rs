@@ -117,6 +117,6 @@ impl Norm {
     fn constants(self, rows: &Rows) -> Vec<Constant> {
         let gate_first = Constant::Bool(self.order == GateOrder::GateThenNorm);
         let own = [Constant::Float(self.eps), gate_first];
-        rows.packed_constants().into_iter().chain(own).collect()
+        rows.constants().into_iter().chain(own).collect()
     }
 }

@@ -98,7 +98,7 @@ impl Affine {
     ) -> Vec<Constant> {
         let own = [self.weighted, self.biased].into_iter().chain(flags).map(Constant::Bool);
         let eps = [Constant::Float(self.eps)];
-        rows.packed_constants().into_iter().chain(eps).chain(own).collect()
+        rows.constants().into_iter().chain(eps).chain(own).collect()
     }
 }
 

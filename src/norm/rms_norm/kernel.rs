@@ -84,7 +84,7 @@ impl Scaling {
     ) -> Vec<Constant> {
         let own = [Constant::Float(self.eps), Constant::Bool(self.unit_offset)];
         let flags = flags.map(Constant::Bool);
-        rows.packed_constants().into_iter().chain(own).chain(flags).collect()
+        rows.constants().into_iter().chain(own).chain(flags).collect()
     }
 }
 
