@@ -31,13 +31,19 @@ static BACKWARD: Kernel = Kernel {
     ..FORWARD
 };
 
-/// Threadgroup memory: two floats for each simdgroup that a group may have, and one.
-const FORWARD_BYTES: u32 = 256;
-const BACKWARD_BYTES: u32 = 128;
+/// What one direction needs.
+struct Needs {
+    /// The most chunks of an array that a thread keeps; a row that takes more is read twice, tile by tile. On an NVIDIA
+    /// GPU the kernels take up to 128 and 90 registers for so many, and fewer for tiles.
+    chunks: i32,
+    threadgroup_bytes: u32,
+}
 
-/// The most chunks of an array that a thread keeps; of a row that needs more, it is a tile. Groups of 512 threads may have
-/// 128 registers each on an NVIDIA GPU: the backward kernel takes 90 for 4 chunks and 160 for 8.
-const MAX_CHUNKS: i32 = 4;
+const FOR_FORWARD: Needs = Needs { chunks: 8, threadgroup_bytes: 256 };
+const FOR_BACKWARD: Needs = Needs { chunks: 4, threadgroup_bytes: 128 };
+
+/// Chunks of a tile.
+const TILE: i32 = 4;
 
 /// So that threads can be counted in an `i32`: each row has a simdgroup.
 const MAX_ROWS: usize = 1 << 25;
@@ -81,21 +87,22 @@ fn in_rows(x: &Array) -> Result<Array> {
 fn plan_forward(rows: &Rows, scale: f32) -> Plan {
     // Neither end of the range may turn a difference of zero or of infinity into NaN.
     let rate = (scale * LOG2_E).clamp(f32::MIN_POSITIVE, f32::MAX);
-    plan(rows, rate, FORWARD_BYTES)
+    plan(rows, rate, &FOR_FORWARD)
 }
 
 fn plan_backward(rows: &Rows, scale: f32) -> Plan {
-    plan(rows, scale, BACKWARD_BYTES)
+    plan(rows, scale, &FOR_BACKWARD)
 }
 
-fn plan(rows: &Rows, factor: f32, threadgroup_bytes: u32) -> Plan {
+fn plan(rows: &Rows, factor: f32, needs: &Needs) -> Plan {
+    let tiled = rows.chunks > needs.chunks;
     let constants = vec![
         Constant::Int(rows.simds),
-        Constant::Int(rows.chunks.min(MAX_CHUNKS)),
-        Constant::Bool(rows.chunks > MAX_CHUNKS),
+        Constant::Int(if tiled { TILE } else { rows.chunks }),
+        Constant::Bool(tiled),
         Constant::Float(factor),
     ];
-    Plan { constants, extents: Vec::new(), launch: rows.launch(threadgroup_bytes) }
+    Plan { constants, extents: Vec::new(), launch: rows.launch(needs.threadgroup_bytes) }
 }
 
 #[cfg(test)]
@@ -104,22 +111,25 @@ mod tests {
 
     use super::*;
 
-    fn tiling(length: i32, dtype: Dtype) -> Vec<Constant> {
-        plan_forward(&Rows::new(4, length, dtype), 1.0).constants[..3].to_vec()
+    fn tiling(plan: fn(&Rows, f32) -> Plan, length: i32, dtype: Dtype) -> (Constant, Constant) {
+        let constants = plan(&Rows::new(4, length, dtype), 1.0).constants;
+        (constants[1], constants[2])
     }
 
     #[test]
     fn a_row_that_fits_into_registers_is_read_once() {
-        let kept = [Constant::Int(16), Constant::Int(4), Constant::Bool(false)];
-        assert_eq!(tiling(16_384, Dtype::Bfloat16), kept);
-        assert_eq!(tiling(8192, Dtype::Float32), kept);
+        let kept = |chunks| (Constant::Int(chunks), Constant::Bool(false));
+        assert_eq!(tiling(plan_forward, 16_384, Dtype::Bfloat16), kept(8));
+        assert_eq!(tiling(plan_forward, 8192, Dtype::Float32), kept(8));
+        assert_eq!(tiling(plan_backward, 8192, Dtype::Bfloat16), kept(4));
     }
 
     #[test]
     fn a_longer_row_is_tiled() {
-        let tiled = [Constant::Int(16), Constant::Int(4), Constant::Bool(true)];
-        assert_eq!(tiling(16_385, Dtype::Bfloat16), tiled);
-        assert_eq!(tiling(i32::MAX, Dtype::Float32), tiled);
+        let tiled = (Constant::Int(TILE), Constant::Bool(true));
+        assert_eq!(tiling(plan_forward, 16_385, Dtype::Bfloat16), tiled);
+        assert_eq!(tiling(plan_backward, 8193, Dtype::Bfloat16), tiled);
+        assert_eq!(tiling(plan_forward, i32::MAX, Dtype::Float32), tiled);
     }
 
     #[test]
