@@ -5,7 +5,10 @@ use mlx_primitives::{
     Backend, Dispatch,
     activation::{Activation, GluOptions, SoftmaxOptions, glu, softmax},
     dispatch::Target,
-    norm::{LayerNormOptions, RmsNormOptions, add_rms_norm, layer_norm},
+    norm::{
+        GatedRmsNormOptions, LayerNormOptions, RmsNormOptions, add_layer_norm, add_rms_norm,
+        gated_rms_norm, layer_norm,
+    },
 };
 use mlx_rs::{Array, Dtype, error::Exception, fast, ops};
 
@@ -64,6 +67,42 @@ const ROW_OPS: &[RowOp] = &[
             Ok(vec![fast::layer_norm(&x[0], Some(&x[1]), Some(&x[2]), EPS)?])
         })),
         composed: |x| Ok(vec![standardized(&x[0], &x[1], &x[2])?]),
+    },
+    RowOp {
+        op: "add_layer_norm",
+        matrices: 2,
+        vectors: 2,
+        outputs: 2,
+        ours: |x, dispatch| {
+            let options = LayerNormOptions { dispatch, ..Default::default() };
+            add_layer_norm(&x[0], &x[1], &x[2], &x[3], options).map(|(y, sum)| vec![y, sum])
+        },
+        fused: Some(("add, fast.layer_norm", |x| {
+            let sum = x[0].add(&x[1])?;
+            Ok(vec![fast::layer_norm(&sum, Some(&x[2]), Some(&x[3]), EPS)?, sum])
+        })),
+        composed: |x| {
+            let sum = x[0].add(&x[1])?;
+            Ok(vec![standardized(&sum, &x[2], &x[3])?, sum])
+        },
+    },
+    RowOp {
+        op: "gated_rms_norm",
+        matrices: 2,
+        vectors: 1,
+        outputs: 1,
+        ours: |x, dispatch| {
+            let options = GatedRmsNormOptions { dispatch, ..Default::default() };
+            gated_rms_norm(&x[0], &x[1], &x[2], options).map(|y| vec![y])
+        },
+        fused: Some(("silu, fast.rms_norm", |x| {
+            let gated = x[0].multiply(silu(&x[1])?)?;
+            Ok(vec![fast::rms_norm(&gated, Some(&x[2]), EPS)?])
+        })),
+        composed: |x| {
+            let gated = x[0].as_dtype(Dtype::Float32)?.multiply(silu(&x[1])?)?;
+            Ok(vec![rms_normed(&gated, &x[2])?.as_dtype(x[0].dtype())?])
+        },
     },
     RowOp {
         op: "softmax",
