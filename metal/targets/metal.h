@@ -8,7 +8,7 @@
 // Where the type is known, float4(a, b, c, d) does.
 #define MAKE_VEC(T, n) metal::vec<T, n>
 
-#endif
-
 // Before a loop of a constant number of rounds over an array that must stay in registers.
 #define UNROLL _Pragma("clang loop unroll(full)")
+
+#endif
