@@ -1,6 +1,6 @@
 //! Every kernel of the crate.
 
-use crate::{activation, kernel::Kernel, norm};
+use crate::{activation, kernel::Kernel, norm, rope};
 
 /// Every kernel of the crate, in the order of the operations.
 pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
@@ -16,4 +16,5 @@ const OPERATIONS: &[&[&Kernel]] = &[
     norm::rms_norm_linear::KERNELS,
     activation::glu::KERNELS,
     activation::softmax::KERNELS,
+    rope::ROPE_QK_KERNELS,
 ];

@@ -137,6 +137,8 @@ METAL_FUNC float sqrt(float x) { return sqrtf(x); }
 METAL_FUNC float rsqrt(float x) { return rsqrtf(x); }
 METAL_FUNC float sin(float x) { return sinf(x); }
 METAL_FUNC float cos(float x) { return cosf(x); }
+METAL_FUNC float sinpi(float x) { return sinpif(x); }
+METAL_FUNC float cospi(float x) { return cospif(x); }
 METAL_FUNC float tanh(float x) { return tanhf(x); }
 METAL_FUNC float fabs(float x) { return fabsf(x); }
 METAL_FUNC float floor(float x) { return floorf(x); }

@@ -151,8 +151,8 @@ impl Attention {
         let keys = split_heads(self.key.forward(x)?, self.num_kv_heads)?;
         let values = split_heads(self.value.forward(x)?, self.num_kv_heads)?;
         let Some(rope) = &self.rope else { return Ok([queries, keys, values]) };
-        let turned = |x| rope.forward_in(Layout::Bshd, x, offset.into());
-        Ok([turned(&queries)?, turned(&keys)?, values])
+        let (queries, keys) = rope.rotate_in(Layout::Bshd, &queries, &keys, offset.into())?;
+        Ok([queries, keys, values])
     }
 
     fn options<'a>(&self, mask: Option<&'a Array>) -> FlashAttentionOptions<'a> {

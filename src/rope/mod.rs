@@ -1,20 +1,28 @@
 //! Rotary position embeddings.
 
 mod frequencies;
+mod heads;
 mod module;
+mod pair;
 mod reference;
+mod rope_qk;
 mod scaling;
+mod turning;
 mod yarn;
 
 pub use frequencies::RopeFrequencies;
 pub use module::{Rope, RopeBuilder, RopeInput};
+pub use rope_qk::rope_qk;
 pub use scaling::RopeScaling;
 pub use yarn::{Yarn, YarnRamp};
 
-use mlx_rs::{Array, Dtype, fast};
+pub(crate) use rope_qk::KERNELS as ROPE_QK_KERNELS;
 
+use mlx_rs::Array;
+
+use self::turning::{POSITIONS, Turning, check_offset, has_builtin_positions};
 use crate::{
-    check::{Check, axes},
+    check::Check,
     dispatch::{Backend, Context, Dispatch, Dispatched, NO_KERNEL, Target},
     error::Result,
     layout::Layout,
@@ -90,6 +98,8 @@ impl Default for RopeOptions {
 
 /// Turns pairs of elements of every head by angles that grow with the position.
 ///
+/// [`rope_qk`] turns queries and keys together.
+///
 /// At position `p` the pair `(a, b)` number `i` becomes `(a·cos θ - b·sin θ, a·sin θ + b·cos θ)` with
 /// `θ = p · base^(-2i/dims)`, in f32 whatever the dtype. The product of a query and a key so turned
 /// depends on the distance between them alone.
@@ -137,70 +147,34 @@ pub fn rope<'a>(
     offset: impl Into<RopeOffset<'a>>,
     options: RopeOptions,
 ) -> Result<Array> {
-    let (layout, dispatch) = (options.layout, options.dispatch);
+    let dispatch = options.dispatch;
     let problem = Problem::new(x.as_ref(), offset.into(), options)?;
-    let backend = dispatch.resolve(&problem)?;
-    if problem.x.size() == 0 {
-        return Ok(x.as_ref().clone());
+    match dispatch.resolve(&problem)? {
+        Backend::Reference => problem.turning.reference(problem.x, problem.offset),
+        _ => problem.turning.builtin(problem.x, problem.offset),
     }
-    let y = match backend {
-        Backend::Reference => reference::rope(&problem),
-        _ => builtin(&problem),
-    }?;
-    Ok(layout.swap_with_bhsd(&y)?)
 }
 
 /// A checked call.
 struct Problem<'a> {
-    /// `[B, H, S, D]`.
-    x: Array,
+    x: &'a Array,
     offset: RopeOffset<'a>,
-    dims: i32,
-    style: RopeStyle,
-    frequencies: RopeFrequencies,
-    dtype: Dtype,
+    turning: Turning,
 }
 
 impl<'a> Problem<'a> {
-    fn new(x: &Array, offset: RopeOffset<'a>, options: RopeOptions) -> Result<Self> {
+    fn new(x: &'a Array, offset: RopeOffset<'a>, options: RopeOptions) -> Result<Self> {
         let check = Check::op(Self::OP);
-        let dtype = check.floating("x", x)?;
+        check.floating("x", x)?;
         check.shape("x", x, &options.layout.axes("B", "S", "H", "D"))?;
-        let (batch, size) = (x.shape()[0], x.shape()[3]);
-        let dims = options.dims.unwrap_or(size);
-        check_dims(check, dims)?;
-        check.value(dims <= size, "dims", format_args!("be at most D = {size}"), dims)?;
-        check.positive("base", options.base)?;
-        let frequencies =
-            options.frequencies.unwrap_or_else(|| RopeFrequencies::of_base(dims, options.base));
-        frequencies.check(check, dims)?;
-        if let RopeOffset::PerRow(positions) = offset {
-            check.dtype_among("offset", positions, &[Dtype::Int32])?;
-            check.shape("offset", positions, axes![batch])?;
-        }
-        let x = options.layout.swap_with_bhsd(x)?;
-        Ok(Self { x, offset, dims, style: options.style, frequencies, dtype })
+        let turning = Turning::new(check, options, x.dim(3))?;
+        check_offset(check, offset, x.dim(0))?;
+        Ok(Self { x, offset, turning })
     }
 
-    fn sequence_length(&self) -> i32 {
-        self.x.shape()[2]
-    }
-
-    /// Whether f32 holds every position, and none is below zero, as far as the host can tell.
     fn has_builtin_positions(&self) -> bool {
-        match self.offset {
-            RopeOffset::At(first) => {
-                first >= 0 && i64::from(first) + i64::from(self.sequence_length()) <= 1 << 24
-            }
-            RopeOffset::PerRow(_) => true,
-        }
+        has_builtin_positions(self.offset, self.x.dim(self.turning.layout.sequence_axis()))
     }
-}
-
-/// `dims` elements make up pairs.
-fn check_dims(check: Check, dims: i32) -> Result<()> {
-    check.at_least("dims", dims, 2)?;
-    check.value(dims % 2 == 0, "dims", "be even", dims)
 }
 
 impl Dispatched for Problem<'_> {
@@ -216,38 +190,10 @@ impl Dispatched for Problem<'_> {
     fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
         match backend {
             Backend::Kernel => Some(NO_KERNEL),
-            Backend::Builtin if !self.has_builtin_positions() => {
-                Some("MLX counts positions from 0 up to 2^24")
-            }
+            Backend::Builtin if !self.has_builtin_positions() => Some(POSITIONS),
             _ => None,
         }
     }
-}
-
-fn builtin(problem: &Problem) -> Result<Array> {
-    let Problem { x, dims, .. } = problem;
-    let interleaved = problem.style == RopeStyle::Interleaved;
-    let periods = problem.frequencies.periods();
-    let rotated = match problem.offset {
-        RopeOffset::At(first) => fast::rope(x, *dims, interleaved, None, 1.0, first, &periods),
-        RopeOffset::PerRow(firsts) => {
-            fast::rope_dynamic(x, *dims, interleaved, None, 1.0, firsts, &periods)
-        }
-    }?;
-    magnify(problem, rotated)
-}
-
-/// Multiplies the elements that turned by the magnitude.
-fn magnify(problem: &Problem, rotated: Array) -> Result<Array> {
-    let magnitude = problem.frequencies.magnitude as f32;
-    if magnitude == 1.0 {
-        return Ok(rotated);
-    }
-    let size = problem.x.shape()[3];
-    let factors: Vec<_> =
-        (0..size).map(|index| if index < problem.dims { magnitude } else { 1.0 }).collect();
-    let magnified = rotated.multiply(Array::from_slice(&factors, &[size]))?;
-    Ok(magnified.as_dtype(problem.dtype)?)
 }
 
 #[cfg(test)]

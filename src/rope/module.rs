@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
-use super::{RopeOffset, RopeOptions, RopeScaling, RopeStyle, rope};
+use super::{RopeOffset, RopeOptions, RopeScaling, RopeStyle, rope, rope_qk};
 use crate::{builder::builder, check::Check, error::Result, layout::Layout};
 
 builder! {
@@ -104,36 +104,42 @@ impl Rope {
     /// Those of [`rope`], and an `offset` for each row under frequencies that follow the length of
     /// the sequence, which the host then does not know.
     pub fn forward_at<'a>(&self, x: &Array, offset: impl Into<RopeOffset<'a>>) -> Result<Array> {
-        self.forward_in(self.options.layout, x, offset.into())
+        let offset = offset.into();
+        rope(x, offset, self.options_for(self.options.layout, x, offset)?)
     }
 
-    /// [`Self::forward_at`] for an `x` of this layout, whatever the layer's own.
-    pub(crate) fn forward_in(
-        &self,
-        layout: Layout,
-        x: &Array,
-        offset: RopeOffset,
-    ) -> Result<Array> {
-        let mut options = RopeOptions { layout, ..self.options.clone() };
-        if self.follows_length {
-            let length = self.length_of(x, offset, layout)?;
-            options.frequencies = Some(self.scaling.frequencies(self.dims, self.base, length)?);
-        }
-        rope(x, offset, options)
-    }
-
-    /// Turns queries and keys of the same positions, whatever the number of heads of each.
+    /// Turns queries and keys of the same positions, whatever the number of heads of each, as [`rope_qk`] does.
     ///
     /// # Errors
-    /// Those of [`Self::forward_at`].
+    /// Those of [`rope_qk`], and as for [`Self::forward_at`].
     pub fn rotate<'a>(
         &self,
         queries: &Array,
         keys: &Array,
         offset: impl Into<RopeOffset<'a>>,
     ) -> Result<(Array, Array)> {
-        let offset = offset.into();
-        Ok((self.forward_at(queries, offset)?, self.forward_at(keys, offset)?))
+        self.rotate_in(self.options.layout, queries, keys, offset.into())
+    }
+
+    /// [`Self::rotate`] for arrays of this layout, whatever the layer's own.
+    pub(crate) fn rotate_in(
+        &self,
+        layout: Layout,
+        queries: &Array,
+        keys: &Array,
+        offset: RopeOffset,
+    ) -> Result<(Array, Array)> {
+        rope_qk(queries, keys, offset, self.options_for(layout, queries, offset)?)
+    }
+
+    /// The options of a call on `x`, or on arrays of as many steps.
+    fn options_for(&self, layout: Layout, x: &Array, offset: RopeOffset) -> Result<RopeOptions> {
+        let mut options = RopeOptions { layout, ..self.options.clone() };
+        if self.follows_length {
+            let length = self.length_of(x, offset, layout)?;
+            options.frequencies = Some(self.scaling.frequencies(self.dims, self.base, length)?);
+        }
+        Ok(options)
     }
 
     /// The length of a sequence that ends with `x`; without a sequence axis, [`rope`] refuses `x`.

@@ -11,24 +11,25 @@ use mlx_rs::{
     },
 };
 
-use super::{Problem, RopeOffset, RopeStyle};
+use super::{RopeOffset, RopeStyle, turning::Turning};
 use crate::error::Result;
 
-pub(super) fn rope(problem: &Problem) -> Result<Array> {
-    let dims = problem.dims;
-    let angles = angles(problem)?;
-    let magnitude = Array::from_f32(problem.frequencies.magnitude as f32);
+/// Turns `x`, `[B, H, S, D]`.
+pub(super) fn rope(x: &Array, offset: RopeOffset, turning: &Turning) -> Result<Array> {
+    let dims = turning.dims;
+    let angles = angles(x.dim(2), offset, turning)?;
+    let magnitude = Array::from_f32(turning.frequencies.magnitude as f32);
     let (cos, sin) = (angles.cos()?.multiply(&magnitude)?, angles.sin()?.multiply(&magnitude)?);
 
-    let (a, b) = split(&problem.x.as_dtype(Dtype::Float32)?, dims, problem.style)?;
+    let (a, b) = split(&x.as_dtype(Dtype::Float32)?, dims, turning.style)?;
     let turned_a = a.multiply(&cos)?.subtract(b.multiply(&sin)?)?;
     let turned_b = a.multiply(&sin)?.add(b.multiply(&cos)?)?;
-    let turned = join(turned_a, turned_b, problem.style)?.as_dtype(problem.dtype)?;
+    let turned = join(turned_a, turned_b, turning.style)?.as_dtype(x.dtype())?;
 
-    if dims == problem.x.shape()[3] {
+    if dims == x.dim(3) {
         return Ok(turned);
     }
-    let rest = problem.x.try_index((Ellipsis, dims..))?;
+    let rest = x.try_index((Ellipsis, dims..))?;
     Ok(concatenate(&[turned, rest], -1)?)
 }
 
@@ -37,24 +38,24 @@ pub(super) fn rope(problem: &Problem) -> Result<Array> {
 /// The product of a position and a frequency is taken in whole units of 2⁻⁶⁴ turns, where an integer
 /// that wraps around drops exactly the whole turns. In f32 the product itself would round, by
 /// 0.004 at position 100 000.
-fn angles(problem: &Problem) -> Result<Array> {
-    let positions = positions(problem)?.as_dtype(Dtype::Uint64)?.expand_dims(-1)?;
-    let turns = positions.multiply(problem.frequencies.turns())?.as_dtype(Dtype::Int64)?;
+fn angles(steps: i32, offset: RopeOffset, turning: &Turning) -> Result<Array> {
+    let positions = positions(steps, offset)?.as_dtype(Dtype::Uint64)?.expand_dims(-1)?;
+    let turns = positions.multiply(turning.frequencies.turns())?.as_dtype(Dtype::Int64)?;
     let radians_per_unit = Array::from_f32((TAU / 2.0_f64.powi(64)) as f32);
     Ok(turns.as_dtype(Dtype::Float32)?.multiply(radians_per_unit)?)
 }
 
 /// `[S]` or `[B, 1, S]`, int64.
-fn positions(problem: &Problem) -> Result<Array> {
-    let length = i64::from(problem.sequence_length());
-    match problem.offset {
+fn positions(steps: i32, offset: RopeOffset) -> Result<Array> {
+    let steps = i64::from(steps);
+    match offset {
         RopeOffset::At(first) => {
             let first = i64::from(first);
-            Ok(arange::<i64, i64>(first, first + length, None)?)
+            Ok(arange::<i64, i64>(first, first + steps, None)?)
         }
         RopeOffset::PerRow(firsts) => {
             let firsts = firsts.as_dtype(Dtype::Int64)?.expand_dims_axes(&[1, 2])?;
-            Ok(firsts.add(arange::<i64, i64>(None, length, None)?)?)
+            Ok(firsts.add(arange::<i64, i64>(None, steps, None)?)?)
         }
     }
 }

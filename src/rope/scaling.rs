@@ -2,7 +2,7 @@
 
 use std::f64::consts::TAU;
 
-use super::{RopeFrequencies, Yarn, check_dims};
+use super::{RopeFrequencies, Yarn, turning::check_dims};
 use crate::{check::Check, error::Result};
 
 /// How the frequencies of a checkpoint are changed, so that it reads longer sequences than it was

@@ -73,6 +73,14 @@ fn judge(op: &str, result: Result<Array>, shape: &[i32], dtype: Dtype) {
     }
 }
 
+fn judge_both(op: &str, result: Result<(Array, Array)>, like: [&Array; 2]) {
+    let (first, second) = result.map_or_else(|e| (Err(e), None), |(y, z)| (Ok(y), Some(z)));
+    judge(op, first, like[0].shape(), like[0].dtype());
+    if let Some(second) = second {
+        judge(op, Ok(second), like[1].shape(), like[1].dtype());
+    }
+}
+
 fn with_last(x: &Array, size: i32) -> Vec<i32> {
     x.shape().split_last().map_or(Vec::new(), |(_, leading)| [leading, &[size]].concat())
 }
@@ -141,8 +149,12 @@ fn ropes(hostile: &mut Hostile) {
         layout: hostile.pick(&[Layout::Bshd, Layout::Bhsd]),
         dispatch: hostile.dispatch(),
     };
-    let y = rope(&x, hostile.pick(&[at, RopeOffset::PerRow(&starts)]), options);
-    judge("rope", y, x.shape(), x.dtype());
+    let offset = hostile.pick(&[at, RopeOffset::PerRow(&starts)]);
+    judge("rope", rope(&x, offset, options.clone()), x.shape(), x.dtype());
+    let mut of_keys = shape.clone();
+    of_keys[options.layout.head_axis() as usize] = hostile.pick(&SIZES);
+    let keys = hostile.array(&of_keys, dtype);
+    judge_both("rope_qk", rope_qk(&x, &keys, offset, options), [&x, &keys]);
 }
 
 fn attention(hostile: &mut Hostile) {

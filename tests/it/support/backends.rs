@@ -19,9 +19,11 @@ const REFUSING: &[(&str, Backend, &str)] = &[
     ("add_layer_norm", Backend::Builtin, LAYER_NORM_GRADIENT),
     ("rms_norm_linear", Backend::Kernel, "the kernel takes one row"),
     ("rms_norm_linear", Backend::Kernel, "the kernel takes a weight of the dtype of x"),
+    ("rope_qk", Backend::Builtin, ROPE_POSITIONS),
 ];
 
 const LAYER_NORM_GRADIENT: &str = "MLX's CUDA gradient is wrong unless D is a multiple of 4";
+const ROPE_POSITIONS: &str = "MLX counts positions from 0 up to 2^24";
 
 /// What any kernel refuses.
 const REFUSED_BY_KERNELS: &[&str] = &["a kernel takes no empty array"];

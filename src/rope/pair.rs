@@ -1,0 +1,82 @@
+//! Queries and keys of the same tokens.
+
+use std::iter::repeat_n;
+
+use mlx_rs::Array;
+
+use super::{
+    RopeOffset, RopeOptions,
+    turning::{POSITIONS, Turning, check_offset, has_builtin_positions},
+};
+use crate::{
+    check::Check,
+    dispatch::{Backend, Context, Target},
+    error::Result,
+    kernel::{MAX_ELEMENTS, refusal},
+};
+
+/// Both, checked, and how they turn.
+pub(super) struct Pair<'a> {
+    pub(super) queries: &'a Array,
+    pub(super) keys: &'a Array,
+    pub(super) offset: RopeOffset<'a>,
+    pub(super) turning: Turning,
+}
+
+impl<'a> Pair<'a> {
+    pub(super) fn new(
+        check: Check,
+        [queries, keys]: [&'a Array; 2],
+        offset: RopeOffset<'a>,
+        options: RopeOptions,
+    ) -> Result<Self> {
+        let layout = options.layout;
+        let dtype = check.floating("queries", queries)?;
+        check.shape("queries", queries, &layout.axes("B", "S", "H", "D"))?;
+        let [batch, steps, _, size] = layout.dims(queries);
+        check.dtype_among("keys", keys, &[dtype])?;
+        check.shape("keys", keys, &layout.axes(batch, steps, "H_kv", size))?;
+        let turning = Turning::new(check, options, size)?;
+        check_offset(check, offset, batch)?;
+        Ok(Self { queries, keys, offset, turning })
+    }
+
+    /// The first position of each row, `[B]`, int32.
+    pub(super) fn starts(&self) -> Array {
+        let batch = self.queries.dim(0);
+        match self.offset {
+            RopeOffset::At(first) => Array::from_iter(repeat_n(first, batch as usize), &[batch]),
+            RopeOffset::PerRow(firsts) => firsts.clone(),
+        }
+    }
+
+    /// The kernel on an NVIDIA GPU unless it refuses, else what [`rope`](super::rope()) would take.
+    pub(super) fn choose(&self, kernel_refusal: Option<&str>, context: &Context) -> Backend {
+        match context.target {
+            Target::Cuda if kernel_refusal.is_none() => Backend::Kernel,
+            Target::Metal | Target::Cuda if self.has_builtin_positions() => Backend::Builtin,
+            _ => Backend::Reference,
+        }
+    }
+
+    pub(super) fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
+        match backend {
+            Backend::Kernel => {
+                context.obstacle.or_else(|| refusal([self.queries, self.keys])).or_else(|| {
+                    self.is_too_large().then_some("a kernel takes no more than 2^31 elements")
+                })
+            }
+            Backend::Builtin if !self.has_builtin_positions() => Some(POSITIONS),
+            _ => None,
+        }
+    }
+
+    fn is_too_large(&self) -> bool {
+        self.queries.size() + self.keys.size() > MAX_ELEMENTS
+    }
+
+    fn has_builtin_positions(&self) -> bool {
+        let steps = self.queries.dim(self.turning.layout.sequence_axis());
+        has_builtin_positions(self.offset, steps)
+    }
+}
