@@ -17,4 +17,5 @@ const OPERATIONS: &[&[&Kernel]] = &[
     activation::glu::KERNELS,
     activation::softmax::KERNELS,
     rope::ROPE_QK_KERNELS,
+    rope::QK_NORM_ROPE_KERNELS,
 ];

@@ -11,6 +11,8 @@ pub(super) struct Geometry {
     pub(super) heads: i32,
     /// Threads that share a head.
     pub(super) lanes: i32,
+    /// Slots of a head, of two chunks each, that a thread holds.
+    pub(super) rounds: i32,
 }
 
 impl Geometry {
@@ -25,7 +27,15 @@ impl Geometry {
     pub(super) fn apart(dims: i32, size: i32, dtype: Dtype) -> Self {
         let slots = slots(dims, size, dtype);
         let lanes = slots.min(Self::SIMD);
-        Self { heads: Self::SLOTS_WANTED, lanes }
+        Self { heads: Self::SLOTS_WANTED, lanes, rounds: div_ceil(slots, lanes) }
+    }
+
+    /// The same for threads that add up what they have: those of a head stand in one simdgroup, and hold all of it.
+    pub(super) fn together(dims: i32, size: i32, dtype: Dtype) -> Self {
+        let slots = slots(dims, size, dtype);
+        let lanes = slots.unsigned_abs().next_power_of_two().cast_signed().min(Self::SIMD);
+        let rounds = div_ceil(slots, lanes);
+        Self { heads: (Self::SLOTS_WANTED / rounds).max(1), lanes, rounds }
     }
 
     /// Groups for an array that [`by_token`] views.
@@ -41,6 +51,9 @@ impl Geometry {
             threadgroup_bytes: threadgroup_bytes.unsigned_abs(),
         }
     }
+
+    /// Simdgroups of a group.
+    pub(super) const SIMDS: i32 = Self::GROUP / Self::SIMD;
 }
 
 /// Views an array of this layout as `[outer, heads, inner, D]`, in which token number `outer · inners + inner` counts
@@ -68,17 +81,48 @@ fn div_ceil(count: i32, by: i32) -> i32 {
 mod tests {
     use super::*;
 
+    const HEADS: [(i32, i32); 9] = [
+        (2, 2),
+        (2, 7),
+        (32, 80),
+        (64, 64),
+        (80, 80),
+        (128, 128),
+        (64, 256),
+        (512, 512),
+        (2, 4096),
+    ];
+
+    #[test]
+    fn every_slot_of_a_head_has_a_thread() {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            for (dims, size) in HEADS {
+                let count = slots(dims, size, dtype);
+                for geometry in
+                    [Geometry::apart(dims, size, dtype), Geometry::together(dims, size, dtype)]
+                {
+                    assert!(geometry.lanes * geometry.rounds >= count, "{geometry:?} for {count}");
+                    assert!((1..=32).contains(&geometry.lanes), "{geometry:?}");
+                    assert!((1..=4).contains(&geometry.heads), "{geometry:?}");
+                }
+                let together = Geometry::together(dims, size, dtype);
+                assert!(together.lanes.unsigned_abs().is_power_of_two(), "{together:?}");
+            }
+        }
+    }
+
     #[test]
     fn a_usual_head_takes_a_quarter_of_a_simdgroup() {
-        let geometry = Geometry::apart(128, 128, Dtype::Bfloat16);
-        assert_eq!(geometry, Geometry { heads: 4, lanes: 8 });
+        let geometry = Geometry::together(128, 128, Dtype::Bfloat16);
+        assert_eq!(geometry, Geometry { heads: 4, lanes: 8, rounds: 1 });
+        assert_eq!(geometry, Geometry::apart(128, 128, Dtype::Bfloat16));
         assert_eq!(Geometry::apart(80, 80, Dtype::Bfloat16).lanes, 5);
-        assert_eq!(Geometry::apart(2, 4096, Dtype::Bfloat16).lanes, 32);
+        assert_eq!(Geometry::together(80, 80, Dtype::Bfloat16).lanes, 8);
     }
 
     #[test]
     fn every_unit_has_its_threads() {
-        let geometry = Geometry { heads: 4, lanes: 5 };
+        let geometry = Geometry { heads: 4, lanes: 5, rounds: 1 };
         let heads = |shape: [i32; 4]| {
             let zeros = vec![0.0_f32; shape.iter().product::<i32>() as usize];
             Array::from_slice(&zeros, &shape)

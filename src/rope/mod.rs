@@ -4,6 +4,7 @@ mod frequencies;
 mod heads;
 mod module;
 mod pair;
+mod qk_norm_rope;
 mod reference;
 mod rope_qk;
 mod scaling;
@@ -12,10 +13,12 @@ mod yarn;
 
 pub use frequencies::RopeFrequencies;
 pub use module::{Rope, RopeBuilder, RopeInput};
+pub use qk_norm_rope::{QkNormRopeOptions, qk_norm_rope};
 pub use rope_qk::rope_qk;
 pub use scaling::RopeScaling;
 pub use yarn::{Yarn, YarnRamp};
 
+pub(crate) use qk_norm_rope::KERNELS as QK_NORM_ROPE_KERNELS;
 pub(crate) use rope_qk::KERNELS as ROPE_QK_KERNELS;
 
 use mlx_rs::Array;

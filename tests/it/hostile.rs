@@ -15,6 +15,7 @@ const ODD: [Dtype; 8] = [Bool, Uint8, Uint32, Uint64, Int32, Int64, Float64, Com
 const INTEGERS: [i32; 9] = [0, 1, 2, 4, 64, -1, 1 << 24, i32::MIN, i32::MAX];
 const NUMBERS: [f32; 10] =
     [0.0, 0.5, 1.0, -1.0, 1e-45, 1e-5, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+const STYLES: [RopeStyle; 2] = [RopeStyle::HalfSplit, RopeStyle::Interleaved];
 struct Hostile(Random);
 
 impl Hostile {
@@ -137,24 +138,32 @@ fn norms_in_company(hostile: &mut Hostile) {
 }
 
 fn ropes(hostile: &mut Hostile) {
-    let (last, dtype) = (hostile.pick(&[0, 2, 3, 4, 64]), hostile.pick(&FLOATING));
+    let (last, dispatch) = (hostile.pick(&[0, 2, 3, 4, 64]), hostile.dispatch());
+    // Each variant of a kernel is compiled for itself, so there are to be few.
+    let any = dispatch != Dispatch::Only(Backend::Kernel);
+    let dtype = if any { hostile.pick(&FLOATING) } else { Float32 };
     let shape = [hostile.shape(3), vec![last]].concat();
     let (x, starts) = (hostile.array(&shape, dtype), hostile.array(&shape[..1], Int32));
     let at = RopeOffset::At(hostile.pick(&INTEGERS));
     let options = RopeOptions {
         dims: hostile.or(None, &INTEGERS.map(Some)),
-        style: hostile.pick(&[RopeStyle::HalfSplit, RopeStyle::Interleaved]),
+        style: if any { hostile.pick(&STYLES) } else { RopeStyle::default() },
         base: hostile.or(1e4, &NUMBERS),
         frequencies: hostile.or(None, &NUMBERS.map(Some)).map(|f| vec![f.into()].into()),
         layout: hostile.pick(&[Layout::Bshd, Layout::Bhsd]),
-        dispatch: hostile.dispatch(),
+        dispatch,
     };
     let offset = hostile.pick(&[at, RopeOffset::PerRow(&starts)]);
     judge("rope", rope(&x, offset, options.clone()), x.shape(), x.dtype());
     let mut of_keys = shape.clone();
     of_keys[options.layout.head_axis() as usize] = hostile.pick(&SIZES);
     let keys = hostile.array(&of_keys, dtype);
-    judge_both("rope_qk", rope_qk(&x, &keys, offset, options), [&x, &keys]);
+    let like = [&x, &keys];
+    judge_both("rope_qk", rope_qk(&x, &keys, offset, options.clone()), like);
+    let [weight, of_keys] = [0; 2].map(|_| hostile.array(&shape[3..], dtype));
+    let (eps, unit_offset) = (hostile.or(1e-5, &NUMBERS), any && hostile.pick(&[true, false]));
+    let options = QkNormRopeOptions { eps, unit_offset, rope: options };
+    judge_both("qk_norm_rope", qk_norm_rope((&x, weight), (&keys, of_keys), offset, options), like);
 }
 
 fn attention(hostile: &mut Hostile) {

@@ -92,9 +92,9 @@ struct Problem<'a> {
 
 /// How rows are scaled.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Scaling {
-    pub(super) eps: f32,
-    pub(super) unit_offset: bool,
+pub(crate) struct Scaling {
+    pub(crate) eps: f32,
+    pub(crate) unit_offset: bool,
 }
 
 impl Scaling {

@@ -3,6 +3,7 @@ mod module;
 mod oracle;
 mod pair;
 mod properties;
+mod qk_norm_rope;
 mod rope_qk;
 
 const OP: &str = "rope";

@@ -100,6 +100,10 @@ impl Case {
         })
     }
 
+    pub(super) fn size(&self) -> i32 {
+        self.shape[4]
+    }
+
     pub(super) fn oracle(&self, style: RopeStyle, layout: Layout) -> Oracle {
         let [batch, .., size] = self.shape;
         let oracle = Oracle::new(style, self.dims.unwrap_or(size), batch, 0);

@@ -20,6 +20,7 @@ const REFUSING: &[(&str, Backend, &str)] = &[
     ("rms_norm_linear", Backend::Kernel, "the kernel takes one row"),
     ("rms_norm_linear", Backend::Kernel, "the kernel takes a weight of the dtype of x"),
     ("rope_qk", Backend::Builtin, ROPE_POSITIONS),
+    ("qk_norm_rope", Backend::Builtin, ROPE_POSITIONS),
 ];
 
 const LAYER_NORM_GRADIENT: &str = "MLX's CUDA gradient is wrong unless D is a multiple of 4";
