@@ -9,7 +9,8 @@ use crate::{
     check::{Check, axes},
     error::Result,
     layout::Layout,
-    rope::Rope,
+    norm::RmsNorm,
+    rope::{QkNormRopeOptions, Rope, qk_norm_rope},
 };
 
 const CHECK: Check = Check::op("Attention");
@@ -28,6 +29,9 @@ builder! {
         head_dim: Option<i32> = None,
         /// Rotates queries and keys; none by default.
         rope: Option<Rope> = None,
+        /// Normalizes each head of queries and keys, over `D`, before they rotate, each with a copy of this weight to
+        /// train; none by default.
+        qk_norm: Option<RmsNorm> = None,
         /// Multiplies the scores; `1 / sqrt(D)` by default.
         scale: Option<f32> = None,
         /// Whether a token sees only itself and those before it; `true` by default.
@@ -39,7 +43,8 @@ builder! {
     }
 }
 
-/// Projects to queries, keys and values, rotates, attends, projects back.
+/// Projects to queries, keys and values, normalizes the heads of the first two if asked to, rotates them, attends,
+/// projects back.
 ///
 /// Multi-head, grouped-query or multi-query, by the number of key and value heads.
 ///
@@ -69,6 +74,12 @@ pub struct Attention {
     /// `[dims, H · D]`.
     #[param]
     pub output: Projection,
+    /// Over `D`, of each query head.
+    #[param]
+    pub query_norm: Option<RmsNorm>,
+    /// Over `D`, of each key head.
+    #[param]
+    pub key_norm: Option<RmsNorm>,
     rope: Option<Rope>,
     dims: i32,
     num_heads: i32,
@@ -122,11 +133,16 @@ impl Attention {
         let inner = checked_inner(num_heads, head_dim)?;
         let kv_inner = num_kv_heads * head_dim;
         check_scores(&builder, head_dim)?;
+        if let Some(norm) = &builder.qk_norm {
+            CHECK.shape("qk_norm", &norm.weight, axes![head_dim])?;
+        }
         Ok(Self {
             query: Projection::random(dims, inner, bias)?,
             key: Projection::random(dims, kv_inner, bias)?,
             value: Projection::random(dims, kv_inner, bias)?,
             output: Projection::random(inner, dims, builder.output_bias)?,
+            query_norm: builder.qk_norm.clone(),
+            key_norm: builder.qk_norm,
             rope: builder.rope,
             dims,
             num_heads,
@@ -150,9 +166,29 @@ impl Attention {
         let queries = split_heads(self.query.forward(x)?, self.num_heads)?;
         let keys = split_heads(self.key.forward(x)?, self.num_kv_heads)?;
         let values = split_heads(self.value.forward(x)?, self.num_kv_heads)?;
-        let Some(rope) = &self.rope else { return Ok([queries, keys, values]) };
-        let (queries, keys) = rope.rotate_in(Layout::Bshd, &queries, &keys, offset.into())?;
+        let (queries, keys) = self.prepare(queries, keys, offset)?;
         Ok([queries, keys, values])
+    }
+
+    /// Normalizes and rotates what tokens that start at `offset` are compared by.
+    fn prepare(&mut self, queries: Array, keys: Array, offset: i32) -> Result<(Array, Array)> {
+        let offset = offset.into();
+        match (&mut self.query_norm, &mut self.key_norm, &self.rope) {
+            (Some(query_norm), Some(key_norm), Some(rope)) if are_alike(query_norm, key_norm) => {
+                let RmsNorm { eps, unit_offset, .. } = *query_norm;
+                let rope = rope.options_for(Layout::Bshd, &queries, offset)?;
+                let options = QkNormRopeOptions { eps, unit_offset, rope };
+                let queries = (&queries, &*query_norm.weight);
+                qk_norm_rope(queries, (&keys, &*key_norm.weight), offset, options)
+            }
+            (query_norm, key_norm, rope) => {
+                let (queries, keys) = (normed(query_norm, queries)?, normed(key_norm, keys)?);
+                match rope {
+                    Some(rope) => rope.rotate_in(Layout::Bshd, &queries, &keys, offset),
+                    None => Ok((queries, keys)),
+                }
+            }
+        }
     }
 
     fn options<'a>(&self, mask: Option<&'a Array>) -> FlashAttentionOptions<'a> {
@@ -192,6 +228,15 @@ fn check_scores(builder: &AttentionBuilder, head_dim: i32) -> Result<()> {
     let turned = builder.rope.as_ref().map_or(0, Rope::dims);
     let expected = format_args!("turn at most D = {head_dim} elements");
     CHECK.value(turned <= head_dim, "rope", expected, turned)
+}
+
+/// Whether one call can do both.
+fn are_alike(query_norm: &RmsNorm, key_norm: &RmsNorm) -> bool {
+    (query_norm.eps, query_norm.unit_offset) == (key_norm.eps, key_norm.unit_offset)
+}
+
+fn normed(norm: &mut Option<RmsNorm>, x: Array) -> Result<Array> {
+    Ok(norm.as_mut().map_or(Ok(x.clone()), |norm| norm.forward(&x))?)
 }
 
 /// Splits the last axis of `[B, S, heads · D]` into `[B, S, heads, D]`.

@@ -133,7 +133,12 @@ impl Rope {
     }
 
     /// The options of a call on `x`, or on arrays of as many steps.
-    fn options_for(&self, layout: Layout, x: &Array, offset: RopeOffset) -> Result<RopeOptions> {
+    pub(crate) fn options_for(
+        &self,
+        layout: Layout,
+        x: &Array,
+        offset: RopeOffset,
+    ) -> Result<RopeOptions> {
         let mut options = RopeOptions { layout, ..self.options.clone() };
         if self.follows_length {
             let length = self.length_of(x, offset, layout)?;

@@ -9,7 +9,7 @@ use mlx_primitives::{
         Attention, AttentionBuilder, AttentionInput, DecoderBlock, DecoderBlockBuilder,
         GatedFeedForward, GatedFeedForwardBuilder, Projection, TokenEmbedding,
     },
-    norm::RmsNormOptions,
+    norm::{RmsNorm, RmsNormOptions},
     quant::{QuantizedEmbedding, QuantizedLinear, QuantizedWeight},
     rope::{Rope, RopeBuilder},
 };
@@ -87,6 +87,54 @@ fn attention_matches_the_oracle() {
     assert_close("Attention", &attention.forward(&x).unwrap(), &expected, Tolerance::LAYER);
 }
 
+fn attention_with_norms(rope: Option<Rope>) -> Attention {
+    mlx_rs::random::seed(7).unwrap();
+    let builder = AttentionBuilder::new(DIMS, 4).num_kv_heads(2).rope(rope);
+    let mut attention = builder.qk_norm(RmsNorm::new(4).unwrap()).build().unwrap();
+    let norms = [(21, &mut attention.query_norm), (22, &mut attention.key_norm)];
+    for (seed, norm) in norms {
+        norm.as_mut().unwrap().weight.value = normal(seed, &[4], Dtype::Float32);
+    }
+    attention
+}
+
+#[test]
+fn attention_with_normalized_heads_matches_the_oracle() {
+    let x = input(3, 5);
+    let rope = Rope::new(4).unwrap();
+    // The oracle always turns, which position 0 alone does not show.
+    for (mut attention, x) in
+        [(attention_with_norms(Some(rope)), x), (attention_with_norms(None), input(15, 1))]
+    {
+        let weights = Weights::of(&attention);
+        let expected = per_sequence(&x, |rows| oracle::attention(&weights, "", rows, HEADS));
+        assert_close("Attention", &attention.forward(&x).unwrap(), &expected, Tolerance::LAYER);
+    }
+}
+
+#[test]
+fn normalized_heads_with_a_cache_are_the_whole_prompt_at_once() {
+    let (mut attention, x) = (attention_with_norms(Some(Rope::new(4).unwrap())), input(2, 6));
+    let whole = Tensor::of(&attention.forward(&x).unwrap());
+    let mut cache = SimpleKvCache::new();
+    let parts: Vec<_> = split(&x, &[3, 1, 2])
+        .iter()
+        .map(|part| attention.forward((part, &mut cache)).unwrap())
+        .collect();
+    assert_close("in chunks", &concatenate(&parts, 1).unwrap(), &whole, Tolerance::LAYER);
+}
+
+#[test]
+fn norms_of_their_own_eps_are_heeded() {
+    let (mut attention, x) = (attention_with_norms(Some(Rope::new(4).unwrap())), input(2, 5));
+    let alike = Tensor::of(&attention.forward(&x).unwrap());
+    let key_norm = attention.key_norm.as_mut().unwrap();
+    // The same factor, written as an offset from one.
+    key_norm.weight.value = key_norm.weight.subtract(Array::from_f32(1.0)).unwrap();
+    key_norm.unit_offset = true;
+    assert_close("one by one", &attention.forward(&x).unwrap(), &alike, Tolerance::LAYER);
+}
+
 #[test]
 fn token_by_token_with_a_cache_is_the_whole_prompt_at_once() {
     let (mut block, x) = (block(), input(2, 9));
@@ -141,6 +189,10 @@ fn layers_train_save_and_compose() {
         .unwrap();
     let names = ["gate.bias", "gate.weight", "up.bias", "up.weight", "down.bias", "down.weight"];
     assert_module(feed_forward, &x, &names);
+    let names = ["key", "key_norm", "output", "query", "query_norm", "value"]
+        .map(|name| format!("{name}.weight"));
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    assert_module(attention_with_norms(Some(Rope::new(4).unwrap())), &x, &names);
     let biased = AttentionBuilder::new(DIMS, 2).bias(true).output_bias(true).build().unwrap();
     let names = ["query", "key", "value", "output"]
         .map(|name| [format!("{name}.bias"), format!("{name}.weight")]);
@@ -296,6 +348,10 @@ fn sizes_that_do_not_fit_are_refused() {
     assert_eq!(
         refused(AttentionBuilder::new(16, 4).rope(Rope::new(8).unwrap())),
         "[Attention] rope must turn at most D = 4 elements but got 8"
+    );
+    assert_eq!(
+        refused(AttentionBuilder::new(16, 4).qk_norm(RmsNorm::new(8).unwrap())),
+        "[Attention] qk_norm must have shape [4] but got [8]"
     );
     assert!(matches!(
         GatedFeedForward::new(8, 0),

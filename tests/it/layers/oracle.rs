@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use mlx_primitives::norm::RmsNorm;
 use mlx_rs::module::ModuleParameters;
 
 use crate::support::tensor::Tensor;
@@ -42,6 +43,16 @@ impl Weights {
             row.iter().zip(weight).map(|(x, w)| x * scale * w).collect()
         };
         rows.iter().map(normed).collect()
+    }
+
+    /// Each head of every row normalized, if there is a weight of this name.
+    fn norm_heads(&self, name: &str, rows: Vec<Vec<f64>>, size: usize) -> Vec<Vec<f64>> {
+        if !self.0.contains_key(&format!("{name}.weight")) {
+            return rows;
+        }
+        let heads = |row: &Vec<f64>| row.chunks(size).map(<[f64]>::to_vec).collect::<Vec<_>>();
+        let eps = RmsNorm::DEFAULT_EPS.into();
+        rows.iter().map(|row| self.norm(name, &heads(row), eps).concat()).collect()
     }
 }
 
@@ -90,7 +101,9 @@ pub(crate) fn attention(
 ) -> Vec<Vec<f64>> {
     let Heads { queries, keys, size, rope_base, scale, causal } = heads;
     let q = weights.project(&format!("{prefix}query"), x);
+    let q = weights.norm_heads(&format!("{prefix}query_norm"), q, size);
     let k = weights.project(&format!("{prefix}key"), x);
+    let k = weights.norm_heads(&format!("{prefix}key_norm"), k, size);
     let v = weights.project(&format!("{prefix}value"), x);
     let mut attended = vec![Vec::new(); x.len()];
     for (i, row) in attended.iter_mut().enumerate() {
