@@ -8,6 +8,7 @@ mod support;
 
 mod activation;
 mod attention;
+mod heads;
 mod linear;
 mod norm;
 mod quant;
@@ -37,6 +38,7 @@ const SUITES: &[(&str, Suite)] = &[
     ("linear", linear::cases),
     ("activation", activation::cases),
     ("rope", rope::cases),
+    ("heads", heads::cases),
     ("attention", attention::cases),
     ("quant", quant::cases),
 ];

@@ -28,7 +28,7 @@ const WINDOW: usize = 4;
 const SHARE_OF_MEMORY: usize = 8;
 /// Each contender is measured this often, in turn with the others, and the median counts: what
 /// the machine does meanwhile strikes all of them.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 
 /// Something to be timed.
 pub(super) struct Contender<'a> {

@@ -14,6 +14,34 @@ METAL_FUNC bool is_aligned(const void* pointer) {
 }
 #endif
 
+// Whether the row is made of whole chunks, each of which can be loaded at once.
+template <typename T, typename Pointer>
+METAL_FUNC bool is_whole(Pointer row, uint length) {
+#ifdef METAL_CUDA
+  if (!is_aligned<16>(row)) return false;
+#endif
+  return length % Chunk<T>::SIZE == 0;
+}
+
+// The chunk at `first` of a whole row, `beyond` beyond its end: no branch keeps several from being in flight.
+template <typename T, typename Pointer>
+METAL_FUNC Chunk<T> read_whole_chunk(
+    Pointer row, uint first, uint length, T beyond = T(0.0f)) {
+  Chunk<T> chunk;
+  for (int i = 0; i < Chunk<T>::SIZE; i++) chunk.values[i] = beyond;
+#ifdef METAL_CUDA
+  if (first < length) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(row + first);
+    memcpy(chunk.values, &raw, 16);
+  }
+#else
+  if (first < length) {
+    for (int i = 0; i < Chunk<T>::SIZE; i++) chunk.values[i] = row[first + i];
+  }
+#endif
+  return chunk;
+}
+
 // The values at `first` and after; `beyond` beyond the end of the row.
 template <typename T, typename Pointer>
 METAL_FUNC Chunk<T> read_chunk(Pointer row, uint first, uint length, T beyond = T(0.0f)) {

@@ -10,10 +10,16 @@ METAL_FUNC uint first_of(int c, uint thread_in_row) {
 template <int THREADS, typename T, int CHUNKS, typename Pointer>
 METAL_FUNC void read_row(
     thread Chunk<T> (&held)[CHUNKS], Pointer row, uint thread_in_row, uint length) {
+  if (is_whole<T>(row, length)) {
+    UNROLL
+    for (int c = 0; c < CHUNKS; c++) {
+      held[c] = read_whole_chunk<T>(row, first_of<T, THREADS>(c, thread_in_row), length);
+    }
+    return;
+  }
   UNROLL
   for (int c = 0; c < CHUNKS; c++) {
-    const uint first = first_of<T, THREADS>(c, thread_in_row);
-    held[c] = read_chunk<T>(row, first, length);
+    held[c] = read_chunk<T>(row, first_of<T, THREADS>(c, thread_in_row), length);
   }
 }
 
@@ -36,17 +42,6 @@ METAL_FUNC void read_beside(
   for (int c = 0; c < CHUNKS; c++) {
     const uint first = first_of<T, THREADS>(c, thread_in_row);
     read_floats<W, N>(row, first, length, values[c]);
-  }
-}
-
-// Adds rows as a separate operation would, whose result is rounded.
-template <typename T, int CHUNKS>
-METAL_FUNC void add_row(thread Chunk<T> (&held)[CHUNKS], thread const Chunk<T> (&other)[CHUNKS]) {
-  UNROLL
-  for (int c = 0; c < CHUNKS; c++) {
-    for (int i = 0; i < Chunk<T>::SIZE; i++) {
-      held[c].values[i] = T(float(held[c].values[i]) + float(other[c].values[i]));
-    }
   }
 }
 

@@ -18,14 +18,23 @@ const Place place = place_of<SIMDS, LANES>(
     threadgroup_position_in_grid.x, simdgroup, simdgroups_per_threadgroup, lane);
 const uint thread_in_row = place.thread_in_row;
 const size_t offset = size_t(place.row) * length;
-const uint end = place.row < uint(x_shape[0]) ? length : 0;
+const uint end = SIMDS > 1 || place.row < uint(x_shape[0]) ? length : 0;
 
 Chunk<T> held[CHUNKS];
 Chunk<T> added[CHUNKS];
-read_row<THREADS>(held, x + offset, thread_in_row, end);
-read_row<THREADS>(added, residual + offset, thread_in_row, end);
-add_row(held, added);
-write_row<THREADS>(sum + offset, held, thread_in_row, end);
+UNROLL
+for (int c = 0; c < CHUNKS; c++) {
+  const uint first = first_of<T, THREADS>(c, thread_in_row);
+  held[c] = read_chunk<T>(x + offset, first, end);
+  added[c] = read_chunk<T>(residual + offset, first, end);
+}
+UNROLL
+for (int c = 0; c < CHUNKS; c++) {
+  for (int i = 0; i < Chunk<T>::SIZE; i++) {
+    held[c].values[i] = T(float(held[c].values[i]) + float(added[c].values[i]));
+  }
+  write_chunk<T>(sum + offset, first_of<T, THREADS>(c, thread_in_row), end, held[c]);
+}
 standardize<SIMDS, LANES, WEIGHTED, BIASED, W, B>(
     y + offset, held, weight, bias, thread_in_row, length, end, as_type<float>(EPS),
     partial[0], partial[1], simdgroup, lane);

@@ -23,12 +23,16 @@ const Place place = place_of<SIMDS, LANES>(
 const uint thread_in_row = place.thread_in_row;
 const size_t offset = (size_t(place.row) * uint(x_shape[1]) + group) * length;
 // A row beyond the last is as good as empty.
-const uint end = place.row < uint(x_shape[0]) ? length : 0;
+const uint end = SIMDS > 1 || place.row < uint(x_shape[0]) ? length : 0;
 
 Chunk<T> held[CHUNKS];
 Chunk<T> gates[CHUNKS];
-read_row<THREADS>(held, x + offset, thread_in_row, end);
-read_row<THREADS>(gates, gate + offset, thread_in_row, end);
+UNROLL
+for (int c = 0; c < CHUNKS; c++) {
+  const uint first = first_of<T, THREADS>(c, thread_in_row);
+  held[c] = read_chunk<T>(x + offset, first, end);
+  gates[c] = read_chunk<T>(gate + offset, first, end);
+}
 
 float values[CHUNKS][SIZE];
 float squares[1] = {0.0f};
@@ -46,12 +50,13 @@ for (int c = 0; c < CHUNKS; c++) {
 row_sums<SIMDS, LANES>(squares, partial, simdgroup, lane);
 const float scale = metal::rsqrt(squares[0] / float(length) + as_type<float>(EPS));
 // Last, out of a cache: what waits for the sum should hold few registers.
-float weights[CHUNKS][SIZE];
-read_beside<THREADS, true, T, W>(weights, weight + size_t(group) * length, thread_in_row, length);
 UNROLL
 for (int c = 0; c < CHUNKS; c++) {
+  const uint first = first_of<T, THREADS>(c, thread_in_row);
+  float weights[SIZE];
+  read_floats<W, SIZE>(weight + size_t(group) * length, first, length, weights);
   for (int i = 0; i < SIZE; i++) {
-    held[c].values[i] = T(values[c][i] * scale * weights[c][i]);
+    held[c].values[i] = T(values[c][i] * scale * weights[i]);
   }
+  write_chunk<T>(y + offset, first, end, held[c]);
 }
-write_row<THREADS>(y + offset, held, thread_in_row, end);

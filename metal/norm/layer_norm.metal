@@ -18,7 +18,7 @@ const Place place = place_of<SIMDS, LANES>(
 const uint thread_in_row = place.thread_in_row;
 const size_t offset = size_t(place.row) * length;
 // A row beyond the last is as good as empty.
-const uint end = place.row < uint(x_shape[0]) ? length : 0;
+const uint end = SIMDS > 1 || place.row < uint(x_shape[0]) ? length : 0;
 
 Chunk<T> held[CHUNKS];
 read_row<THREADS>(held, x + offset, thread_in_row, end);

@@ -58,6 +58,17 @@ impl Rows {
         }
     }
 
+    /// The same with as many chunks a thread, and so fewer threads a row: what a group waits for, at its barriers, more
+    /// groups of a core then wait for at different times. For kernels with the registers for it.
+    pub(crate) fn holding(self, chunks: i32) -> Self {
+        if self.simds == 1 {
+            return self;
+        }
+        let all = self.simds * self.chunks;
+        let simds = all.div_ceil_to(chunks).min(Self::MAX_SIMDS);
+        Self { simds, chunks: all.div_ceil_to(simds), ..self }
+    }
+
     /// The rows of a matrix, `[N, D]`; of nothing where it is none.
     pub(crate) fn of(matrix: &Array) -> Self {
         match *matrix.shape() {
@@ -185,6 +196,18 @@ mod tests {
         assert_eq!(Rows::new(100, 64, Dtype::Float16).launch(0).group, [256, 1, 1]);
         assert_eq!(Rows::new(100, 64, Dtype::Float16).launch(0).groups, [13, 1, 1]);
         assert_eq!(Rows::new(100, 4096, Dtype::Float16).launch(0).groups, [100, 1, 1]);
+    }
+
+    #[test]
+    fn threads_that_hold_more_are_fewer() {
+        for length in LENGTHS {
+            let rows = Rows::new(3, length, Dtype::Bfloat16);
+            let deep = rows.holding(4);
+            assert!(deep.simds <= rows.simds && deep.simds >= 1, "{deep:?}");
+            assert!(deep.simds * deep.chunks >= rows.simds * rows.chunks, "{deep:?}");
+        }
+        let deep = Rows::new(3, 4096, Dtype::Bfloat16).holding(4);
+        assert_eq!((deep.simds, deep.chunks), (4, 4));
     }
 
     #[test]

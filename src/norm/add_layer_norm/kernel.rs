@@ -43,7 +43,7 @@ pub(super) fn add_layer_norm(problem: &Problem) -> Result<[Array; 2]> {
 
 fn forward([x, residual, weight, bias]: &[Array; 4], affine: Affine) -> Result<[Array; 2]> {
     let matrix = x.reshape(&[-1, x.dim(-1)])?;
-    let rows = Rows::packed(matrix.dim(0), matrix.dim(1), matrix.dtype());
+    let rows = Rows::packed(matrix.dim(0), matrix.dim(1), matrix.dtype()).holding(4);
     let constants = affine.constants(&rows, []);
     let plan = Plan { constants, extents: Vec::new(), launch: rows.launch(FORWARD_BYTES) };
     let residual = residual.reshape(matrix.shape())?;

@@ -37,7 +37,7 @@ pub(super) fn add_rms_norm(problem: &Problem) -> Result<[Array; 2]> {
 
 fn forward([x, residual, weight]: &[Array; 3], scaling: Scaling) -> Result<[Array; 2]> {
     let matrix = x.reshape(&[-1, weight.dim(0)])?;
-    let rows = Rows::packed(matrix.dim(0), matrix.dim(1), matrix.dtype());
+    let rows = Rows::packed(matrix.dim(0), matrix.dim(1), matrix.dtype()).holding(4);
     let constants = scaling.constants(&rows, []);
     let plan = Plan { constants, extents: Vec::new(), launch: rows.launch(FORWARD_BYTES) };
     let [y, sum] = FORWARD.call(&[&matrix, &residual.reshape(matrix.shape())?, weight], plan)?;

@@ -79,7 +79,7 @@ pub(super) fn gated_rms_norm(problem: &Problem) -> Result<Array> {
 
 fn forward([x, gate, weight]: &[Array; 3], norm: Norm) -> Result<Array> {
     let (x3, gate) = (norm.rows_of(x)?, norm.rows_of(gate)?);
-    let rows = Rows::packed(x3.dim(0), x3.dim(2), x3.dtype());
+    let rows = Rows::packed(x3.dim(0), x3.dim(2), x3.dtype()).holding(4);
     let launch = norm.over_groups(rows.launch(FORWARD_BYTES));
     let plan = Plan { constants: norm.constants(&rows), extents: Vec::new(), launch };
     let [y] = FORWARD.call(&[&x3, &gate, &norm.split(weight)?], plan)?;

@@ -123,7 +123,7 @@ pub(super) fn layer_norm(problem: &Problem) -> Result<Array> {
 
 fn forward([x, weight, bias]: &[Array; 3], affine: Affine) -> Result<Array> {
     let matrix = x.reshape(&[-1, x.dim(-1)])?;
-    let rows = Rows::packed(matrix.dim(0), matrix.dim(1), matrix.dtype());
+    let rows = Rows::packed(matrix.dim(0), matrix.dim(1), matrix.dtype()).holding(4);
     let constants = affine.constants(&rows, []);
     let plan = Plan { constants, extents: Vec::new(), launch: rows.launch(FORWARD_BYTES) };
     let [y] = FORWARD.call(&[&matrix, weight, bias], plan)?;

@@ -68,7 +68,7 @@ pub(super) fn rms_norm(problem: &Problem) -> Result<Array> {
 
 fn forward(x: &Array, weight: &Array, weighted: bool, scaling: Scaling) -> Result<Array> {
     let matrix = x.reshape(&[-1, x.dim(-1)])?;
-    let rows = Rows::packed(matrix.dim(0), matrix.dim(1), matrix.dtype());
+    let rows = Rows::packed(matrix.dim(0), matrix.dim(1), matrix.dtype()).holding(8);
     let constants = scaling.constants(&rows, [weighted]);
     let plan = Plan { constants, extents: Vec::new(), launch: rows.launch(FORWARD_BYTES) };
     let [y] = FORWARD.call(&[&matrix, weight], plan)?;
