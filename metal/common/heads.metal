@@ -185,18 +185,6 @@ METAL_FUNC Values<T> values_of(Share<T> share) {
 
 // ---- rotation
 
-// The cosine of pi * x, and its sine.
-METAL_FUNC float sincospi(float x, thread float& sine) {
-#ifdef METAL_CUDA
-  float cosine;
-  ::sincospif(x, &sine, &cosine);
-  return cosine;
-#else
-  sine = metal::sinpi(x);
-  return metal::cospi(x);
-#endif
-}
-
 // The cosines and sines of the pairs of one slot, times a magnitude.
 template <typename T>
 struct Turn {
@@ -220,10 +208,8 @@ METAL_FUNC Turn<T> turn_of(uint slot, uint pairs, int64_t position, Turns turns,
     const uint pair = metal::min(slot * Chunk<T>::SIZE + i, pairs - 1);
     const uint64_t angle = uint64_t(position) * turns[pair];
     const float half_turns = float(as_type<int>(uint(angle >> 32))) * 4.656612873077393e-10f;  // 2^-31
-    float sine;
-    const float cosine = sincospi(half_turns, sine);
-    turn.cos[i] = magnitude * cosine;
-    turn.sin[i] = magnitude * sine;
+    turn.cos[i] = magnitude * metal::cospi(half_turns);
+    turn.sin[i] = magnitude * metal::sinpi(half_turns);
   }
   return turn;
 }

@@ -8,23 +8,20 @@
 // Grid: groups of 256 threads, each of 256 / LANES units. Threadgroup memory: none.
 // Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021 (arXiv:2104.09864).
 
-// The heads of one slot, which are on their way while sines and cosines are computed.
-template <
-    typename T, int HEADS, bool WHOLE, bool INTERLEAVED, typename Pointer, typename Turns>
+// Up to HEADS heads, `step` apart.
+template <typename T, int HEADS, bool WHOLE, bool INTERLEAVED, typename Pointer>
 METAL_FUNC void turn_heads(
-    Pointer x, device T* y, uint heads, size_t step, Spans spans, uint slot, bool turns_here, uint pairs,
-    int64_t position, Turns turns, float magnitude) {
+    Pointer x, device T* y, uint heads, size_t step, Spans spans, bool turns, Turn<T> turn) {
   Share<T> shares[HEADS];
   UNROLL
   for (int head = 0; head < HEADS; head++) {
     if (uint(head) < heads) shares[head] = read_share<T, WHOLE>(x + head * step, spans);
   }
-  const Turn<T> turn = turn_of<T>(slot, pairs, position, turns, magnitude);
   UNROLL
   for (int head = 0; head < HEADS; head++) {
     if (uint(head) < heads) {
       Values<T> values = values_of<T>(shares[head]);
-      if (turns_here) values = turned<INTERLEAVED>(values, turn);
+      if (turns) values = turned<INTERLEAVED>(values, turn);
       write_share<T, WHOLE>(y + head * step, spans, values);
     }
   }
@@ -37,16 +34,15 @@ METAL_FUNC void turn_unit(
   for (uint slot = lane; slot < slots_of<T, DIMS>(size); slot += LANES) {
     const Spans spans = spans_of<T, DIMS, INTERLEAVED>(slot, size);
     const bool turns_here = slot < turning_slots<T, DIMS>();
+    const Turn<T> turn = turn_of<T>(slot, DIMS / 2, position, turns, magnitude);
     if (whole) {
       turn_heads<T, HEADS, true, INTERLEAVED>(
-          x + unit.first, y + unit.first, unit.heads, unit.step, spans, slot, turns_here, DIMS / 2, position,
-          turns, magnitude);
+          x + unit.first, y + unit.first, unit.heads, unit.step, spans, turns_here, turn);
       continue;
     }
     for (uint head = 0; head < unit.heads; head++) {
       const size_t first = unit.first + head * unit.step;
-      turn_heads<T, 1, false, INTERLEAVED>(
-          x + first, y + first, 1, 0, spans, slot, turns_here, DIMS / 2, position, turns, magnitude);
+      turn_heads<T, 1, false, INTERLEAVED>(x + first, y + first, 1, 0, spans, turns_here, turn);
     }
   }
 }

@@ -8,6 +8,7 @@
 
 mod beside;
 mod context;
+mod measured;
 
 pub(crate) use beside::beside;
 pub use context::Context;

@@ -51,9 +51,15 @@ impl<'a> Pair<'a> {
     }
 
     /// The kernel on an NVIDIA GPU unless it refuses, else what [`rope`](super::rope()) would take.
-    pub(super) fn choose(&self, kernel_refusal: Option<&str>, context: &Context) -> Backend {
+    pub(super) fn choose(
+        &self,
+        op: &str,
+        kernel_refusal: Option<&str>,
+        context: &Context,
+    ) -> Backend {
+        let wins = context.kernel_wins(op, self.queries.size());
         match context.target {
-            Target::Cuda if kernel_refusal.is_none() => Backend::Kernel,
+            _ if wins && kernel_refusal.is_none() => Backend::Kernel,
             Target::Metal | Target::Cuda if self.has_builtin_positions() => Backend::Builtin,
             _ => Backend::Reference,
         }

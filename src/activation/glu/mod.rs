@@ -12,7 +12,7 @@ use mlx_rs::Array;
 use super::{Activation, fused::Fused, pointwise};
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatch, Dispatched, Target},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
 };
 
@@ -65,7 +65,7 @@ impl Default for GluOptions<'_> {
 /// `Builtin` is MLX's compiler, which fuses the formula and its conversions into one kernel: two reads
 /// and one write. Its gradient is that of plain ops. `Kernel` does as much, and its gradient is one
 /// more kernel: three reads and two writes; it copies views that are not contiguous. `Reference` is
-/// plain ops, each a pass over memory. `Auto` takes the second on an NVIDIA GPU, the first on an
+/// plain ops, each a pass over memory. `Auto` takes the second for large arrays on an NVIDIA GPU, the first on an
 /// Apple GPU, and the last on the CPU, where the compiler would start a C++ compiler and gain nothing.
 ///
 /// Shazeer, [GLU Variants Improve Transformer](https://arxiv.org/abs/2002.05202), 2020.
@@ -171,8 +171,8 @@ impl Dispatched for Problem<'_> {
     const OP: &'static str = "glu";
 
     fn choose(&self, context: &Context) -> Backend {
-        let kernel =
-            context.target == Target::Cuda && self.refusal(Backend::Kernel, context).is_none();
+        let kernel = context.kernel_wins(Self::OP, self.gate.size())
+            && self.refusal(Backend::Kernel, context).is_none();
         if kernel { Backend::Kernel } else { pointwise::choose(context) }
     }
 

@@ -12,7 +12,7 @@ use mlx_rs::{
 
 use crate::{
     check::Check,
-    dispatch::{Backend, Context, Dispatch, Dispatched, Target},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
 };
 
@@ -92,8 +92,8 @@ impl Dispatched for Problem<'_> {
     const OP: &'static str = "softmax";
 
     fn choose(&self, context: &Context) -> Backend {
-        let kernel =
-            context.target == Target::Cuda && self.refusal(Backend::Kernel, context).is_none();
+        let kernel = context.kernel_wins(Self::OP, self.x.size())
+            && self.refusal(Backend::Kernel, context).is_none();
         if kernel { Backend::Kernel } else { Backend::Builtin }
     }
 

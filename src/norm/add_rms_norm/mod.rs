@@ -10,7 +10,7 @@ use mlx_rs::Array;
 use super::rms_norm::{RmsNormOptions, Scaling};
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatched, Target},
+    dispatch::{Backend, Context, Dispatched},
     error::Result,
     kernel::refusal,
 };
@@ -45,7 +45,7 @@ use crate::{
 ///
 /// # Backends
 /// `Builtin` adds and calls MLX's fused norm. `Kernel` does both in one pass over memory, and its gradient too; `Auto`
-/// takes it on an NVIDIA GPU. `Reference` is plain ops.
+/// takes it for large arrays on an NVIDIA GPU. `Reference` is plain ops.
 pub fn add_rms_norm(
     x: impl AsRef<Array>,
     residual: impl AsRef<Array>,
@@ -93,8 +93,8 @@ impl Dispatched for Problem<'_> {
     const OP: &'static str = "add_rms_norm";
 
     fn choose(&self, context: &Context) -> Backend {
-        let kernel =
-            context.target == Target::Cuda && self.refusal(Backend::Kernel, context).is_none();
+        let kernel = context.kernel_wins(Self::OP, self.x.size())
+            && self.refusal(Backend::Kernel, context).is_none();
         if kernel { Backend::Kernel } else { Backend::Builtin }
     }
 

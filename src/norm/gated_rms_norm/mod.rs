@@ -11,7 +11,7 @@ use mlx_rs::{Array, Dtype, ops::sigmoid};
 
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatch, Dispatched, Target},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
     kernel::refusal,
 };
@@ -89,7 +89,7 @@ impl Default for GatedRmsNormOptions {
 ///
 /// # Backends
 /// `Builtin` gates by plain ops around MLX's fused norm. `Kernel` does all in one pass over memory, and its gradient in
-/// another; `Auto` takes it on a GPU. `Reference` is plain ops.
+/// another; `Auto` takes it for large arrays on an NVIDIA GPU. `Reference` is plain ops.
 ///
 /// Dao and Gu, [Transformers are SSMs](https://arxiv.org/abs/2405.21060), 2024; Yang, Kautz and Hatamizadeh,
 /// [Gated Delta Networks](https://arxiv.org/abs/2412.06464), 2024.
@@ -161,7 +161,7 @@ impl Dispatched for Problem<'_> {
     const OP: &'static str = "gated_rms_norm";
 
     fn choose(&self, context: &Context) -> Backend {
-        let kernel = context.target != Target::Cpu
+        let kernel = context.kernel_wins(Self::OP, self.x.size())
             && self.refusal(Backend::Kernel, context).is_none()
             && kernel::suits(self);
         if kernel { Backend::Kernel } else { Backend::Builtin }

@@ -64,7 +64,7 @@ impl Default for LayerNormOptions {
 ///
 /// # Backends
 /// `Builtin` is MLX's fused op, and what `Auto` takes on a CPU and on an Apple GPU. `Kernel` reads and writes memory once,
-/// as does its gradient, and is what `Auto` takes on an NVIDIA GPU. `Reference` is plain ops. There, `Builtin` refuses a
+/// as does its gradient, and is what `Auto` takes for large arrays on an NVIDIA GPU. `Reference` is plain ops. There, `Builtin` refuses a
 /// `D` above 4 that is no multiple of it, for which the gradient of MLX 0.32.2 is wrong. A `weight` or `bias` of a wider
 /// dtype than `x` makes the fused op convert `x` and the result back: load them in the dtype you compute in.
 ///
@@ -125,7 +125,10 @@ fn has_builtin_gradient(dims: i32, context: &Context) -> bool {
 
 /// The choice for rows of `x`, which is that of every operation which ends in this norm.
 pub(super) fn choose(x: &Array, context: &Context) -> Backend {
-    let kernel = context.target == Target::Cuda
+    let wins = context.kernel_wins(Problem::OP, x.size());
+    // Without MLX's op the plain ones are left, several times slower.
+    let needed = context.target == Target::Cuda && !has_builtin_gradient(x.dim(-1), context);
+    let kernel = (wins || needed)
         && backend_refusal(x, Backend::Kernel, context).is_none()
         && kernel::suits(x);
     match kernel {
@@ -182,7 +185,8 @@ mod tests {
 
     #[test]
     fn the_kernel_is_for_cuda() -> Result<()> {
-        assert_eq!(chosen(Target::Cuda, &[2, 64])?.0, Backend::Kernel);
+        assert_eq!(chosen(Target::Cuda, &[16384, 4096])?.0, Backend::Kernel);
+        assert_eq!(chosen(Target::Cuda, &[2, 64])?.0, Backend::Builtin);
         assert_eq!(chosen(Target::Cuda, &[2, 65])?.0, Backend::Kernel);
         assert_eq!(chosen(Target::Metal, &[2, 65])?.0, Backend::Builtin);
         assert_eq!(chosen(Target::Cpu, &[2, 65])?.0, Backend::Builtin);
@@ -209,9 +213,9 @@ mod tests {
 
     #[test]
     fn no_kernel_for_rows_beyond_its_registers() -> Result<()> {
-        assert_eq!(chosen(Target::Cuda, &[1, 8192])?.0, Backend::Kernel);
-        assert_eq!(chosen(Target::Cuda, &[1, 8196])?.0, Backend::Builtin);
-        assert_eq!(chosen(Target::Cuda, &[1, 8197])?.0, Backend::Reference);
+        assert_eq!(chosen(Target::Cuda, &[8192, 8192])?.0, Backend::Kernel);
+        assert_eq!(chosen(Target::Cuda, &[8192, 8196])?.0, Backend::Builtin);
+        assert_eq!(chosen(Target::Cuda, &[8192, 8197])?.0, Backend::Reference);
         Ok(())
     }
 }

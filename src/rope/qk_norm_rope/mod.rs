@@ -68,7 +68,7 @@ impl Default for QkNormRopeOptions {
 /// # Backends
 /// `Builtin` is MLX's fused norm and fused rope, which round in between. `Kernel` does all four in one pass over
 /// memory, and the gradients of both arrays and both weights in another; it takes heads of up to 1024 elements, and
-/// `Auto` takes it on an NVIDIA GPU. `Reference` is plain ops, which `Auto` takes on a CPU.
+/// `Auto` takes it for large arrays on an NVIDIA GPU. `Reference` is plain ops, which `Auto` takes on a CPU.
 ///
 /// Henry et al., [Query-Key Normalization for Transformers](https://arxiv.org/abs/2010.04245), 2020.
 pub fn qk_norm_rope<'a>(
@@ -125,7 +125,7 @@ impl Dispatched for Problem<'_> {
     const OP: &'static str = "qk_norm_rope";
 
     fn choose(&self, context: &Context) -> Backend {
-        self.pair.choose(self.refusal(Backend::Kernel, context), context)
+        self.pair.choose(Self::OP, self.refusal(Backend::Kernel, context), context)
     }
 
     fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
@@ -166,8 +166,8 @@ mod tests {
     use crate::{config::Settings, dispatch::Target};
 
     fn choice(target: Target, size: i32) -> Option<Backend> {
-        let x = Array::from_slice(&vec![0.0_f32; size as usize], &[1, 1, 1, size]);
-        let weight = x.reshape(&[size]).ok()?;
+        let x = Array::zeros::<f32>(&[4, 4096, 32, size]).ok()?;
+        let weight = Array::zeros::<f32>(&[size]).ok()?;
         let context = Context { target, obstacle: None, settings: Settings::default() };
         let options = QkNormRopeOptions::default();
         let problem = Problem::new([&x, &x], [&weight, &weight], 0.into(), options).ok()?;

@@ -40,7 +40,7 @@ use crate::{
 /// # Backends
 /// `Kernel` turns both in one pass over memory, with sines and cosines computed once for all heads of a token, and its
 /// gradient too; its angles are right to f32 rounding at every position, above 2²⁴ and below 0 too. `Auto` takes it
-/// on an NVIDIA GPU. It is fastest on arrays that lie in memory in the order of the layout; others it copies.
+/// for large arrays on an NVIDIA GPU. It is fastest on arrays that lie in memory in the order of the layout; others it copies.
 /// `Builtin` and `Reference` are those of [`rope`](super::rope()), twice, and what `Auto` takes elsewhere is what it
 /// takes there.
 pub fn rope_qk<'a>(
@@ -79,7 +79,7 @@ impl Dispatched for Problem<'_> {
     const OP: &'static str = "rope_qk";
 
     fn choose(&self, context: &Context) -> Backend {
-        self.0.choose(self.refusal(Backend::Kernel, context), context)
+        self.0.choose(Self::OP, self.refusal(Backend::Kernel, context), context)
     }
 
     fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
@@ -92,23 +92,25 @@ mod tests {
     use super::*;
     use crate::{config::Settings, dispatch::Target};
 
-    fn choice(target: Target, offset: i32) -> Option<Backend> {
-        let x = Array::from_slice(&[0.0_f32; 12], &[1, 3, 1, 4]);
+    fn choice(target: Target, rows: i32, offset: i32) -> Option<Backend> {
+        let x = Array::zeros::<f32>(&[1, rows, 32, 128]).ok()?;
         let context = Context { target, obstacle: None, settings: Settings::default() };
         let problem = Problem::new(&x, &x, offset.into(), RopeOptions::default()).ok()?;
         Some(problem.choose(&context))
     }
 
     #[test]
-    fn an_nvidia_gpu_takes_the_kernel() {
-        for (target, offset, expected) in [
-            (Target::Cuda, 0, Backend::Kernel),
-            (Target::Cuda, -1, Backend::Kernel),
-            (Target::Metal, 0, Backend::Builtin),
-            (Target::Metal, -1, Backend::Reference),
-            (Target::Cpu, 0, Backend::Reference),
+    fn an_nvidia_gpu_takes_the_kernel_where_it_was_measured_to_win() {
+        for (target, rows, offset, expected) in [
+            (Target::Cuda, 16384, 0, Backend::Kernel),
+            (Target::Cuda, 16384, -1, Backend::Kernel),
+            (Target::Cuda, 1, 0, Backend::Builtin),
+            (Target::Metal, 16384, 0, Backend::Builtin),
+            (Target::Metal, 16384, -1, Backend::Reference),
+            (Target::Cpu, 16384, 0, Backend::Reference),
         ] {
-            assert_eq!(choice(target, offset), Some(expected), "{target:?} from {offset}");
+            let chosen = choice(target, rows, offset);
+            assert_eq!(chosen, Some(expected), "{target:?}, {rows} rows from {offset}");
         }
     }
 }

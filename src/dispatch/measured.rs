@@ -1,0 +1,59 @@
+//! Where kernels were measured to win: the one table that `Dispatch::Auto` goes by.
+//!
+//! The rows are in `benches/results`. A kernel that wins on large arrays may lose on small ones, where the host's share
+//! of a call, some ten microseconds more than for an op of MLX, is most of it; so it is taken from the smallest size on
+//! that was measured. A device without an entry runs MLX's own ops.
+
+use super::{Context, Target};
+
+/// A kernel that beats the best of MLX on one kind of device.
+struct Win {
+    op: &'static str,
+    target: Target,
+    /// The fewest elements of the largest input.
+    elements: usize,
+}
+
+const WINS: &[Win] = &[
+    // H200, bf16, 16384x4096: 1.19 times MLX's two ops; 1.54 times at 4096x16384.
+    on_cuda("add_rms_norm", 1 << 26),
+    // 2.01 times MLX's fused op, and 1.87 times with an addition before it.
+    on_cuda("layer_norm", 1 << 26),
+    // 3.63 times the best composition.
+    on_cuda("gated_rms_norm", 1 << 26),
+    // 1.55 times MLX's softmax, which below that size has to be kept from NaN by ops of their own.
+    on_cuda("softmax", 0),
+    // SwiGLU 1.27 times, GeGLU 3.2 times what MLX's compiler fuses.
+    on_cuda("glu", 1 << 26),
+    // 4x32x4096x128 with 8 key heads: 1.40 times two fused ops.
+    on_cuda("rope_qk", 1 << 26),
+    // The same: 5.1 times four fused ops.
+    on_cuda("qk_norm_rope", 1 << 26),
+    // rms_norm and rms_norm_linear are not here: MLX's own ops are as fast or faster.
+];
+
+const fn on_cuda(op: &'static str, elements: usize) -> Win {
+    Win { op, target: Target::Cuda, elements }
+}
+
+impl Context {
+    /// Whether the kernel of `op` was measured to win on this device for an input of so many elements.
+    pub(crate) fn kernel_wins(&self, op: &str, elements: usize) -> bool {
+        WINS.iter().any(|win| win.op == op && win.target == self.target && elements >= win.elements)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    #[test]
+    fn a_kernel_wins_only_where_that_was_measured() {
+        let on = |target| Context { target, obstacle: None, settings: Settings::default() };
+        assert!(on(Target::Cuda).kernel_wins("add_rms_norm", 1 << 26));
+        assert!(!on(Target::Cuda).kernel_wins("add_rms_norm", (1 << 26) - 1));
+        assert!(!on(Target::Metal).kernel_wins("add_rms_norm", 1 << 30));
+        assert!(!on(Target::Cuda).kernel_wins("rms_norm", 1 << 30));
+    }
+}
