@@ -108,15 +108,6 @@ METAL_FUNC bool has_whole_slots(uint size) {
   return DIMS / 2 % Chunk<T>::SIZE == 0 && (size - DIMS) % (2 * Chunk<T>::SIZE) == 0;
 }
 
-template <typename Pointer>
-METAL_FUNC bool begins_a_chunk(Pointer array) {
-#ifdef METAL_CUDA
-  return is_aligned<16>(array);
-#else
-  return true;
-#endif
-}
-
 // What a thread holds of a head: as it is stored, and to compute with.
 template <typename T>
 struct Share {
@@ -138,12 +129,7 @@ METAL_FUNC Share<T> read_share(Pointer head, Spans spans) {
     if (!WHOLE || first >= spans.end[part]) {
       share.parts[part] = read_chunk<T>(head, first, spans.end[part]);
     } else {
-#ifdef METAL_CUDA
-      const uint4 raw = *reinterpret_cast<const uint4*>(head + first);
-      memcpy(share.parts[part].values, &raw, 16);
-#else
-      for (int i = 0; i < Chunk<T>::SIZE; i++) share.parts[part].values[i] = head[first + i];
-#endif
+      share.parts[part] = load_chunk<T>(head + first);
     }
   }
   return share;
@@ -162,13 +148,7 @@ METAL_FUNC void write_share(device T* head, Spans spans, Values<T> values) {
     if (!WHOLE) {
       write_chunk<T>(head, first, spans.end[part], chunk);
     } else if (first < spans.end[part]) {
-#ifdef METAL_CUDA
-      uint4 raw;
-      memcpy(&raw, chunk.values, 16);
-      *reinterpret_cast<uint4*>(head + first) = raw;
-#else
-      for (int i = 0; i < Chunk<T>::SIZE; i++) head[first + i] = chunk.values[i];
-#endif
+      store_chunk<T>(head + first, chunk);
     }
   }
 }

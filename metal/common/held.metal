@@ -13,7 +13,9 @@ METAL_FUNC void read_row(
   if (is_whole<T>(row, length)) {
     UNROLL
     for (int c = 0; c < CHUNKS; c++) {
-      held[c] = read_whole_chunk<T>(row, first_of<T, THREADS>(c, thread_in_row), length);
+      const uint first = first_of<T, THREADS>(c, thread_in_row);
+      for (int i = 0; i < Chunk<T>::SIZE; i++) held[c].values[i] = T(0.0f);
+      if (first < length) held[c] = load_chunk<T>(row + first);
     }
     return;
   }

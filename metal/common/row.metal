@@ -53,14 +53,3 @@ METAL_FUNC void row_sums(
     values[i] = simd_sum(lane < uint(SIMDS) ? partial[i * SIMDS + lane] : 0.0f);
   }
 }
-
-// The largest value of all threads of a row, in each of them.
-template <int SIMDS>
-METAL_FUNC float row_max(float value, threadgroup float* partial, uint simdgroup, uint lane) {
-  value = simd_max(value);
-  if (SIMDS == 1) return value;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (lane == 0) partial[simdgroup] = value;
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  return simd_max(lane < uint(SIMDS) ? partial[lane] : -INFINITY);
-}

@@ -9,28 +9,6 @@
 // Grid: ROWS outputs a simdgroup, which has DEPTH chunks of each of their rows in flight. Threadgroup memory: none.
 // Zhang and Sennrich, Root Mean Square Layer Normalization, 2019 (arXiv:1910.07467).
 
-// Whether every row of `matrix` is made of whole chunks that can be loaded at once.
-template <typename T, typename Pointer>
-METAL_FUNC bool has_whole_rows(Pointer matrix, uint length) {
-#ifdef METAL_CUDA
-  if (!is_aligned<16>(matrix)) return false;
-#endif
-  return length % Chunk<T>::SIZE == 0;
-}
-
-// The chunk at `first` of a whole row, which it does not exceed: no branch keeps several loads from being in flight.
-template <typename T, typename Pointer>
-METAL_FUNC Chunk<T> read_whole_chunk(Pointer row, uint first) {
-  Chunk<T> chunk;
-#ifdef METAL_CUDA
-  const uint4 raw = *reinterpret_cast<const uint4*>(row + first);
-  memcpy(chunk.values, &raw, 16);
-#else
-  for (int i = 0; i < Chunk<T>::SIZE; i++) chunk.values[i] = row[first + i];
-#endif
-  return chunk;
-}
-
 // What one lane has added up.
 template <int ROWS>
 struct Sums {
@@ -56,7 +34,7 @@ METAL_FUNC void add_chunks(
     UNROLL
     for (int r = 0; r < ROWS; r++) {
       const uint at = first + d * step;
-      chunks[d][r] = WHOLE ? read_whole_chunk<T>(rows[r], at) : read_chunk<T>(rows[r], at, length);
+      chunks[d][r] = WHOLE ? load_chunk<T>(rows[r] + at) : read_chunk<T>(rows[r], at, length);
     }
   }
   UNROLL
@@ -100,7 +78,7 @@ for (int r = 0; r < ROWS; r++) {
 const float offset = UNIT_OFFSET ? 1.0f : 0.0f;
 const uint step = 32 * SIZE;
 uint first = lane * SIZE;
-if (has_whole_rows<T>(weight, length)) {
+if (is_whole<T>(weight, length)) {
   for (; first + (DEPTH - 1) * step < length; first += DEPTH * step) {
     add_chunks<true, DEPTH, T, N>(sums, x, norm_weight, offset, rows, first, step, length);
   }

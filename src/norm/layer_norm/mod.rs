@@ -126,7 +126,7 @@ fn has_builtin_gradient(dims: i32, context: &Context) -> bool {
 /// The choice for rows of `x`, which is that of every operation which ends in this norm.
 pub(super) fn choose(x: &Array, context: &Context) -> Backend {
     let wins = context.kernel_wins(Problem::OP, x.size());
-    // Without MLX's op the plain ones are left, several times slower.
+    // Without MLX's op plain ones are left, each a pass over memory.
     let needed = context.target == Target::Cuda && !has_builtin_gradient(x.dim(-1), context);
     let kernel = (wins || needed)
         && backend_refusal(x, Backend::Kernel, context).is_none()
