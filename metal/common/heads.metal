@@ -31,6 +31,12 @@ struct Unit {
   size_t step;   // from there to the next
 };
 
+// What a unit has, but for the last of a token.
+template <int HEADS>
+METAL_FUNC uint most_heads(Extent all) {
+  return metal::min(uint(HEADS), all.heads);
+}
+
 template <int HEADS>
 METAL_FUNC uint units_of(Extent all) {
   return all.outer * all.inner * ((all.heads + HEADS - 1) / HEADS);
@@ -101,8 +107,8 @@ METAL_FUNC Spans spans_of(uint slot, uint size) {
   return spans;
 }
 
-// Whether every chunk of every slot is full. Then, and if the arrays begin at a multiple of 16 bytes, chunks are read and
-// written WHOLE, without a thought for each.
+// Whether every chunk of every slot is full. Then, and if the arrays begin at a multiple of 16 bytes, chunks are loaded and
+// stored WHOLE, without a thought for each.
 template <typename T, int DIMS>
 METAL_FUNC bool has_whole_slots(uint size) {
   return DIMS / 2 % Chunk<T>::SIZE == 0 && (size - DIMS) % (2 * Chunk<T>::SIZE) == 0;
@@ -126,29 +132,26 @@ METAL_FUNC Share<T> read_share(Pointer head, Spans spans) {
   UNROLL
   for (int part = 0; part < 2; part++) {
     const uint first = spans.first[part];
-    if (!WHOLE || first >= spans.end[part]) {
+    if (!WHOLE) {
       share.parts[part] = read_chunk<T>(head, first, spans.end[part]);
-    } else {
+    } else if (first < spans.end[part]) {
       share.parts[part] = load_chunk<T>(head + first);
+    } else {
+      share.parts[part] = {};
     }
   }
   return share;
 }
 
 template <typename T, bool WHOLE>
-METAL_FUNC void write_share(device T* head, Spans spans, Values<T> values) {
+METAL_FUNC void write_share(device T* head, Spans spans, Share<T> share) {
   UNROLL
   for (int part = 0; part < 2; part++) {
     const uint first = spans.first[part];
-    Chunk<T> chunk;
-    UNROLL
-    for (int i = 0; i < Chunk<T>::SIZE; i++) {
-      chunk.values[i] = T(values.at[part * Chunk<T>::SIZE + i]);
-    }
     if (!WHOLE) {
-      write_chunk<T>(head, first, spans.end[part], chunk);
+      write_chunk<T>(head, first, spans.end[part], share.parts[part]);
     } else if (first < spans.end[part]) {
-      store_chunk<T>(head + first, chunk);
+      store_chunk<T>(head + first, share.parts[part]);
     }
   }
 }
@@ -161,6 +164,16 @@ METAL_FUNC Values<T> values_of(Share<T> share) {
     values.at[i] = float(share.parts[i / Chunk<T>::SIZE].values[i % Chunk<T>::SIZE]);
   }
   return values;
+}
+
+template <typename T>
+METAL_FUNC Share<T> share_of(Values<T> values) {
+  Share<T> share;
+  UNROLL
+  for (int i = 0; i < 2 * Chunk<T>::SIZE; i++) {
+    share.parts[i / Chunk<T>::SIZE].values[i % Chunk<T>::SIZE] = T(values.at[i]);
+  }
+  return share;
 }
 
 // ---- rotation
@@ -188,8 +201,14 @@ METAL_FUNC Turn<T> turn_of(uint slot, uint pairs, int64_t position, Turns turns,
     const uint pair = metal::min(slot * Chunk<T>::SIZE + i, pairs - 1);
     const uint64_t angle = uint64_t(position) * turns[pair];
     const float half_turns = float(as_type<int>(uint(angle >> 32))) * 4.656612873077393e-10f;  // 2^-31
-    turn.cos[i] = magnitude * metal::cospi(half_turns);
-    turn.sin[i] = magnitude * metal::sinpi(half_turns);
+    // What fast functions lack, half precision cannot hold.
+    if (sizeof(T) == 2) {
+      turn.cos[i] = magnitude * metal::fast::cos(M_PI_F * half_turns);
+      turn.sin[i] = magnitude * metal::fast::sin(M_PI_F * half_turns);
+    } else {
+      turn.cos[i] = magnitude * metal::cospi(half_turns);
+      turn.sin[i] = magnitude * metal::sinpi(half_turns);
+    }
   }
   return turn;
 }

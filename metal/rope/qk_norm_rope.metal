@@ -6,53 +6,55 @@
 // queries: [O, H, I, D] of T, keys: [O, K, I, D] of T, query_weight: [D] of V, key_weight: [D] of W; O, I, starts, turns,
 // DIMS and MAGNITUDE as in rope_qk.metal. EPS: bits of a float. queries_turned, keys_turned: as queries and keys.
 // A thread holds ROUNDS slots of each head in registers.
-// Grid: groups of 256 threads, each of 256 / LANES units, LANES a power of two up to 32. Threadgroup memory: none.
+// Grid: groups of 128 threads, each of 128 / LANES units, LANES a power of two up to 32. Threadgroup memory: none.
 // Henry et al., Query-Key Normalization for Transformers, 2020 (arXiv:2010.04245).
 
-// Up to HEADS heads, `step` apart.
-template <typename T, int HEADS, bool WHOLE, int LANES, int ROUNDS, bool INTERLEAVED, typename Pointer>
+// Heads, `step` apart: each is read while the one before it is worked on. All threads of a simdgroup go through `most`,
+// since they add up together.
+template <typename T, bool WHOLE, int LANES, int ROUNDS, bool INTERLEAVED, typename Pointer>
 METAL_FUNC void norm_and_turn_heads(
-    Pointer x, device T* y, uint heads, size_t step, uint size, float eps, thread const Common<T, ROUNDS>& common) {
-  Share<T> shares[HEADS][ROUNDS];
+    Pointer x, device T* y, uint heads, uint most, size_t step, uint size, float eps,
+    thread const Common<T, ROUNDS>& common) {
+  Share<T> next[ROUNDS];
   UNROLL
-  for (int head = 0; head < HEADS; head++) {
-    UNROLL
-    for (int round = 0; round < ROUNDS; round++) {
-      if (uint(head) < heads) {
-        shares[head][round] = read_share<T, WHOLE>(x + head * step, common.spans[round]);
-      }
-    }
+  for (int round = 0; round < ROUNDS; round++) {
+    if (heads > 0) next[round] = read_share<T, WHOLE>(x, common.spans[round]);
   }
-  UNROLL
-  for (int head = 0; head < HEADS; head++) {
+  for (uint head = 0; head < most; head++) {
+    Values<T> values[ROUNDS];
     float squares = 0.0f;
     UNROLL
     for (int round = 0; round < ROUNDS; round++) {
-      if (uint(head) < heads) {
-        const Values<T> values = values_of<T>(shares[head][round]);
-        squares += product_of<T>(values, values);
+      if (head < heads) {
+        values[round] = values_of<T>(next[round]);
+        squares += product_of<T>(values[round], values[round]);
+      }
+      if (head + 1 < heads) {
+        next[round] = read_share<T, WHOLE>(x + (head + 1) * step, common.spans[round]);
       }
     }
-    squares = sum_of_lanes<LANES>(squares);
-    const float scale = metal::rsqrt(squares / float(size) + eps);
+    const float scale = metal::rsqrt(sum_of_lanes<LANES>(squares) / float(size) + eps);
     UNROLL
     for (int round = 0; round < ROUNDS; round++) {
-      if (uint(head) < heads) {
-        Values<T> values = values_of<T>(shares[head][round]);
+      if (head < heads) {
         UNROLL
-        for (int i = 0; i < 2 * Chunk<T>::SIZE; i++) values.at[i] *= scale * common.factor[round].at[i];
-        if (common.turns[round]) values = turned<INTERLEAVED>(values, common.turn[round]);
-        write_share<T, WHOLE>(y + head * step, common.spans[round], values);
+        for (int i = 0; i < 2 * Chunk<T>::SIZE; i++) {
+          values[round].at[i] *= scale * common.factor[round].at[i];
+        }
+        if (common.turns[round]) {
+          values[round] = turned<INTERLEAVED>(values[round], common.turn[round]);
+        }
+        write_share<T, WHOLE>(y + head * step, common.spans[round], share_of<T>(values[round]));
       }
     }
   }
 }
 
 template <
-    typename T, typename W, int HEADS, int LANES, int ROUNDS, int DIMS, bool INTERLEAVED, typename Pointer, typename Weight,
+    typename T, typename W, int LANES, int ROUNDS, int DIMS, bool INTERLEAVED, typename Pointer, typename Weight,
     typename Turns>
 METAL_FUNC void norm_and_turn_unit(
-    Pointer x, Weight weight, device T* y, Unit unit, uint size, uint lane, int64_t position, Turns turns,
+    Pointer x, Weight weight, device T* y, Unit unit, uint most, uint size, uint lane, int64_t position, Turns turns,
     float magnitude, Scaling scaling, bool whole) {
   Common<T, ROUNDS> common;
   UNROLL
@@ -64,15 +66,11 @@ METAL_FUNC void norm_and_turn_unit(
     common.factor[round] = factor_of<T, W>(weight, common.spans[round], scaling);
   }
   if (whole) {
-    norm_and_turn_heads<T, HEADS, true, LANES, ROUNDS, INTERLEAVED>(
-        x + unit.first, y + unit.first, unit.heads, unit.step, size, scaling.eps, common);
-    return;
-  }
-  for (uint head = 0; head < HEADS; head++) {
-    const bool exists = head < unit.heads;
-    const size_t first = exists ? unit.first + head * unit.step : 0;
-    norm_and_turn_heads<T, 1, false, LANES, ROUNDS, INTERLEAVED>(
-        x + first, y + first, exists ? 1 : 0, 0, size, scaling.eps, common);
+    norm_and_turn_heads<T, true, LANES, ROUNDS, INTERLEAVED>(
+        x + unit.first, y + unit.first, unit.heads, most, unit.step, size, scaling.eps, common);
+  } else {
+    norm_and_turn_heads<T, false, LANES, ROUNDS, INTERLEAVED>(
+        x + unit.first, y + unit.first, unit.heads, most, unit.step, size, scaling.eps, common);
   }
 }
 
@@ -93,13 +91,13 @@ const uint query_groups = groups_of<HEADS>(queries_extent, units_of_group);
 if (group < query_groups) {
   const Unit unit = unit_of<HEADS>(queries_extent, group * units_of_group + place);
   const int64_t position = position_of(unit.token, steps, starts);
-  norm_and_turn_unit<T, V, HEADS, LANES, ROUNDS, DIMS, INTERLEAVED>(
-      queries, query_weight, queries_turned, unit, queries_extent.size, lane, position, turns, magnitude, scaling,
-      whole);
+  norm_and_turn_unit<T, V, LANES, ROUNDS, DIMS, INTERLEAVED>(
+      queries, query_weight, queries_turned, unit, most_heads<HEADS>(queries_extent), queries_extent.size, lane,
+      position, turns, magnitude, scaling, whole);
 } else {
   const Unit unit = unit_of<HEADS>(keys_extent, (group - query_groups) * units_of_group + place);
   const int64_t position = position_of(unit.token, steps, starts);
-  norm_and_turn_unit<T, W, HEADS, LANES, ROUNDS, DIMS, INTERLEAVED>(
-      keys, key_weight, keys_turned, unit, keys_extent.size, lane, position, turns, magnitude, scaling,
-      whole);
+  norm_and_turn_unit<T, W, LANES, ROUNDS, DIMS, INTERLEAVED>(
+      keys, key_weight, keys_turned, unit, most_heads<HEADS>(keys_extent), keys_extent.size, lane, position, turns,
+      magnitude, scaling, whole);
 }

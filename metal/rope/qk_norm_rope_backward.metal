@@ -9,41 +9,44 @@
 // dkeys_turned, the gradients of its outputs, and dqueries and dkeys, those of its inputs, as queries and keys;
 // dquery_weight: [Q, D] of float, dkey_weight: [R, D] of float, a row for each group, to be added up. SIZE: D.
 // The first QUERY_GROUPS groups work on queries, the others on keys, each on every so many-th group's worth of units.
-// Grid: groups of 256 threads. Threadgroup memory: 32 * D bytes.
+// Grid: groups of 128 threads. Threadgroup memory: 16 * D bytes.
 
-// Up to HEADS heads, `step` apart; adds what they give to `gradient`.
-template <typename T, int HEADS, bool WHOLE, int LANES, int ROUNDS, bool INTERLEAVED, typename X, typename DY>
+// Heads, `step` apart: each is read while the one before it is worked on. Adds what they give to `gradient`. All threads of
+// a simdgroup go through `most`, since they add up together.
+template <typename T, bool WHOLE, int LANES, int ROUNDS, bool INTERLEAVED, typename X, typename DY>
 METAL_FUNC void add_heads(
-    X x, DY dy, device T* dx, uint heads, size_t step, uint size, float eps,
+    X x, DY dy, device T* dx, uint heads, uint most, size_t step, uint size, float eps,
     thread const Common<T, ROUNDS>& common, thread Values<T>* gradient) {
-  Share<T> xs[HEADS][ROUNDS];
-  Share<T> dys[HEADS][ROUNDS];
+  Share<T> next_x[ROUNDS];
+  Share<T> next_dy[ROUNDS];
   UNROLL
-  for (int head = 0; head < HEADS; head++) {
-    UNROLL
-    for (int round = 0; round < ROUNDS; round++) {
-      if (uint(head) < heads) {
-        xs[head][round] = read_share<T, WHOLE>(x + head * step, common.spans[round]);
-        dys[head][round] = read_share<T, WHOLE>(dy + head * step, common.spans[round]);
-      }
+  for (int round = 0; round < ROUNDS; round++) {
+    if (heads > 0) {
+      next_x[round] = read_share<T, WHOLE>(x, common.spans[round]);
+      next_dy[round] = read_share<T, WHOLE>(dy, common.spans[round]);
     }
   }
-  UNROLL
-  for (int head = 0; head < HEADS; head++) {
+  for (uint head = 0; head < most; head++) {
+    Share<T> xs[ROUNDS];
     Values<T> g[ROUNDS];
     float squares = 0.0f;
     float product = 0.0f;
     UNROLL
     for (int round = 0; round < ROUNDS; round++) {
-      if (uint(head) < heads) {
-        const Values<T> values = values_of<T>(xs[head][round]);
-        g[round] = values_of<T>(dys[head][round]);
+      if (head < heads) {
+        xs[round] = next_x[round];
+        const Values<T> values = values_of<T>(xs[round]);
+        g[round] = values_of<T>(next_dy[round]);
         if (common.turns[round]) g[round] = turned<INTERLEAVED>(g[round], common.turn[round]);
         squares += product_of<T>(values, values);
         UNROLL
         for (int i = 0; i < 2 * Chunk<T>::SIZE; i++) {
           product += common.factor[round].at[i] * g[round].at[i] * values.at[i];
         }
+      }
+      if (head + 1 < heads) {
+        next_x[round] = read_share<T, WHOLE>(x + (head + 1) * step, common.spans[round]);
+        next_dy[round] = read_share<T, WHOLE>(dy + (head + 1) * step, common.spans[round]);
       }
     }
     squares = sum_of_lanes<LANES>(squares);
@@ -52,8 +55,8 @@ METAL_FUNC void add_heads(
     const float shrink = scale * scale * product / float(size);
     UNROLL
     for (int round = 0; round < ROUNDS; round++) {
-      if (uint(head) < heads) {
-        const Values<T> values = values_of<T>(xs[head][round]);
+      if (head < heads) {
+        const Values<T> values = values_of<T>(xs[round]);
         Values<T> result;
         UNROLL
         for (int i = 0; i < 2 * Chunk<T>::SIZE; i++) {
@@ -61,7 +64,7 @@ METAL_FUNC void add_heads(
           result.at[i] =
               scale * (common.factor[round].at[i] * g[round].at[i] - values.at[i] * shrink);
         }
-        write_share<T, WHOLE>(dx + head * step, common.spans[round], result);
+        write_share<T, WHOLE>(dx + head * step, common.spans[round], share_of<T>(result));
       }
     }
   }
@@ -75,10 +78,9 @@ METAL_FUNC void add_up(
     X x, DY dy, Weight weight, device T* dx, device float* dweight, threadgroup float* partial, Extent all,
     uint worker, uint workers, uint in_group, uint simdgroups, uint steps, Starts starts, Turns turns,
     float magnitude, Scaling scaling, bool whole) {
-  // Heads whose loads are in flight together, of those that share sines and cosines.
-  constexpr int AT_ONCE = HEADS < 2 ? HEADS : 2;
   const uint lane = in_group % LANES;
   const uint units_of_group = simdgroups * (32 / LANES);
+  const uint most = most_heads<HEADS>(all);
   Common<T, ROUNDS> common;
   Values<T> gradient[ROUNDS];
   UNROLL
@@ -100,21 +102,13 @@ METAL_FUNC void add_up(
       common.turn[round] = turn_of<T>(lane + round * LANES, DIMS / 2, position, turns, magnitude);
     }
     if (whole) {
-      for (uint head = 0; head < HEADS; head += AT_ONCE) {
-        const bool exists = head < unit.heads;
-        const size_t first = exists ? unit.first + head * unit.step : 0;
-        add_heads<T, AT_ONCE, true, LANES, ROUNDS, INTERLEAVED>(
-            x + first, dy + first, dx + first, exists ? unit.heads - head : 0, unit.step, all.size,
-            scaling.eps, common, gradient);
-      }
+      add_heads<T, true, LANES, ROUNDS, INTERLEAVED>(
+          x + unit.first, dy + unit.first, dx + unit.first, unit.heads, most, unit.step, all.size,
+          scaling.eps, common, gradient);
     } else {
-      for (uint head = 0; head < HEADS; head++) {
-        const bool exists = head < unit.heads;
-        const size_t first = exists ? unit.first + head * unit.step : 0;
-        add_heads<T, 1, false, LANES, ROUNDS, INTERLEAVED>(
-            x + first, dy + first, dx + first, exists ? 1 : 0, 0, all.size, scaling.eps, common,
-            gradient);
-      }
+      add_heads<T, false, LANES, ROUNDS, INTERLEAVED>(
+          x + unit.first, dy + unit.first, dx + unit.first, unit.heads, most, unit.step, all.size,
+          scaling.eps, common, gradient);
     }
   }
 
@@ -142,7 +136,7 @@ METAL_FUNC void add_up(
 }
 
 // ---- body ----
-THREADGROUP_ARRAY(float, partial, [8 * SIZE]);
+THREADGROUP_ARRAY(float, partial, [4 * SIZE]);
 const Extent queries_extent = extent_of(queries_shape);
 const Extent keys_extent = extent_of(keys_shape);
 const uint steps = queries_extent.outer * queries_extent.inner / starts_shape[0];

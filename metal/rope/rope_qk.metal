@@ -5,29 +5,24 @@
 // queries: [O, H, I, D] of T, keys: [O, K, I, D] of T, O and I as in heads.metal; starts: [B] of int, the first position of
 // each sequence; turns: [P] of ulong with P = DIMS / 2. Elements from DIMS on pass through. MAGNITUDE: bits of a float.
 // queries_turned, keys_turned: as queries and keys. The gradient is the same kernel with every frequency negated.
-// Grid: groups of 256 threads, each of 256 / LANES units. Threadgroup memory: none.
+// Grid: groups of 128 threads, each of 128 / LANES units. Threadgroup memory: none.
 // Su et al., RoFormer: Enhanced Transformer with Rotary Position Embedding, 2021 (arXiv:2104.09864).
 
-// Up to HEADS heads, `step` apart.
-template <typename T, int HEADS, bool WHOLE, bool INTERLEAVED, typename Pointer>
+// Heads, `step` apart: each is read while the one before it is turned.
+template <typename T, bool WHOLE, bool INTERLEAVED, typename Pointer>
 METAL_FUNC void turn_heads(
     Pointer x, device T* y, uint heads, size_t step, Spans spans, bool turns, Turn<T> turn) {
-  Share<T> shares[HEADS];
-  UNROLL
-  for (int head = 0; head < HEADS; head++) {
-    if (uint(head) < heads) shares[head] = read_share<T, WHOLE>(x + head * step, spans);
-  }
-  UNROLL
-  for (int head = 0; head < HEADS; head++) {
-    if (uint(head) < heads) {
-      Values<T> values = values_of<T>(shares[head]);
-      if (turns) values = turned<INTERLEAVED>(values, turn);
-      write_share<T, WHOLE>(y + head * step, spans, values);
-    }
+  if (heads == 0) return;
+  Share<T> next = read_share<T, WHOLE>(x, spans);
+  for (uint head = 0; head < heads; head++) {
+    Share<T> share = next;
+    if (head + 1 < heads) next = read_share<T, WHOLE>(x + (head + 1) * step, spans);
+    if (turns) share = share_of<T>(turned<INTERLEAVED>(values_of<T>(share), turn));
+    write_share<T, WHOLE>(y + head * step, spans, share);
   }
 }
 
-template <typename T, int HEADS, int LANES, int DIMS, bool INTERLEAVED, typename Pointer, typename Turns>
+template <typename T, int LANES, int DIMS, bool INTERLEAVED, typename Pointer, typename Turns>
 METAL_FUNC void turn_unit(
     Pointer x, device T* y, Unit unit, uint size, uint lane, int64_t position, Turns turns, float magnitude,
     bool whole) {
@@ -36,13 +31,11 @@ METAL_FUNC void turn_unit(
     const bool turns_here = slot < turning_slots<T, DIMS>();
     const Turn<T> turn = turn_of<T>(slot, DIMS / 2, position, turns, magnitude);
     if (whole) {
-      turn_heads<T, HEADS, true, INTERLEAVED>(
+      turn_heads<T, true, INTERLEAVED>(
           x + unit.first, y + unit.first, unit.heads, unit.step, spans, turns_here, turn);
-      continue;
-    }
-    for (uint head = 0; head < unit.heads; head++) {
-      const size_t first = unit.first + head * unit.step;
-      turn_heads<T, 1, false, INTERLEAVED>(x + first, y + first, 1, 0, spans, turns_here, turn);
+    } else {
+      turn_heads<T, false, INTERLEAVED>(
+          x + unit.first, y + unit.first, unit.heads, unit.step, spans, turns_here, turn);
     }
   }
 }
@@ -64,11 +57,11 @@ const uint query_groups = groups_of<HEADS>(queries_extent, units_of_group);
 if (group < query_groups) {
   const Unit unit = unit_of<HEADS>(queries_extent, group * units_of_group + place);
   const int64_t position = position_of(unit.token, steps, starts);
-  turn_unit<T, HEADS, LANES, DIMS, INTERLEAVED>(
+  turn_unit<T, LANES, DIMS, INTERLEAVED>(
       queries, queries_turned, unit, queries_extent.size, lane, position, turns, magnitude, whole);
 } else {
   const Unit unit = unit_of<HEADS>(keys_extent, (group - query_groups) * units_of_group + place);
   const int64_t position = position_of(unit.token, steps, starts);
-  turn_unit<T, HEADS, LANES, DIMS, INTERLEAVED>(
+  turn_unit<T, LANES, DIMS, INTERLEAVED>(
       keys, keys_turned, unit, keys_extent.size, lane, position, turns, magnitude, whole);
 }

@@ -122,6 +122,8 @@ METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lowe
 
 // ---- numbers
 
+#define M_PI_F 3.14159265358979323846f
+
 template <typename To, typename From> METAL_FUNC To as_type(From from) {
   static_assert(sizeof(To) == sizeof(From), "as_type keeps the number of bits");
   To to;
@@ -157,6 +159,8 @@ METAL_FUNC float exp2(float x) {
   return y;
 }
 METAL_FUNC float divide(float x, float y) { return __fdividef(x, y); }
+METAL_FUNC float sin(float x) { return __sinf(x); }
+METAL_FUNC float cos(float x) { return __cosf(x); }
 
 }  // namespace fast
 

@@ -4,6 +4,7 @@ use std::f64::consts::TAU;
 
 use mlx_rs::Array;
 
+use super::uploads;
 use crate::{check::Check, error::Result};
 
 /// What each pair of elements turns by at each position, and what the turned elements are
@@ -63,7 +64,7 @@ impl RopeFrequencies {
     /// `[dims/2]`, u64: what each position turns a pair by, in units of 2⁻⁶⁴ turns.
     pub(super) fn turns(&self) -> Array {
         let units = |frequency: &f64| ((frequency / TAU).rem_euclid(1.0) * 2.0_f64.powi(64)) as u64;
-        Array::from_iter(self.inverse.iter().map(units), &self.shape())
+        uploads::numbers(self.inverse.iter().map(units).collect())
     }
 
     fn shape(&self) -> [i32; 1] {

@@ -7,7 +7,7 @@ use crate::{kernel::Launch, layout::Layout};
 /// What a thread has of a head, and of how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Geometry {
-    /// Heads of one token for which its sines and cosines are computed once, and which are loaded together.
+    /// Heads of one token for which its sines and cosines are computed once, at most.
     pub(super) heads: i32,
     /// Threads that share a head.
     pub(super) lanes: i32,
@@ -17,25 +17,24 @@ pub(super) struct Geometry {
 
 impl Geometry {
     /// Threads of a group.
-    const GROUP: i32 = 256;
+    const GROUP: i32 = 128;
     /// Threads of a simdgroup, on Apple GPUs and NVIDIA's alike.
     const SIMD: i32 = 32;
-    /// Slots that a thread should hold: enough to have loads in flight, few enough for its registers.
-    const SLOTS_WANTED: i32 = 4;
+    /// Enough to make sines and cosines cheap.
+    const HEADS: i32 = 16;
 
     /// For heads of `size` elements of which `dims` turn, and threads that know nothing of each other.
     pub(super) fn apart(dims: i32, size: i32, dtype: Dtype) -> Self {
         let slots = slots(dims, size, dtype);
         let lanes = slots.min(Self::SIMD);
-        Self { heads: Self::SLOTS_WANTED, lanes, rounds: div_ceil(slots, lanes) }
+        Self { heads: Self::HEADS, lanes, rounds: div_ceil(slots, lanes) }
     }
 
     /// The same for threads that add up what they have: those of a head stand in one simdgroup, and hold all of it.
     pub(super) fn together(dims: i32, size: i32, dtype: Dtype) -> Self {
         let slots = slots(dims, size, dtype);
         let lanes = slots.unsigned_abs().next_power_of_two().cast_signed().min(Self::SIMD);
-        let rounds = div_ceil(slots, lanes);
-        Self { heads: (Self::SLOTS_WANTED / rounds).max(1), lanes, rounds }
+        Self { heads: Self::HEADS, lanes, rounds: div_ceil(slots, lanes) }
     }
 
     /// Groups for an array that [`by_token`] views.
@@ -103,7 +102,6 @@ mod tests {
                 {
                     assert!(geometry.lanes * geometry.rounds >= count, "{geometry:?} for {count}");
                     assert!((1..=32).contains(&geometry.lanes), "{geometry:?}");
-                    assert!((1..=4).contains(&geometry.heads), "{geometry:?}");
                 }
                 let together = Geometry::together(dims, size, dtype);
                 assert!(together.lanes.unsigned_abs().is_power_of_two(), "{together:?}");
@@ -114,7 +112,7 @@ mod tests {
     #[test]
     fn a_usual_head_takes_a_quarter_of_a_simdgroup() {
         let geometry = Geometry::together(128, 128, Dtype::Bfloat16);
-        assert_eq!(geometry, Geometry { heads: 4, lanes: 8, rounds: 1 });
+        assert_eq!(geometry, Geometry { heads: 16, lanes: 8, rounds: 1 });
         assert_eq!(geometry, Geometry::apart(128, 128, Dtype::Bfloat16));
         assert_eq!(Geometry::apart(80, 80, Dtype::Bfloat16).lanes, 5);
         assert_eq!(Geometry::together(80, 80, Dtype::Bfloat16).lanes, 8);
@@ -128,8 +126,8 @@ mod tests {
             Array::from_slice(&zeros, &shape)
         };
         assert_eq!(geometry.groups(&heads([1, 1, 1, 2])), 1);
-        assert_eq!(geometry.groups(&heads([51, 4, 1, 2])), 1);
-        assert_eq!(geometry.groups(&heads([51, 5, 1, 2])), 2);
-        assert_eq!(geometry.groups(&heads([1, 5, 52, 2])), 3);
+        assert_eq!(geometry.groups(&heads([25, 4, 1, 2])), 1);
+        assert_eq!(geometry.groups(&heads([25, 5, 1, 2])), 2);
+        assert_eq!(geometry.groups(&heads([1, 5, 26, 2])), 3);
     }
 }

@@ -1,12 +1,11 @@
 //! Queries and keys of the same tokens.
 
-use std::iter::repeat_n;
-
 use mlx_rs::Array;
 
 use super::{
     RopeOffset, RopeOptions,
     turning::{POSITIONS, Turning, check_offset, has_builtin_positions},
+    uploads,
 };
 use crate::{
     check::Check,
@@ -45,7 +44,7 @@ impl<'a> Pair<'a> {
     pub(super) fn starts(&self) -> Array {
         let batch = self.queries.dim(0);
         match self.offset {
-            RopeOffset::At(first) => Array::from_iter(repeat_n(first, batch as usize), &[batch]),
+            RopeOffset::At(first) => uploads::repeated(first, batch),
             RopeOffset::PerRow(firsts) => firsts.clone(),
         }
     }
