@@ -53,6 +53,9 @@ struct Cli {
     /// Writes what was measured as JSON
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Runs the cases alone whose operation, shape and dtype read like this, in part
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    case: String,
     /// Runs this backend alone, and fails where an operation has none
     #[arg(long, value_name = "BACKEND", value_parser = backend)]
     only: Option<Backend>,
@@ -94,6 +97,9 @@ fn run(cli: &Cli) -> Result<()> {
     for (name, suite) in SUITES.iter().filter(|(name, _)| cli.asks_for(name)) {
         for mut case in suite(setting).with_context(|| format!("the suite {name}"))? {
             let what = format!("{name}: {} {} {:?}", case.op, case.shape, case.dtype);
+            if !what.contains(&cli.case) {
+                continue;
+            }
             let checked = check(&mut case).with_context(|| what.clone())?;
             if !cli.bench {
                 eprintln!("{what}: right");

@@ -60,14 +60,6 @@ pub(in crate::norm) const FORWARD_BYTES: u32 = 128;
 /// And of the backward kernel: for each of four sums.
 const BACKWARD_BYTES: u32 = 256;
 
-/// The longest rows that `Auto` gives the kernels: of longer ones a thread would hold more than fits its registers.
-const MAX_CHUNKS: i32 = 8;
-
-/// Whether rows of this length are worth a kernel.
-pub(in crate::norm) fn suits(x: &Array) -> bool {
-    Rows::packed(1, x.dim(-1).max(1), x.dtype()).chunks <= MAX_CHUNKS
-}
-
 /// What a normalized row goes through: which parameters there are, and `eps`.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::norm) struct Affine {

@@ -64,7 +64,7 @@ impl Default for LayerNormOptions {
 ///
 /// # Backends
 /// `Builtin` is MLX's fused op, and what `Auto` takes on a CPU and on an Apple GPU. `Kernel` reads and writes memory once,
-/// as does its gradient, and is what `Auto` takes for large arrays on an NVIDIA GPU. `Reference` is plain ops. There, `Builtin` refuses a
+/// as does its gradient, and is what `Auto` takes on an NVIDIA GPU, where the threads of MLX's fused op race. `Reference` is plain ops. There, `Builtin` refuses a
 /// `D` above 4 that is no multiple of it, for which the gradient of MLX 0.32.2 is wrong. A `weight` or `bias` of a wider
 /// dtype than `x` makes the fused op convert `x` and the result back: load them in the dtype you compute in.
 ///
@@ -124,17 +124,14 @@ fn has_builtin_gradient(dims: i32, context: &Context) -> bool {
 }
 
 /// The choice for rows of `x`, which is that of every operation which ends in this norm.
+///
+/// MLX's CUDA op and its gradient add up twice through the same shared memory, with no barrier in between: NVIDIA's race
+/// checker reports it, and under that tool's timing the result is NaN.
 pub(super) fn choose(x: &Array, context: &Context) -> Backend {
-    let wins = context.kernel_wins(Problem::OP, x.size());
-    // Without MLX's op plain ones are left, each a pass over memory.
-    let needed = context.target == Target::Cuda && !has_builtin_gradient(x.dim(-1), context);
-    let kernel = (wins || needed)
-        && backend_refusal(x, Backend::Kernel, context).is_none()
-        && kernel::suits(x);
-    match kernel {
-        true => Backend::Kernel,
-        false if has_builtin_gradient(x.dim(-1), context) => Backend::Builtin,
-        false => Backend::Reference,
+    match context.target {
+        Target::Cpu | Target::Metal => Backend::Builtin,
+        Target::Cuda if backend_refusal(x, Backend::Kernel, context).is_none() => Backend::Kernel,
+        Target::Cuda => Backend::Reference,
     }
 }
 
@@ -185,16 +182,22 @@ mod tests {
 
     #[test]
     fn the_kernel_is_for_cuda() -> Result<()> {
-        assert_eq!(chosen(Target::Cuda, &[16384, 4096])?.0, Backend::Kernel);
-        assert_eq!(chosen(Target::Cuda, &[2, 64])?.0, Backend::Builtin);
-        assert_eq!(chosen(Target::Cuda, &[2, 65])?.0, Backend::Kernel);
-        assert_eq!(chosen(Target::Metal, &[2, 65])?.0, Backend::Builtin);
-        assert_eq!(chosen(Target::Cpu, &[2, 65])?.0, Backend::Builtin);
+        for shape in [[16384, 4096], [2, 64], [2, 65], [8192, 8197]] {
+            assert_eq!(chosen(Target::Cuda, &shape)?.0, Backend::Kernel, "{shape:?}");
+            assert_eq!(chosen(Target::Metal, &shape)?.0, Backend::Builtin, "{shape:?}");
+            assert_eq!(chosen(Target::Cpu, &shape)?.0, Backend::Builtin, "{shape:?}");
+        }
         Ok(())
     }
 
     #[test]
-    fn a_wrong_gradient_is_gone_around() -> Result<()> {
+    fn no_kernel_takes_an_empty_array() -> Result<()> {
+        assert_eq!(chosen(Target::Cuda, &[0, 64])?.0, Backend::Reference);
+        Ok(())
+    }
+
+    #[test]
+    fn a_wrong_gradient_is_refused() -> Result<()> {
         for (target, dims, refused) in [
             (Target::Cuda, 3, false),
             (Target::Cuda, 5, true),
@@ -204,18 +207,7 @@ mod tests {
             (Target::Cpu, 65, false),
         ] {
             assert_eq!(chosen(target, &[2, dims])?.1, refused, "{target:?} {dims}");
-            // No kernel takes an empty array.
-            let expected = if refused { Backend::Reference } else { Backend::Builtin };
-            assert_eq!(chosen(target, &[0, dims])?.0, expected, "{target:?} {dims}");
         }
-        Ok(())
-    }
-
-    #[test]
-    fn no_kernel_for_rows_beyond_its_registers() -> Result<()> {
-        assert_eq!(chosen(Target::Cuda, &[8192, 8192])?.0, Backend::Kernel);
-        assert_eq!(chosen(Target::Cuda, &[8192, 8196])?.0, Backend::Builtin);
-        assert_eq!(chosen(Target::Cuda, &[8192, 8197])?.0, Backend::Reference);
         Ok(())
     }
 }
