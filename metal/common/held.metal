@@ -13,9 +13,7 @@ METAL_FUNC void read_row(
   if (is_whole<T>(row, length)) {
     UNROLL
     for (int c = 0; c < CHUNKS; c++) {
-      const uint first = first_of<T, THREADS>(c, thread_in_row);
-      for (int i = 0; i < Chunk<T>::SIZE; i++) held[c].values[i] = T(0.0f);
-      if (first < length) held[c] = load_chunk<T>(row + first);
+      held[c] = load_chunk_within<T>(row, first_of<T, THREADS>(c, thread_in_row), length);
     }
     return;
   }
