@@ -4,7 +4,7 @@ pub mod flash;
 mod kv_cache;
 
 pub use flash::{
-    FlashAttention, FlashAttentionBuilder, FlashAttentionInput, FlashAttentionOptions,
-    flash_attention,
+    AttentionDropout, FlashAttention, FlashAttentionBuilder, FlashAttentionInput,
+    FlashAttentionOptions, Segments, Window, flash_attention, flash_attention_with_lse,
 };
 pub use kv_cache::KvCache;

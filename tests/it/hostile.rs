@@ -182,6 +182,7 @@ fn attention(hostile: &mut Hostile) {
         mask: hostile.maybe(&mask),
         layout: hostile.or(Layout::Bhsd, &[Layout::Bshd]),
         dispatch: hostile.dispatch(),
+        ..Default::default()
     };
     let shape = with_last(&queries, v.shape().last().copied().unwrap_or(0));
     judge("flash_attention", flash_attention(&queries, k, v, options), &shape, queries.dtype());

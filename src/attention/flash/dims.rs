@@ -2,6 +2,7 @@
 
 use mlx_rs::Array;
 
+use super::options::Window;
 use crate::{
     check::{Axis, Check},
     error::Result,
@@ -51,5 +52,54 @@ impl Dims {
     /// `[B, H, S_q, D_v]`.
     pub(super) fn result(&self) -> [i32; 4] {
         [self.batch, self.heads, self.query_length, self.value_size]
+    }
+
+    /// The window that hides the same keys, with causality in it and without a side that hides none.
+    pub(super) fn window(&self, causal: bool, window: Window) -> Window {
+        let right = if causal { Some(0) } else { window.right };
+        Window {
+            left: window.left.filter(|&left| left < self.key_length - 1),
+            right: right.filter(|&right| right < self.query_length - 1),
+        }
+    }
+
+    /// How many of the first queries come before every key that such a window shows.
+    pub(super) fn queries_before_keys(&self, window: Window) -> i32 {
+        let shown = |right: i32| (self.query_length - self.key_length - right).max(0);
+        window.right.map_or(0, shown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dims(query_length: i32, key_length: i32) -> Dims {
+        Dims { batch: 1, heads: 1, query_length, key_length, size: 1, value_size: 1 }
+    }
+
+    #[test]
+    fn a_side_that_hides_nothing_is_no_side() {
+        let window = |left, right| Window { left, right };
+        let all = Window::default();
+        assert_eq!(dims(3, 5).window(true, all), window(None, Some(0)));
+        assert_eq!(dims(3, 5).window(true, window(None, Some(1))), window(None, Some(0)));
+        assert_eq!(dims(3, 5).window(false, window(Some(3), Some(1))), window(Some(3), Some(1)));
+        assert_eq!(dims(3, 5).window(false, window(Some(4), Some(2))), all);
+        assert_eq!(dims(1, 5).window(true, all), all, "the last query sees every key");
+        assert_eq!(dims(0, 0).window(true, window(Some(0), None)), all);
+        assert_eq!(dims(3, 5).window(false, window(Some(i32::MAX), Some(i32::MAX))), all);
+    }
+
+    #[test]
+    fn queries_before_keys_are_counted() {
+        let before = |queries, keys, right| {
+            dims(queries, keys).queries_before_keys(Window { left: None, right })
+        };
+        assert_eq!(before(5, 3, Some(0)), 2);
+        assert_eq!(before(5, 3, Some(1)), 1);
+        assert_eq!(before(5, 3, Some(2)), 0);
+        assert_eq!(before(5, 3, None), 0);
+        assert_eq!(before(3, 5, Some(0)), 0);
     }
 }

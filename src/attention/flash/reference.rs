@@ -1,27 +1,57 @@
-//! The definition, in plain MLX ops.
+//! The definition, in plain MLX ops. All scores are in memory at once.
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{select, softmax_axis},
+    ops::{logaddexp, logsumexp_axis, select, sigmoid, softmax_axis, tanh},
+    random::bernoulli,
 };
 
 use super::{
-    Operands,
-    mask::{self, Visible},
+    options::AttentionDropout,
+    problem::{Attended, Problem},
+    visible::Visible,
 };
 use crate::error::Result;
 
-pub(super) fn attend(operands: &Operands) -> Result<Array> {
-    let queries = operands.queries.as_dtype(Dtype::Float32)?;
-    let keys = operands.keys.as_dtype(Dtype::Float32)?;
-    let values = operands.values.as_dtype(Dtype::Float32)?;
+pub(super) fn attend(problem: &Problem) -> Result<Attended> {
+    let visible = Visible::new(problem)?;
+    let scores = scores(problem, &visible)?;
+    let weights = dropped(softmax_axis(&scores, -1, true)?, problem.dropout)?;
+    let output = by_group(&weights, &problem.values.as_dtype(Dtype::Float32)?)?;
 
+    let sinks = problem.sinks_by_row()?;
+    let needs_sums = problem.wants_lse || sinks.is_some();
+    let sums = needs_sums.then(|| logsumexp_axis(&scores, -1, true)).transpose()?;
+    let (output, lse) = match (sinks, sums) {
+        (Some(sinks), Some(sums)) => {
+            let share = sigmoid(sums.subtract(&sinks)?)?;
+            (output.multiply(share)?, Some(logaddexp(&sums, &sinks)?))
+        }
+        (_, sums) => (output, sums),
+    };
+    let lse = lse.filter(|_| problem.wants_lse);
+    Ok(Attended {
+        output: visible.clear_hidden_rows(output, None)?.as_dtype(problem.dtype)?,
+        lse: lse.map(|lse| rows_of(problem, &visible, lse)).transpose()?,
+    })
+}
+
+/// `[B, H, S_q, S_kv]`, f32, −∞ where a key is hidden.
+fn scores(problem: &Problem, visible: &Visible) -> Result<Array> {
+    let queries = problem.queries.as_dtype(Dtype::Float32)?;
+    let keys = problem.keys.as_dtype(Dtype::Float32)?;
     let products = by_group(&queries, &keys.swap_axes(-1, -2)?)?;
-    let scores = masked(&products.multiply(Array::from_f32(operands.scale))?, &operands.visible)?;
-    let weights = softmax_axis(scores, -1, true)?;
-    let attended = by_group(&weights, &values)?;
-    let attended = operands.visible.clear_hidden_rows(attended)?;
-    Ok(attended.as_dtype(operands.queries.dtype())?)
+    let mut scores = products.multiply(Array::from_f32(problem.scale))?;
+    if let Some(cap) = problem.soft_cap.map(Array::from_f32) {
+        scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;
+    }
+    if let Some(bias) = &visible.bias {
+        scores = scores.add(bias)?;
+    }
+    if let Some(keys) = &visible.keys {
+        scores = select(keys, scores, Array::from_f32(f32::NEG_INFINITY))?;
+    }
+    Ok(scores)
 }
 
 /// Multiplies each head of `[B, H, ...]` by its group's matrix in `[B, H_kv, ...]`.
@@ -31,12 +61,15 @@ fn by_group(heads: &Array, groups: &Array) -> Result<Array> {
     Ok(grouped.matmul(groups.expand_dims(2)?)?.flatten(1, 2)?)
 }
 
-fn masked(scores: &Array, visible: &Visible) -> Result<Array> {
-    let show = |mask: &Array| select(mask, scores, Array::from_f32(f32::NEG_INFINITY));
-    match visible {
-        Visible::All => Ok(scores.clone()),
-        Visible::Causal => Ok(show(&mask::causal(scores.shape()[2], scores.shape()[3])?)?),
-        Visible::Masked(mask) if mask.safe().dtype() == Dtype::Bool => Ok(show(mask.safe())?),
-        Visible::Masked(mask) => Ok(scores.add(mask.safe())?),
-    }
+fn dropped(weights: Array, dropout: Option<AttentionDropout>) -> Result<Array> {
+    let Some(AttentionDropout { probability, key }) = dropout else { return Ok(weights) };
+    let kept = bernoulli(&Array::from_f32(1.0 - probability), weights.shape(), key)?;
+    let grown = weights.divide(Array::from_f32(1.0 - probability))?;
+    Ok(select(kept, grown, Array::from_f32(0.0))?)
+}
+
+/// The log-sum-exp as `[B, H, S_q]`; in rows that see no key, that of the sinks alone.
+fn rows_of(problem: &Problem, visible: &Visible, lse: Array) -> Result<Array> {
+    let empty = problem.sinks_by_row()?.unwrap_or_else(|| Array::from_f32(f32::NEG_INFINITY));
+    Ok(visible.clear_hidden_rows(lse, Some(empty))?.squeeze_axes(&[-1])?)
 }
