@@ -1,6 +1,6 @@
 //! Every kernel of the crate.
 
-use crate::{activation, kernel::Kernel, norm, rope};
+use crate::{activation, attention, kernel::Kernel, norm, rope};
 
 /// Every kernel of the crate, in the order of the operations.
 pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
@@ -18,4 +18,5 @@ const OPERATIONS: &[&[&Kernel]] = &[
     activation::softmax::KERNELS,
     rope::ROPE_QK_KERNELS,
     rope::QK_NORM_ROPE_KERNELS,
+    attention::FLASH_KERNELS,
 ];

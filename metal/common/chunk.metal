@@ -67,6 +67,23 @@ METAL_FUNC void store_chunk(Pointer at, Chunk<T> chunk) {
 #endif
 }
 
+// Copies a chunk to threadgroup memory; it is there once the thread has called finish_copies. Where the device can, no
+// register holds it meanwhile, and the thread goes on.
+template <typename T, typename Pointer>
+METAL_FUNC void begin_copy(threadgroup T* to, Pointer from) {
+#ifdef METAL_CUDA
+  metal::begin_copy_16(to, from);
+#else
+  store_chunk<T>(to, load_chunk<T>(from));
+#endif
+}
+
+METAL_FUNC void finish_copies() {
+#ifdef METAL_CUDA
+  metal::finish_copies();
+#endif
+}
+
 // Whether the row is made of whole chunks, each of which can be loaded at once.
 template <typename T, typename Pointer>
 METAL_FUNC bool is_whole(Pointer row, uint length) {

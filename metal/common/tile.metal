@@ -10,6 +10,9 @@
 // How many numbers of a tile one lane holds. Which ones, is the same for every type.
 constant constexpr const int TILE_ELEMENTS = 8;
 
+// A lane's numbers stand in two rows, this far apart.
+constant constexpr const int TILE_HALVES_APART = 8;
+
 // Where one of them stands in its tile.
 struct TilePlace {
   uint row;
@@ -24,6 +27,12 @@ METAL_FUNC TilePlace tile_place(int element, uint lane) {
   place.column = lane % 4 * 2 + element / 4 * 8 + element % 2;
   return place;
 }
+
+// Whether an element is in the second of its lane's rows.
+METAL_FUNC int tile_half(int element) { return element / 2 % 2; }
+
+// The lanes that share a row differ in these bits of their number.
+constant constexpr const ushort TILE_ROW_LANES[2] = {1, 2};
 
 // A left factor or a sum: 8 by 8 quarters one below the other, then to the right, two neighbours a lane of each.
 template <typename T>
@@ -60,20 +69,28 @@ METAL_FUNC void Tile<float>::load(const float* source, uint stride) {
 }
 
 // A right factor. Matrix instructions take it by columns, so a lane holds of it what a left factor's lane does of its
-// transpose.
+// transpose; quarters go by columns, so that an instruction's two lie side by side.
 template <typename T>
 struct RightTile {
   Tile<T> transpose;
 
   METAL_FUNC void load(const T* source, uint stride) {
     const uint lane = thread_index_in_simdgroup;
-    const uint row = lane % 8 + lane / 16 * 8;
-    metal::load_quarters_transposed(transpose.values, source + row * stride + lane / 8 % 2 * 8);
+    metal::load_quarters_transposed(transpose.values, source + lane % 16 * stride + lane / 16 * 8);
   }
 
   // From memory that holds the transpose.
-  METAL_FUNC void load_transposed(const T* source, uint stride) { transpose.load(source, stride); }
+  METAL_FUNC void load_transposed(const T* source, uint stride) {
+    const uint lane = thread_index_in_simdgroup;
+    const uint row = lane % 8 + lane / 16 * 8;
+    metal::load_quarters(transpose.values, source + row * stride + lane / 8 % 2 * 8);
+  }
 };
+
+template <>
+METAL_FUNC void RightTile<float>::load_transposed(const float* source, uint stride) {
+  transpose.load(source, stride);
+}
 
 template <>
 METAL_FUNC void RightTile<float>::load(const float* source, uint stride) {
@@ -91,7 +108,7 @@ METAL_FUNC void multiply_tiles(thread Tile<float>& sum, thread const Tile<T>& le
   memcpy(quarters, left.values, sizeof(quarters));
   memcpy(columns, right.transpose.values, sizeof(columns));
   for (int half = 0; half < 2; half++) {
-    metal::multiply_add(sum.values + 4 * half, quarters, columns[half], columns[half + 2], T());
+    metal::multiply_add(sum.values + 4 * half, quarters, columns[2 * half], columns[2 * half + 1], T());
   }
 }
 
@@ -124,6 +141,10 @@ METAL_FUNC TilePlace tile_place(int element, uint lane) {
   place.column = element / 2 % 2 * 8 + (quad & 2) * 2 + lane % 2 * 2 + element % 2;
   return place;
 }
+
+METAL_FUNC int tile_half(int element) { return element / 4; }
+
+constant constexpr const ushort TILE_ROW_LANES[2] = {1, 8};
 
 // A left factor or a sum.
 template <typename T>
@@ -192,3 +213,14 @@ METAL_FUNC void multiply_tiles(thread Tile<float>& sum, thread Tile<T>& left, th
 }
 
 #endif
+
+// Over the lanes that share a row, in each of them.
+METAL_FUNC float tile_row_max(float value) {
+  value = metal::max(value, simd_shuffle_xor(value, TILE_ROW_LANES[0]));
+  return metal::max(value, simd_shuffle_xor(value, TILE_ROW_LANES[1]));
+}
+
+METAL_FUNC float tile_row_sum(float value) {
+  value += simd_shuffle_xor(value, TILE_ROW_LANES[0]);
+  return value + simd_shuffle_xor(value, TILE_ROW_LANES[1]);
+}

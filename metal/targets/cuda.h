@@ -85,6 +85,16 @@ template <typename T> METAL_FUNC T simd_prefix_inclusive_sum(T x) {
 METAL_FUNC bool simd_all(bool x) { return __all_sync(ALL_LANES, x); }
 METAL_FUNC bool simd_any(bool x) { return __any_sync(ALL_LANES, x); }
 
+// ---- copies to shared memory that take no registers, for common/chunk.metal
+
+METAL_FUNC void begin_copy_16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+               :
+               : "r"(uint(__cvta_generic_to_shared(to))), "l"(from)
+               : "memory");
+}
+METAL_FUNC void finish_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
+
 // ---- matrices, for common/tile.metal: MSL has them as simdgroup_matrix, of other sizes
 
 // Loads 16 by 16 numbers of 16 bits by quarters, of which each lane gets two neighbours. Lane 8 i + j gives the start of
@@ -150,6 +160,7 @@ METAL_FUNC float fma(float x, float y, float z) { return fmaf(x, y, z); }
 METAL_FUNC bool isnan(float x) { return x != x; }
 template <typename T> METAL_FUNC T min(T x, T y) { return y < x ? y : x; }
 template <typename T> METAL_FUNC T max(T x, T y) { return x < y ? y : x; }
+template <typename T> METAL_FUNC T clamp(T x, T low, T high) { return min(max(x, low), high); }
 
 namespace fast {
 

@@ -2,6 +2,7 @@
 
 mod builtin;
 mod dims;
+pub(crate) mod kernel;
 mod module;
 mod options;
 mod problem;
@@ -94,7 +95,7 @@ pub fn flash_attention(
 /// ```
 ///
 /// # Backends
-/// `Reference`; MLX's fused op gives no log-sum-exp.
+/// `Kernel` and `Reference`; MLX's fused op gives no log-sum-exp.
 pub fn flash_attention_with_lse(
     queries: impl AsRef<Array>,
     keys: impl AsRef<Array>,
@@ -112,7 +113,8 @@ fn attend(inputs: [&Array; 3], options: &FlashAttentionOptions, lse: bool) -> Re
     let attended = match backend {
         _ if problem.is_empty() => problem.nothing(),
         Backend::Builtin => builtin::attend(&problem),
-        Backend::Kernel | Backend::Reference => reference::attend(&problem),
+        Backend::Kernel => kernel::attend(&problem),
+        Backend::Reference => reference::attend(&problem),
     }?;
     problem.in_layout(attended)
 }

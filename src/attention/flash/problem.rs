@@ -7,11 +7,12 @@ use mlx_rs::{
 
 use super::{
     dims::Dims,
+    kernel,
     options::{AttentionDropout, FlashAttentionOptions, Segments, Window},
 };
 use crate::{
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatched, NO_KERNEL, Target},
+    dispatch::{Backend, Context, Dispatched, Target},
     error::{Error, Result},
     layout::Layout,
 };
@@ -49,7 +50,8 @@ pub(super) struct Problem<'a> {
     pub(super) dropout: Option<AttentionDropout<'a>>,
     /// Whether the log-sum-exp is asked for.
     pub(super) wants_lse: bool,
-    layout: Layout,
+    /// That of the caller's arrays.
+    pub(super) layout: Layout,
 }
 
 /// What a backend answers.
@@ -171,10 +173,10 @@ impl Dispatched for Problem<'_> {
         }
     }
 
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
         match backend {
             Backend::Builtin => self.beyond_the_fused_op(),
-            Backend::Kernel => Some(NO_KERNEL),
+            Backend::Kernel => context.obstacle.or_else(|| kernel::refusal(self)),
             Backend::Reference => None,
         }
     }

@@ -144,7 +144,7 @@ fn column(start: i32, end: i32) -> Result<Array> {
 }
 
 /// Views a mask as `[B, H, S_q, S_kv]` with ones for missing axes; `dtype` if it is additive.
-fn with_rank_4(mask: &Array, dtype: Dtype) -> Result<Array> {
+pub(super) fn with_rank_4(mask: &Array, dtype: Dtype) -> Result<Array> {
     let missing: Vec<_> = (0..4 - mask.ndim() as i32).collect();
     let mask = mask.expand_dims_axes(&missing)?;
     match mask.dtype() {

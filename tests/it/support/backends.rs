@@ -8,7 +8,6 @@ use super::host;
 /// so does a listed backend that runs.
 const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
-    ("flash_attention", Backend::Kernel),
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),
 ];

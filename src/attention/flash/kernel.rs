@@ -1,0 +1,487 @@
+//! One pass over keys and values, and two back, by kernels of this crate that hold no matrix of scores.
+
+use mlx_rs::{
+    Array, Dtype,
+    ops::{exp, select, zeros_like},
+};
+
+use super::{
+    dims::Dims,
+    options::{FlashAttentionOptions, Segments, Window},
+    problem::{self, Attended, Problem},
+    reference,
+    visible::with_rank_4,
+};
+use crate::{
+    dispatch::{Backend, Dispatched},
+    error::{Error, Result},
+    kernel::{
+        Argument, Constant, Kernel, Launch, Plan, Vjp, differentiable, differentiable_by_reference,
+        metal, refusal as array_refusal, stand_in,
+    },
+    layout::Layout,
+};
+
+/// The kernels of this operation.
+pub(crate) const KERNELS: &[&Kernel] = &[&FORWARD, &BACKWARD_QUERIES, &BACKWARD_KEYS];
+
+const QUERIES: Argument = Argument::of("T", "queries", &["B", "X", "Y", "D"]);
+const KEYS: Argument = Argument::of("T", "keys", &["B", "Z", "W", "D"]);
+const VALUES: Argument = Argument::of("T", "values", &["B", "Z", "W", "V"]);
+const MASK: Argument = Argument::of("T", "mask", &["A", "E", "F", "G"]);
+const SLOPES: Argument = Argument::fixed(Dtype::Float32, "slopes", &["I", "J"]);
+const QUERY_STARTS: Argument = Argument::fixed(Dtype::Int32, "query_starts", &["P"]);
+const KEY_STARTS: Argument = Argument::fixed(Dtype::Int32, "key_starts", &["P"]);
+const DY: Argument = Argument::of("T", "dy", &["B", "X", "Y", "V"]);
+const LSE: Argument = Argument::fixed(Dtype::Float32, "lse", &["B", "H", "S"]);
+const DELTA: Argument = Argument::fixed(Dtype::Float32, "delta", &["B", "H", "S"]);
+
+static FORWARD: Kernel = Kernel {
+    name: "flash_attention",
+    inputs: &[
+        QUERIES,
+        KEYS,
+        VALUES,
+        MASK,
+        SLOPES,
+        Argument::fixed(Dtype::Float32, "sinks", &["N"]),
+        QUERY_STARTS,
+        KEY_STARTS,
+    ],
+    outputs: &[Argument::of("T", "y", &["B", "X", "Y", "V"]), LSE],
+    constants: &[
+        "SIMDS",
+        "KEYS",
+        "PAD",
+        "SIZE",
+        "VALUE_SIZE",
+        "TOKEN_MAJOR",
+        "LEFT",
+        "RIGHT",
+        "SEGMENTED",
+        "SCALE",
+        "SOFT_CAP",
+        "MASKED",
+        "ALIBI",
+        "SINKS",
+        "TALL",
+        "BUFFERS",
+    ],
+    fragments: &[
+        metal!("common/chunk.metal"),
+        metal!("common/tile.metal"),
+        metal!("common/scores.metal"),
+    ],
+    file: metal!("attention/flash.metal"),
+};
+
+static BACKWARD_QUERIES: Kernel = Kernel {
+    name: "flash_attention_backward_queries",
+    inputs: BACKWARD_INPUTS,
+    outputs: &[
+        Argument::of("T", "dqueries", &["B", "X", "Y", "D"]),
+        Argument::fixed(Dtype::Float32, "dslopes", &["B", "H", "R"]),
+    ],
+    constants: BACKWARD_CONSTANTS,
+    file: metal!("attention/flash_backward_queries.metal"),
+    ..FORWARD
+};
+
+static BACKWARD_KEYS: Kernel = Kernel {
+    name: "flash_attention_backward_keys",
+    inputs: BACKWARD_INPUTS,
+    outputs: &[
+        Argument::of("T", "dkeys", &["B", "Z", "W", "D"]),
+        Argument::of("T", "dvalues", &["B", "Z", "W", "V"]),
+    ],
+    constants: BACKWARD_CONSTANTS,
+    file: metal!("attention/flash_backward_keys.metal"),
+    ..FORWARD
+};
+
+const BACKWARD_INPUTS: &[Argument] =
+    &[QUERIES, KEYS, VALUES, MASK, SLOPES, QUERY_STARTS, KEY_STARTS, DY, LSE, DELTA];
+
+/// Those of the forward kernel but for the last: a sink only takes part in `lse`.
+const BACKWARD_CONSTANTS: &[&str] = &[
+    "SIMDS",
+    "KEYS",
+    "PAD",
+    "SIZE",
+    "VALUE_SIZE",
+    "TOKEN_MAJOR",
+    "LEFT",
+    "RIGHT",
+    "SEGMENTED",
+    "SCALE",
+    "SOFT_CAP",
+    "MASKED",
+    "ALIBI",
+];
+
+/// The largest head: what a simdgroup holds of 16 queries fills its registers.
+const MAX_SIZE: i32 = 256;
+
+/// Rows of a matrix tile.
+const TILE: i32 = 16;
+
+/// Why the kernels cannot compute this, if they cannot.
+pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
+    let Dims { size, value_size, .. } = problem.dims;
+    array_refusal([&problem.queries, &problem.keys, &problem.values])
+        .or((size.max(value_size) > MAX_SIZE)
+            .then_some("the kernel takes heads of at most 256 elements"))
+        .or(problem.dropout.is_some().then_some("the kernel has no dropout"))
+}
+
+/// Computes the result and the log-sum-exp.
+pub(super) fn attend(problem: &Problem) -> Result<Attended> {
+    let layout = problem.layout;
+    // The kernels read either layout, and a scale as the bits of a number that is not below zero.
+    let queries = match problem.scale < 0.0 {
+        true => problem.queries.negative()?,
+        false => problem.queries.clone(),
+    };
+    let [queries, keys, values] = [
+        layout.swap_with_bhsd(&queries)?,
+        layout.swap_with_bhsd(&problem.keys)?,
+        layout.swap_with_bhsd(&problem.values)?,
+    ];
+    let none = Nothing::of(problem.dtype)?;
+    let slopes =
+        problem.alibi_slopes.map(|slopes| by_head(slopes, problem.dims.heads)).transpose()?;
+    let sinks = problem.sinks.map(wide).transpose()?;
+    let mask = problem.mask.map(|mask| additive(mask, problem.dtype)).transpose()?;
+    let [query_starts, key_starts] = match problem.segments {
+        Some(Segments { queries, keys }) => [queries, keys],
+        None => [&none.starts, &none.starts],
+    };
+    let inputs = [
+        &queries,
+        &keys,
+        &values,
+        mask.as_ref().unwrap_or(&none.mask),
+        slopes.as_ref().unwrap_or(&none.slopes),
+        sinks.as_ref().unwrap_or(&none.sinks),
+        query_starts,
+        key_starts,
+    ];
+    let work = Work::of(problem);
+    let forward = move |inputs: &[Array; 8]| work.forward(inputs);
+    let reference = move |inputs: &[Array; 8]| work.reference(inputs);
+    let [output, lse] = match work.has_backward(&inputs) {
+        true => differentiable(inputs, forward, move |vjp| work.backward(vjp), reference)?,
+        false => differentiable_by_reference(inputs, forward, reference)?,
+    };
+    Ok(Attended { output: layout.swap_with_bhsd(&output)?, lse: Some(lse) })
+}
+
+/// What the kernels compute.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    scale: f32,
+    soft_cap: Option<f32>,
+    window: Window,
+    layout: Layout,
+    present: Present,
+}
+
+/// Which of the arrays are there that may be.
+#[derive(Debug, Clone, Copy)]
+struct Present {
+    mask: bool,
+    /// Whether there may be a gradient by the mask.
+    added_mask: bool,
+    slopes: bool,
+    sinks: bool,
+    segments: bool,
+}
+
+/// What stands in for arrays that are not there.
+struct Nothing {
+    mask: Array,
+    slopes: Array,
+    sinks: Array,
+    starts: Array,
+}
+
+impl Nothing {
+    fn of(dtype: Dtype) -> Result<Self> {
+        let zero = stand_in();
+        Ok(Self {
+            mask: zero.as_dtype(dtype)?.reshape(&[1, 1, 1, 1])?,
+            slopes: zero.reshape(&[1, 1])?,
+            sinks: zero.reshape(&[1])?,
+            starts: zero.as_dtype(Dtype::Int32)?.reshape(&[1])?,
+        })
+    }
+}
+
+/// How many of what a group works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Blocks {
+    /// Simdgroups of a group.
+    simds: i32,
+    /// Tiles of 16 rows of a simdgroup.
+    tall: i32,
+    /// Rows of the other side in threadgroup memory at a time.
+    staged: i32,
+    /// Numbers between the rows there, so that their columns lie in different banks.
+    pad: i32,
+    /// Times that memory, so that the next rows arrive while these are worked on.
+    buffers: i32,
+    bytes: i32,
+}
+
+impl Blocks {
+    /// What fits besides `extra` bytes for each row in threadgroup memory, the best first.
+    fn fitting(
+        [size, value_size]: [i32; 2],
+        dtype: Dtype,
+        buffers: i32,
+        extra: i32,
+    ) -> Option<Self> {
+        let element = if dtype == Dtype::Float32 { 4 } else { 2 };
+        let pad = 16 / element;
+        let choices = [(32, pad, buffers), (16, pad, buffers), (16, pad, 1), (16, 0, 1)];
+        let blocks = choices.map(|(staged, pad, buffers)| {
+            let bytes = staged * (buffers * (size + value_size + 2 * pad) * element + extra);
+            Self { simds: 1, tall: 1, staged, pad, buffers, bytes }
+        });
+        let limit = Launch::MAX_THREADGROUP_BYTES.cast_signed();
+        blocks.into_iter().find(|blocks| blocks.bytes <= limit)
+    }
+
+    /// For many queries: with two tiles of rows in the registers of a simdgroup, what it reads from threadgroup memory
+    /// serves twice, which on an H200 is a fifth faster.
+    fn forward(rows: i32, sizes: [i32; 2], dtype: Dtype) -> Result<Self> {
+        let blocks = Self::fitting(sizes, dtype, 2, 0).ok_or_else(too_large)?;
+        let tall = dtype != Dtype::Float32 && sizes[0] + sizes[1] <= 256 && rows > 4 * TILE;
+        Ok(if tall { blocks.of(2, 4, rows) } else { blocks.of(1, 8, rows) })
+    }
+
+    fn backward(rows: i32, sizes: [i32; 2], dtype: Dtype, extra: i32) -> Result<Self> {
+        let blocks = Self::fitting(sizes, dtype, 1, extra).ok_or_else(too_large)?;
+        Ok(blocks.of(1, 4, rows))
+    }
+
+    /// With simdgroups for `rows` rows, up to `most`.
+    fn of(self, tall: i32, most: i32, rows: i32) -> Self {
+        let needed = (rows - 1) / (TILE * tall) + 1;
+        let simds = needed.unsigned_abs().next_power_of_two().cast_signed().min(most);
+        Self { simds, tall, ..self }
+    }
+
+    fn launch(&self, rows: i32, heads: i32, batch: i32) -> Launch {
+        let groups = (rows - 1) / (TILE * self.tall * self.simds) + 1;
+        Launch {
+            groups: [groups, heads, batch].map(i32::unsigned_abs),
+            group: [32 * self.simds.unsigned_abs(), 1, 1],
+            threadgroup_bytes: self.bytes.unsigned_abs(),
+        }
+    }
+}
+
+fn too_large() -> Error {
+    let (op, backend) = (Problem::OP, Backend::Kernel);
+    Error::Unavailable { op, backend, reason: "its heads exceed threadgroup memory".to_owned() }
+}
+
+impl Work {
+    fn of(problem: &Problem) -> Self {
+        Self {
+            scale: problem.scale.abs(),
+            soft_cap: problem.soft_cap,
+            window: problem.window,
+            layout: problem.layout,
+            present: Present {
+                mask: problem.mask.is_some(),
+                added_mask: problem.mask.is_some_and(|mask| mask.dtype() != Dtype::Bool),
+                slopes: problem.alibi_slopes.is_some(),
+                sinks: problem.sinks.is_some(),
+                segments: problem.segments.is_some(),
+            },
+        }
+    }
+
+    /// Whether its gradient is by kernels too: none of them has that of a mask, which is as large as the scores.
+    fn has_backward(self, inputs: &[&Array; 8]) -> bool {
+        let sizes = padded_sizes([inputs[0], inputs[2]]);
+        let fits = Blocks::backward(1, sizes, inputs[0].dtype(), KEY_BLOCK_BYTES).is_ok();
+        fits && !self.present.added_mask
+    }
+
+    fn forward(self, inputs: &[Array; 8]) -> Result<[Array; 2]> {
+        let [batch, rows, heads, _] = self.layout.dims(&inputs[0]);
+        let sizes = padded_sizes([&inputs[0], &inputs[2]]);
+        let blocks = Blocks::forward(rows, sizes, inputs[0].dtype())?;
+        let mut constants = self.constants(&blocks, sizes);
+        constants.extend([
+            Constant::Bool(self.present.sinks),
+            Constant::Int(blocks.tall),
+            Constant::Int(blocks.buffers),
+        ]);
+        let extents = vec![("H", heads), ("S", rows)];
+        let plan = Plan { constants, extents, launch: blocks.launch(rows, heads, batch) };
+        FORWARD.call(&inputs.each_ref(), plan)
+    }
+
+    fn reference(self, inputs: &[Array; 8]) -> Result<[Array; 2]> {
+        let [queries, keys, values, mask, slopes, sinks, query_starts, key_starts] = inputs;
+        let Present { mask: masked, slopes: sloped, sinks: sunk, segments, .. } = self.present;
+        let slopes = if slopes.dim(0) == 1 { slopes.squeeze_axes(&[0])? } else { slopes.clone() };
+        let options = FlashAttentionOptions {
+            scale: Some(self.scale),
+            soft_cap: self.soft_cap,
+            alibi_slopes: sloped.then_some(&slopes),
+            mask: masked.then_some(mask),
+            window: self.window,
+            segments: segments.then_some(Segments { queries: query_starts, keys: key_starts }),
+            sinks: sunk.then_some(sinks),
+            layout: self.layout,
+            ..Default::default()
+        };
+        let problem = Problem::new([queries, keys, values], &options, true)?;
+        let Attended { output, lse } = problem.in_layout(reference::attend(&problem)?)?;
+        Ok([output, lse.ok_or_else(problem::no_lse)?])
+    }
+
+    fn backward(self, vjp: Vjp<'_, 8, 2>) -> Result<[Array; 8]> {
+        let [queries, keys, values, mask, slopes, sinks, starts, key_starts] = vjp.inputs;
+        let ([y, lse], [dy, dlse]) = (vjp.outputs, vjp.cotangents);
+        let delta = wide(dy)?.multiply(wide(y)?)?.sum_axis(-1, false)?;
+        let delta = match self.layout {
+            Layout::Bshd => delta.swap_axes(1, 2)?,
+            Layout::Bhsd => delta,
+        };
+        let delta = delta.subtract(dlse)?;
+        let inputs = [queries, keys, values, mask, slopes, starts, key_starts, dy, lse, &delta];
+
+        let [batch, rows, heads, _] = self.layout.dims(queries);
+        let [_, key_count, key_heads, _] = self.layout.dims(keys);
+        let plan = |rows, heads, extra, extents| -> Result<Plan> {
+            let sizes = padded_sizes([queries, values]);
+            let blocks = Blocks::backward(rows, sizes, queries.dtype(), extra)?;
+            let constants = self.constants(&blocks, sizes);
+            Ok(Plan { constants, extents, launch: blocks.launch(rows, heads, batch) })
+        };
+        let by_row = vec![("R", if self.present.slopes { rows } else { 1 })];
+        let [dqueries, dslopes] = BACKWARD_QUERIES.call(&inputs, plan(rows, heads, 0, by_row)?)?;
+        let by_keys = plan(key_count, key_heads, KEY_BLOCK_BYTES, Vec::new())?;
+        let [dkeys, dvalues] = BACKWARD_KEYS.call(&inputs, by_keys)?;
+        let dsinks = match self.present.sinks {
+            true => sink_gradient(sinks, lse, &delta)?,
+            false => zeros_like(sinks)?,
+        };
+        let dslopes = match self.present.slopes {
+            true => slope_gradient(slopes, &dslopes)?,
+            false => zeros_like(slopes)?,
+        };
+        let [dmask, dstarts] = [zeros_like(mask)?, zeros_like(starts)?];
+        Ok([dqueries, dkeys, dvalues, dmask, dslopes, dsinks, dstarts, zeros_like(key_starts)?])
+    }
+
+    fn constants(self, blocks: &Blocks, [size, value_size]: [i32; 2]) -> Vec<Constant> {
+        vec![
+            Constant::Int(blocks.simds),
+            Constant::Int(blocks.staged),
+            Constant::Int(blocks.pad),
+            Constant::Int(size),
+            Constant::Int(value_size),
+            Constant::Bool(self.layout == Layout::Bshd),
+            Constant::Int(with_diagonal(self.window.left)),
+            Constant::Int(with_diagonal(self.window.right)),
+            Constant::Bool(self.present.segments),
+            Constant::Float(self.scale),
+            Constant::Float(self.soft_cap.unwrap_or(0.0)),
+            Constant::Bool(self.present.mask),
+            Constant::Bool(self.present.slopes),
+        ]
+    }
+}
+
+/// Threadgroup memory that the gradient of keys takes for each query beside the query itself.
+const KEY_BLOCK_BYTES: i32 = 20;
+
+/// The sizes of heads and values in whole tiles.
+fn padded_sizes(arrays: [&Array; 2]) -> [i32; 2] {
+    arrays.map(|array| ((array.dim(-1) - 1) / TILE + 1) * TILE)
+}
+
+/// How many keys on one side of the diagonal, it included, as the kernels count; zero for all.
+fn with_diagonal(keys: Option<i32>) -> i32 {
+    keys.map_or(0, |keys| keys.saturating_add(1))
+}
+
+fn wide(x: &Array) -> Result<Array> {
+    Ok(x.as_dtype(Dtype::Float32)?)
+}
+
+/// `[1, H]` or `[B, H]`, f32.
+fn by_head(slopes: &Array, heads: i32) -> Result<Array> {
+    Ok(wide(slopes)?.reshape(&[-1, heads])?)
+}
+
+/// A mask of rank 4 that is added, of `dtype`.
+fn additive(mask: &Array, dtype: Dtype) -> Result<Array> {
+    let mask = with_rank_4(mask, dtype)?;
+    match mask.dtype() {
+        Dtype::Bool => {
+            let [shown, hidden] = [0.0, f32::NEG_INFINITY].map(Array::from_f32);
+            Ok(select(&mask, shown, hidden)?.as_dtype(dtype)?)
+        }
+        _ => Ok(mask),
+    }
+}
+
+/// From `[B, H, S_q]`, what each query gives, to the shape of the slopes.
+fn slope_gradient(slopes: &Array, by_row: &Array) -> Result<Array> {
+    let by_batch = by_row.sum_axis(-1, false)?;
+    match slopes.dim(0) == by_batch.dim(0) {
+        true => Ok(by_batch),
+        false => Ok(by_batch.sum_axis(0, true)?),
+    }
+}
+
+/// `-sum(exp(sink - lse) · delta)` for each head: a sink takes its share from every value, and gives none.
+fn sink_gradient(sinks: &Array, lse: &Array, delta: &Array) -> Result<Array> {
+    let logits = sinks.reshape(&[1, -1, 1])?.subtract(lse)?;
+    let unseen = lse.eq(Array::from_f32(f32::NEG_INFINITY))?;
+    let shares = exp(select(&unseen, Array::from_f32(f32::NEG_INFINITY), logits)?)?;
+    Ok(shares.multiply(delta)?.sum_axes(&[0, 2], false)?.negative()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: [i32; 5] = [16, 64, 128, 192, 256];
+
+    #[test]
+    fn threadgroup_memory_suffices_for_every_head() {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
+            for sizes in SIZES.iter().flat_map(|&size| SIZES.map(|value_size| [size, value_size])) {
+                assert!(Blocks::forward(1000, sizes, dtype).is_ok(), "{sizes:?}");
+                let backward = Blocks::backward(1000, sizes, dtype, KEY_BLOCK_BYTES);
+                let too_much = dtype == Dtype::Float32 && sizes == [256, 256];
+                assert_eq!(backward.is_err(), too_much, "{sizes:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn few_rows_take_few_simdgroups() -> Result<()> {
+        for (rows, simds) in [(1, 1), (16, 1), (17, 2), (64, 4), (65, 4), (5000, 4)] {
+            assert_eq!(Blocks::forward(rows, [64, 64], Dtype::Float16)?.simds, simds, "{rows}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn groups_cover_every_row() -> Result<()> {
+        let blocks = Blocks::forward(129, [64, 64], Dtype::Float16)?;
+        assert_eq!(blocks.launch(129, 6, 2).groups, [2, 6, 2]);
+        assert_eq!(blocks.launch(128, 6, 2).groups, [1, 6, 2]);
+        Ok(())
+    }
+}
