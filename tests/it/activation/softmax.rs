@@ -13,6 +13,7 @@ use crate::support::{
     backends::on_each_backend,
     compare::{Tolerance, assert_close},
     gradient::gradients_on_each_backend,
+    rows::ROWS,
     sample::{normal, strided},
     tensor::Tensor,
 };
@@ -32,24 +33,9 @@ const fn case(name: &'static str, shape: &'static [i32]) -> Case {
     Case { name, shape, strided: false }
 }
 
-const CASES: &[Case] = &[
-    case("one element", &[1]),
-    case("one row", &[7]),
-    case("rows of one", &[5, 1]),
-    case("no rows", &[0, 8]),
-    case("rank 2", &[3, 8]),
-    case("rank 3", &[2, 3, 9]),
-    case("rank 5", &[2, 1, 3, 2, 63]),
-    case("64", &[4, 64]),
-    case("65", &[4, 65]),
-    case("1000", &[2, 1000]),
-    case("1023", &[2, 1023]),
-    case("1024", &[2, 1024]),
-    case("1025", &[2, 1025]),
-    Case { strided: true, ..case("strided", &[3, 4, 65]) },
-    case("4095", &[1, 4095]),
-    case("4097", &[1, 4097]),
-];
+fn cases() -> impl Iterator<Item = Case> {
+    ROWS.iter().map(|rows| Case { strided: rows.strided, ..case(rows.name, rows.shape) })
+}
 
 fn oracle(x: &Tensor, scale: f64) -> Tensor {
     let weights = x.rows().flat_map(|row| {
@@ -80,7 +66,7 @@ fn matches_the_oracle(case: &str, x: &Array) {
 
 #[test]
 fn every_backend_matches_the_oracle() {
-    for case in CASES {
+    for case in cases() {
         for dtype in FLOATING {
             let x = normal(1, case.shape, dtype);
             let x = if case.strided { strided(&x) } else { x };

@@ -6,6 +6,7 @@ pub(crate) mod compare;
 pub(crate) mod gradient;
 pub(crate) mod host;
 pub(crate) mod modules;
+pub(crate) mod rows;
 pub(crate) mod sample;
 pub(crate) mod tensor;
 
