@@ -49,24 +49,7 @@ static FORWARD: Kernel = Kernel {
         KEY_STARTS,
     ],
     outputs: &[Argument::of("T", "y", &["B", "X", "Y", "V"]), LSE],
-    constants: &[
-        "SIMDS",
-        "KEYS",
-        "PAD",
-        "SIZE",
-        "VALUE_SIZE",
-        "TOKEN_MAJOR",
-        "LEFT",
-        "RIGHT",
-        "SEGMENTED",
-        "SCALE",
-        "SOFT_CAP",
-        "MASKED",
-        "ALIBI",
-        "SINKS",
-        "TALL",
-        "BUFFERS",
-    ],
+    constants: CONSTANTS,
     fragments: &[
         metal!("common/chunk.metal"),
         metal!("common/tile.metal"),
@@ -102,22 +85,15 @@ static BACKWARD_KEYS: Kernel = Kernel {
 const BACKWARD_INPUTS: &[Argument] =
     &[QUERIES, KEYS, VALUES, MASK, SLOPES, QUERY_STARTS, KEY_STARTS, DY, LSE, DELTA];
 
-/// Those of the forward kernel but for the last: a sink only takes part in `lse`.
-const BACKWARD_CONSTANTS: &[&str] = &[
-    "SIMDS",
-    "KEYS",
-    "PAD",
-    "SIZE",
-    "VALUE_SIZE",
-    "TOKEN_MAJOR",
-    "LEFT",
-    "RIGHT",
-    "SEGMENTED",
-    "SCALE",
-    "SOFT_CAP",
-    "MASKED",
-    "ALIBI",
+/// Those of the forward kernel.
+#[rustfmt::skip]
+const CONSTANTS: &[&str] = &[
+    "SIMDS", "KEYS", "PAD", "SIZE", "VALUE_SIZE", "TOKEN_MAJOR", "LEFT", "RIGHT", "SEGMENTED", "SCALE", "SOFT_CAP",
+    "MASKED", "ALIBI", "SINKS", "TALL", "BUFFERS",
 ];
+
+/// The first of these: a sink takes part in the log-sum-exp, which the other two start from.
+const BACKWARD_CONSTANTS: &[&str] = CONSTANTS.split_at(13).0;
 
 /// The largest head: what a simdgroup holds of 16 queries fills its registers.
 const MAX_SIZE: i32 = 256;
