@@ -176,16 +176,35 @@ fn attention(hostile: &mut Hostile) {
     let full = [batch, heads * group, rows, keys].map(|axis| hostile.or(axis, &[1]));
     let first = hostile.pick(&[0, 1, 2, 3, 4]);
     let mask = hostile.array(&full[first..], mask_dtype);
+    let (slopes, sinks) =
+        (hostile.array(&full[1..2], Float32), hostile.array(&[heads * group], dtype));
+    let [of_queries, of_keys] = [0; 2].map(|_| hostile.array(&[3], Int32));
+    let key = hostile.array(&[2], Uint32);
+    let dropout = AttentionDropout { probability: hostile.or(0.1, &NUMBERS), key: &key };
+    let segments = Segments { queries: &of_queries, keys: &of_keys };
+    let [left, right] = [0; 2].map(|_| hostile.or(None, &INTEGERS.map(Some)));
     let options = FlashAttentionOptions {
         scale: hostile.or(None, &NUMBERS.map(Some)),
-        causal: hostile.pick(&[true, false]),
+        soft_cap: hostile.or(None, &NUMBERS.map(Some)),
+        alibi_slopes: hostile.or(None, &[Some(&slopes)]),
         mask: hostile.maybe(&mask),
+        causal: hostile.pick(&[true, false]),
+        window: Window { left, right },
+        segments: hostile.or(None, &[Some(segments)]),
+        sinks: hostile.or(None, &[Some(&sinks)]),
+        dropout: hostile.or(None, &[Some(dropout)]),
         layout: hostile.or(Layout::Bhsd, &[Layout::Bshd]),
         dispatch: hostile.dispatch(),
-        ..Default::default()
     };
     let shape = with_last(&queries, v.shape().last().copied().unwrap_or(0));
-    judge("flash_attention", flash_attention(&queries, k, v, options), &shape, queries.dtype());
+    let y = flash_attention(&queries, &k, &v, options.clone());
+    let like = y.as_ref().ok().cloned();
+    judge("flash_attention", y, &shape, queries.dtype());
+    let Some(like) = like else { return };
+    let axes = [0, options.layout.head_axis(), options.layout.sequence_axis()];
+    let lse = Array::zeros::<f32>(&axes.map(|axis| like.dim(axis))).unwrap();
+    let both = flash_attention_with_lse(&queries, k, v, options);
+    judge_both("flash_attention", both, [&like, &lse]);
 }
 
 fn quantized(hostile: &mut Hostile) {

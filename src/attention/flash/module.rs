@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
-use super::{FlashAttentionOptions, flash_attention};
+use super::{FlashAttentionOptions, Window, flash_attention};
 use crate::{builder::builder, check::Check, error::Result, layout::Layout};
 
 const CHECK: Check = Check::op("FlashAttention");
@@ -21,6 +21,10 @@ builder! {
         causal: bool = false,
         /// See [`FlashAttentionOptions::scale`]; `1 / sqrt(head_dim)` by default.
         scale: Option<f32> = None,
+        /// See [`FlashAttentionOptions::window`]; without end by default.
+        window: Window = Window { left: None, right: None },
+        /// See [`FlashAttentionOptions::soft_cap`]; none by default.
+        soft_cap: Option<f32> = None,
         /// The order of the axes; [`Layout::Bshd`] by default.
         layout: Layout = Layout::Bshd,
     }
@@ -88,6 +92,10 @@ pub struct FlashAttention {
     pub causal: bool,
     /// See [`FlashAttentionOptions::scale`].
     pub scale: Option<f32>,
+    /// See [`FlashAttentionOptions::window`].
+    pub window: Window,
+    /// See [`FlashAttentionOptions::soft_cap`].
+    pub soft_cap: Option<f32>,
     /// The order of the axes.
     pub layout: Layout,
 }
@@ -102,8 +110,16 @@ impl FlashAttention {
     }
 
     fn assemble(builder: FlashAttentionBuilder) -> Result<Self> {
-        let FlashAttentionBuilder { num_heads, head_dim, num_kv_heads, causal, scale, layout } =
-            builder;
+        let FlashAttentionBuilder {
+            num_heads,
+            head_dim,
+            num_kv_heads,
+            causal,
+            scale,
+            window,
+            soft_cap,
+            layout,
+        } = builder;
         let num_kv_heads = num_kv_heads.unwrap_or(num_heads);
         CHECK.at_least("num_heads", num_heads, 1)?;
         CHECK.at_least("head_dim", head_dim, 1)?;
@@ -114,7 +130,11 @@ impl FlashAttention {
         if let Some(scale) = scale {
             CHECK.finite("scale", scale)?;
         }
-        Ok(Self { num_heads, head_dim, num_kv_heads, causal, scale, layout })
+        window.check(CHECK)?;
+        if let Some(soft_cap) = soft_cap {
+            CHECK.positive("soft_cap", soft_cap)?;
+        }
+        Ok(Self { num_heads, head_dim, num_kv_heads, causal, scale, window, soft_cap, layout })
     }
 
     fn check_heads(&self, input: FlashAttentionInput) -> Result<()> {
@@ -138,6 +158,8 @@ where
             scale: self.scale,
             causal: self.causal,
             mask: input.mask,
+            window: self.window,
+            soft_cap: self.soft_cap,
             layout: self.layout,
             ..Default::default()
         };

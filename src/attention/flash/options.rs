@@ -2,7 +2,7 @@
 
 use mlx_rs::Array;
 
-use crate::{dispatch::Dispatch, layout::Layout};
+use crate::{check::Check, dispatch::Dispatch, error::Result, layout::Layout};
 
 /// Options of [`flash_attention`](super::flash_attention), in the order in which they apply to scores.
 ///
@@ -59,6 +59,13 @@ pub struct Window {
     pub left: Option<i32>,
     /// Keys after: 0 or more.
     pub right: Option<i32>,
+}
+
+impl Window {
+    pub(super) fn check(self, check: Check) -> Result<()> {
+        check.at_least("window.left", self.left.unwrap_or(0), 0)?;
+        check.at_least("window.right", self.right.unwrap_or(0), 0)
+    }
 }
 
 /// Where sequences of several lengths begin and end, laid one after another in a batch of one.

@@ -196,11 +196,7 @@ fn check_options(check: Check, options: &FlashAttentionOptions, dims: &Dims) -> 
     if let Some(mask) = options.mask {
         check.mask(mask, &dims.scores())?;
     }
-    for (name, side) in
-        [("window.left", options.window.left), ("window.right", options.window.right)]
-    {
-        check.at_least(name, side.unwrap_or(0), 0)?;
-    }
+    options.window.check(check)?;
     if let Some(segments) = options.segments {
         check_segments(check, segments, dims)?;
     }
@@ -215,7 +211,7 @@ fn check_segments(check: Check, Segments { queries, keys }: Segments, dims: &Dim
     check.dtype_among("segments.queries", queries, &[Dtype::Int32])?;
     check.dtype_among("segments.keys", keys, &[Dtype::Int32])?;
     check.shape("segments.queries", queries, axes!["N + 1"])?;
-    check.at_least("the length of segments.queries", queries.dim(0), 1)?;
+    check.value(queries.size() > 0, "segments.queries", "have at least one number", 0)?;
     check.shape("segments.keys", keys, axes![queries.dim(0)])?;
     check.value(dims.batch == 1, "queries", "have a batch of 1 with segments", dims.batch)
 }

@@ -49,6 +49,10 @@ pub(crate) const fn additive(
 }
 
 impl MaskOf {
+    pub(crate) fn is_boolean(self) -> bool {
+        self.additive.is_none()
+    }
+
     pub(crate) fn array(self) -> Array {
         let mut random = Random::new(9);
         let shape: Vec<_> = self.shape.iter().map(|&size| size as usize).collect();
@@ -61,18 +65,46 @@ impl MaskOf {
     }
 }
 
+/// ALiBi slopes, above and below zero.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum SlopesOf {
+    Heads,
+    BatchAndHeads,
+}
+
+#[derive(Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) sizes: Sizes,
     pub(crate) causal: bool,
+    pub(crate) left: Option<i32>,
+    pub(crate) right: Option<i32>,
     pub(crate) scale: Option<f32>,
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) slopes: Option<SlopesOf>,
     pub(crate) mask: Option<MaskOf>,
+    /// Where sequences begin and end among queries and among keys.
+    pub(crate) segments: Option<[&'static [i32]; 2]>,
+    /// What sinks lie about.
+    pub(crate) sinks: Option<f64>,
     pub(crate) strided: bool,
 }
 
-const fn case(name: &'static str, sizes: [i32; 7]) -> Case {
-    let sizes = Sizes(sizes);
-    Case { name, sizes, causal: false, scale: None, mask: None, strided: false }
+pub(crate) const fn case(name: &'static str, sizes: [i32; 7]) -> Case {
+    Case {
+        name,
+        sizes: Sizes(sizes),
+        causal: false,
+        left: None,
+        right: None,
+        scale: None,
+        soft_cap: None,
+        slopes: None,
+        mask: None,
+        segments: None,
+        sinks: None,
+        strided: false,
+    }
 }
 
 const fn causal(name: &'static str, sizes: [i32; 7]) -> Case {
@@ -98,7 +130,7 @@ fn everything(_: &[usize]) -> bool {
 }
 
 /// About a third, spread over all axes.
-fn some(index: &[usize]) -> bool {
+pub(crate) fn some(index: &[usize]) -> bool {
     index.iter().enumerate().map(|(axis, i)| (axis + 1) * i).sum::<usize>() % 3 == 1
 }
 
@@ -181,4 +213,166 @@ pub(crate) const CASES: &[Case] = &[
     ),
     masked_causal("more queries, mask by key", [1, 4, 2, 9, 7, 32, 32], boolean(&[7], first_keys)),
     masked_causal("one key, mask by query", [1, 2, 2, 4, 1, 32, 32], boolean(&[4, 1], nothing)),
+];
+
+const fn windowed(
+    name: &'static str,
+    sizes: [i32; 7],
+    left: Option<i32>,
+    right: Option<i32>,
+) -> Case {
+    Case { left, right, ..case(name, sizes) }
+}
+
+const fn capped(name: &'static str, sizes: [i32; 7]) -> Case {
+    Case { scale: Some(0.5), soft_cap: Some(1.5), ..case(name, sizes) }
+}
+
+const fn sloped(name: &'static str, sizes: [i32; 7], slopes: SlopesOf) -> Case {
+    Case { slopes: Some(slopes), ..case(name, sizes) }
+}
+
+const fn sunk(name: &'static str, sizes: [i32; 7], about: f64) -> Case {
+    Case { sinks: Some(about), ..case(name, sizes) }
+}
+
+/// In a batch of one with 9 queries and 11 keys.
+const fn in_segments(name: &'static str, queries: &'static [i32], keys: &'static [i32]) -> Case {
+    Case { segments: Some([queries, keys]), ..case(name, [1, 4, 2, 9, 11, 16, 24]) }
+}
+
+const SQUARE: [i32; 7] = [2, 4, 2, 9, 9, 32, 32];
+const CACHED: [i32; 7] = [2, 4, 1, 7, 12, 32, 16];
+const MORE_QUERIES: [i32; 7] = [2, 2, 1, 12, 7, 16, 32];
+const DECODE: [i32; 7] = [2, 8, 1, 1, 65, 64, 64];
+/// Sequences of 3, 0, 4 and 2 queries and of 2, 4, 0 and 5 keys.
+const QUERIES: &[i32] = &[0, 3, 3, 7, 9];
+const KEYS: &[i32] = &[0, 2, 6, 6, 11];
+
+/// One option at a time.
+pub(crate) const OPTIONS: &[Case] = &[
+    windowed("window left", SQUARE, Some(2), None),
+    windowed("window right", SQUARE, None, Some(1)),
+    windowed("window both", SQUARE, Some(1), Some(3)),
+    windowed("window of one key", SQUARE, Some(0), Some(0)),
+    windowed("window of the keys before", SQUARE, None, Some(0)),
+    windowed("window of the keys after", SQUARE, Some(0), None),
+    windowed("window wider than the keys", SQUARE, Some(100), Some(i32::MAX)),
+    windowed("window with cached keys", CACHED, Some(2), Some(1)),
+    windowed("window with more queries", MORE_QUERIES, Some(2), Some(1)),
+    windowed("window of one key with more queries", MORE_QUERIES, Some(0), Some(0)),
+    windowed("window of a decode", DECODE, Some(8), None),
+    Case { causal: true, ..windowed("causal window", CACHED, Some(3), None) },
+    Case { causal: true, ..windowed("causal wins over right", SQUARE, Some(3), Some(2)) },
+    Case { causal: true, ..windowed("causal window, more queries", MORE_QUERIES, Some(1), None) },
+    capped("soft cap", SQUARE),
+    capped("soft cap of a decode", DECODE),
+    Case { causal: true, ..capped("soft cap, causal", MORE_QUERIES) },
+    sloped("slopes", SQUARE, SlopesOf::Heads),
+    sloped("slopes by batch", CACHED, SlopesOf::BatchAndHeads),
+    sloped("slopes with more queries", MORE_QUERIES, SlopesOf::Heads),
+    sloped("slopes of a decode", DECODE, SlopesOf::BatchAndHeads),
+    Case { causal: true, ..sloped("slopes, causal", SQUARE, SlopesOf::Heads) },
+    sunk("sinks", SQUARE, 0.0),
+    sunk("sinks of groups", [2, 8, 2, 7, 12, 64, 64], 1.0),
+    sunk("sinks that drown all", SQUARE, 1e4),
+    sunk("sinks of 30", CACHED, 30.0),
+    sunk("sinks of -30", CACHED, -30.0),
+    sunk("sinks of -1e4", CACHED, -1e4),
+    sunk("sinks of a decode", DECODE, 3.0),
+    sunk("sinks without keys", [1, 2, 1, 3, 0, 8, 8], 0.0),
+    Case { causal: true, ..sunk("sinks, causal", MORE_QUERIES, 0.0) },
+    in_segments("one segment", &[0, 9], &[0, 11]),
+    in_segments("segments", &[0, 4, 9], &[0, 5, 11]),
+    in_segments("empty segments", QUERIES, KEYS),
+    in_segments("no segment", &[0], &[0]),
+    Case { causal: true, ..in_segments("causal segments", &[0, 5, 9], &[0, 3, 11]) },
+    Case { causal: true, ..in_segments("causal empty segments", QUERIES, KEYS) },
+];
+
+const EVERYTHING: Case = Case {
+    causal: true,
+    left: Some(4),
+    soft_cap: Some(2.0),
+    slopes: Some(SlopesOf::BatchAndHeads),
+    sinks: Some(0.5),
+    ..case("everything", CACHED)
+};
+
+/// Several options at a time.
+pub(crate) const COMBINED: &[Case] = &[
+    Case { causal: true, left: Some(3), ..sunk("window and sinks", [1, 8, 2, 9, 14, 64, 64], 1.0) },
+    Case {
+        causal: true,
+        left: Some(4),
+        scale: None,
+        ..capped("window and cap", [1, 4, 2, 9, 9, 256, 256])
+    },
+    Case { causal: true, left: Some(2), ..sloped("window and slopes", CACHED, SlopesOf::Heads) },
+    Case {
+        right: Some(1),
+        ..sloped("window and slopes, more queries", MORE_QUERIES, SlopesOf::Heads)
+    },
+    Case {
+        mask: Some(additive(&[2, 1, 9, 9], -INF, third_row)),
+        soft_cap: Some(3.0),
+        ..sunk("sinks, cap and additive mask", SQUARE, 0.0)
+    },
+    Case {
+        mask: Some(boolean(&[1, 1, 12, 7], third_row)),
+        ..sunk("sinks and hidden rows", MORE_QUERIES, -1.0)
+    },
+    Case {
+        mask: Some(additive(&[12, 7], -1e38, third_row)),
+        causal: true,
+        ..sloped("slopes, additive mask and hidden rows", MORE_QUERIES, SlopesOf::BatchAndHeads)
+    },
+    Case {
+        mask: Some(boolean(&[12], first_keys)),
+        causal: true,
+        left: Some(2),
+        ..case("hidden by mask and window together", CACHED)
+    },
+    Case {
+        left: Some(1),
+        right: Some(2),
+        sinks: Some(0.0),
+        ..in_segments("segments, window and sinks", QUERIES, KEYS)
+    },
+    Case {
+        mask: Some(boolean(&[4, 9, 11], third_row)),
+        causal: true,
+        ..in_segments("segments and boolean mask", &[0, 5, 9], &[0, 3, 11])
+    },
+    Case {
+        slopes: Some(SlopesOf::Heads),
+        causal: true,
+        left: Some(2),
+        ..in_segments("segments, slopes and window", &[0, 4, 9], &[0, 5, 11])
+    },
+    Case { mask: Some(additive(&[2, 4, 7, 12], -INF, third_row)), ..EVERYTHING },
+    Case { mask: Some(boolean(&[7, 12], some)), strided: true, ..EVERYTHING },
+    Case { sizes: Sizes([2, 8, 1, 1, 65, 128, 128]), name: "everything in a decode", ..EVERYTHING },
+    Case {
+        sizes: Sizes(MORE_QUERIES),
+        name: "everything with more queries",
+        right: Some(0),
+        ..EVERYTHING
+    },
+    Case {
+        name: "everything in segments",
+        sizes: Sizes([1, 4, 2, 9, 11, 80, 48]),
+        mask: Some(additive(&[9, 11], -40000.0, third_row)),
+        segments: Some([QUERIES, KEYS]),
+        ..EVERYTHING
+    },
+    Case {
+        name: "everything but causality in segments",
+        sizes: Sizes([1, 4, 4, 9, 11, 32, 32]),
+        causal: false,
+        right: Some(1),
+        scale: Some(-0.3),
+        segments: Some([QUERIES, KEYS]),
+        ..EVERYTHING
+    },
 ];

@@ -18,6 +18,19 @@ const REFUSING: &[(&str, Backend, &str)] = &[
     ("add_layer_norm", Backend::Builtin, LAYER_NORM_GRADIENT),
     ("rms_norm_linear", Backend::Kernel, "the kernel takes one row"),
     ("rms_norm_linear", Backend::Kernel, "the kernel takes a weight of the dtype of x"),
+    ("flash_attention", Backend::Builtin, "MLX's fused attention gives no log-sum-exp"),
+    ("flash_attention", Backend::Builtin, "MLX's fused attention has no soft cap"),
+    ("flash_attention", Backend::Builtin, "MLX's fused attention has no dropout"),
+    (
+        "flash_attention",
+        Backend::Builtin,
+        "MLX's fused attention would round distances to the dtype",
+    ),
+    (
+        "flash_attention",
+        Backend::Builtin,
+        "MLX's fused attention takes sinks of the dtype of the queries",
+    ),
     ("rope_qk", Backend::Builtin, ROPE_POSITIONS),
     ("qk_norm_rope", Backend::Builtin, ROPE_POSITIONS),
 ];
