@@ -8,6 +8,7 @@ mod support;
 
 mod activation;
 mod attention;
+mod attention_options;
 mod heads;
 mod linear;
 mod norm;
@@ -40,6 +41,7 @@ const SUITES: &[(&str, Suite)] = &[
     ("rope", rope::cases),
     ("heads", heads::cases),
     ("attention", attention::cases),
+    ("attention_options", attention_options::cases),
     ("quant", quant::cases),
 ];
 

@@ -45,10 +45,20 @@ const REFUSED_BY_KERNELS: &[&str] = &["a kernel takes no empty array"];
 pub(crate) fn on_each_backend<T>(
     op: &str,
     run: impl Fn(Dispatch) -> Result<T>,
+    check: impl FnMut(Backend, T),
+) {
+    on_backends(Backend::ALL, op, run, check);
+}
+
+/// The same with some of the backends.
+pub(crate) fn on_backends<T>(
+    backends: &[Backend],
+    op: &str,
+    run: impl Fn(Dispatch) -> Result<T>,
     mut check: impl FnMut(Backend, T),
 ) {
     let no_kernels_here = !host::install();
-    for &backend in Backend::ALL {
+    for &backend in backends {
         let absent = ABSENT.contains(&(op, backend));
         match run(Dispatch::Only(backend)) {
             Ok(result) => {
