@@ -207,6 +207,27 @@ fn attention(hostile: &mut Hostile) {
     judge_both("flash_attention", both, [&like, &lse]);
 }
 
+fn attention_biases(hostile: &mut Hostile) {
+    let [batch, heads, rows, keys] = [0; 4].map(|_| hostile.pick(&SIZES));
+    let dtype = hostile.pick(&FLOATING);
+    let rank = hostile.pick(&[1, 2]);
+    let slopes = hostile.array(&[batch, heads][2 - rank..], dtype);
+    let (rows, keys) = (hostile.or(rows, &[-1, i32::MIN]), hostile.or(keys, &[-1, i32::MIN]));
+    let options = AlibiBiasOptions { offset: hostile.or(None, &INTEGERS.map(Some)) };
+    let shape = [slopes.shape(), &[rows, keys]].concat();
+    judge("alibi_bias", alibi_bias(&slopes, rows, keys, options), &shape, Float32);
+    let count = hostile.pick(&INTEGERS);
+    judge("alibi_slopes", alibi_slopes(count), &[count], Float32);
+    let positions = hostile.array(&[rows.max(0), heads], Int32);
+    let options = RelativePositionBucketOptions {
+        bidirectional: hostile.pick(&[true, false]),
+        num_buckets: hostile.or(32, &INTEGERS),
+        max_distance: hostile.or(128, &INTEGERS),
+    };
+    let y = relative_position_bucket(&positions, options);
+    judge("relative_position_bucket", y, positions.shape(), Int32);
+}
+
 fn quantized(hostile: &mut Hostile) {
     let (group, bits) = (hostile.pick(&[32, 64, 128]), hostile.pick(&[2, 3, 4, 5, 6, 8]));
     let (shape, dtype) = ([hostile.pick(&SIZES), 2 * group], hostile.pick(&FLOATING));
@@ -263,15 +284,23 @@ fn blocks(hostile: &mut Hostile) {
     }
 }
 
-#[test]
-fn whatever_is_asked_is_answered_or_refused() {
-    host::install();
-    for ask in
-        [norms_and_activations, norms_in_company, ropes, attention, quantized, samplers, blocks]
-    {
+fn ask_all(asks: &[fn(&mut Hostile)]) {
+    for ask in asks {
         for seed in 0..250 {
             println!("seed {seed}");
             ask(&mut Hostile(Random::new(seed)));
         }
     }
+}
+
+#[test]
+fn whatever_is_asked_is_answered_or_refused() {
+    host::install();
+    ask_all(&[norms_and_activations, norms_in_company, ropes, attention]);
+    ask_all(&[quantized, samplers, blocks]);
+}
+
+#[test]
+fn what_is_asked_of_compositions_is_answered_or_refused() {
+    ask_all(&[attention_biases]);
 }

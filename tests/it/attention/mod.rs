@@ -1,4 +1,5 @@
 mod asked;
+mod bias;
 mod cases;
 mod flash;
 mod flash_dropout;
