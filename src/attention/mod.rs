@@ -2,7 +2,9 @@
 
 pub mod flash;
 mod kv_cache;
+mod heads;
 pub mod bias;
+pub mod linear;
 
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
 
@@ -15,3 +17,9 @@ pub use flash::{
     FlashAttentionOptions, Segments, Window, flash_attention, flash_attention_with_lse,
 };
 pub use kv_cache::KvCache;
+pub use linear::{
+    CosFormerAttentionOptions, FeatureMap, LinearAttentionOptions, LinearAttentionState,
+    PerformerAttentionOptions, cosformer_attention, cosformer_attention_with_state,
+    linear_attention, linear_attention_with_state, orthogonal_features, performer_attention,
+    performer_attention_with_state,
+};

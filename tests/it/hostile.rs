@@ -228,6 +228,41 @@ fn attention_biases(hostile: &mut Hostile) {
     judge("relative_position_bucket", y, positions.shape(), Int32);
 }
 
+fn linear_attentions(hostile: &mut Hostile) {
+    let [batch, rows, keys, heads, group] = [0; 5].map(|_| hostile.pick(&SIZES).min(7));
+    let [size, value_size] = [0; 2].map(|_| hostile.pick(&SIZES));
+    let dtype = hostile.pick(&FLOATING);
+    let queries = hostile.array(&[batch, heads * group, rows, size], dtype);
+    let k = hostile.array(&[batch, heads, keys, size], dtype);
+    let v = hostile.array(&[batch, heads, keys, value_size], dtype);
+    let (causal, layout) =
+        (hostile.pick(&[true, false]), hostile.or(Layout::Bhsd, &[Layout::Bshd]));
+    let (chunk_size, eps) = (hostile.or(5, &INTEGERS), hostile.or(1e-6, &NUMBERS));
+    let shape = with_last(&queries, v.shape().last().copied().unwrap_or(0));
+    let feature_map = hostile.pick(FeatureMap::ALL);
+    let options =
+        LinearAttentionOptions { feature_map, causal, eps, chunk_size, state: None, layout };
+    let y = linear_attention_with_state(&queries, &k, &v, options);
+    let (y, state) = y.map_or_else(|e| (Err(e), None), |(y, state)| (Ok(y), Some(state)));
+    judge("linear_attention_with_state", y, &shape, queries.dtype());
+    let state = state.as_ref().filter(|_| hostile.pick(&[true, false]));
+    let y = linear_attention(&queries, &k, &v, LinearAttentionOptions { state, ..options });
+    judge("linear_attention", y, &shape, queries.dtype());
+    let count = hostile.pick(&SIZES);
+    let features = hostile.array(&[count, size], dtype);
+    let scale = hostile.or(None, &NUMBERS.map(Some));
+    let options =
+        PerformerAttentionOptions { scale, causal, chunk_size, state, layout, features: &features };
+    let y = performer_attention(&queries, &k, &v, options);
+    judge("performer_attention", y, &shape, queries.dtype());
+    let max_length = hostile.or(None, &INTEGERS.map(Some));
+    let offset = hostile.or(0, &INTEGERS);
+    let options =
+        CosFormerAttentionOptions { causal, max_length, offset, eps, chunk_size, state, layout };
+    let y = cosformer_attention(&queries, &k, &v, options);
+    judge("cosformer_attention", y, &shape, queries.dtype());
+}
+
 fn quantized(hostile: &mut Hostile) {
     let (group, bits) = (hostile.pick(&[32, 64, 128]), hostile.pick(&[2, 3, 4, 5, 6, 8]));
     let (shape, dtype) = ([hostile.pick(&SIZES), 2 * group], hostile.pick(&FLOATING));
@@ -302,5 +337,5 @@ fn whatever_is_asked_is_answered_or_refused() {
 
 #[test]
 fn what_is_asked_of_compositions_is_answered_or_refused() {
-    ask_all(&[attention_biases]);
+    ask_all(&[attention_biases, linear_attentions]);
 }

@@ -1,9 +1,14 @@
 mod asked;
 mod bias;
 mod cases;
+mod cosformer;
 mod flash;
 mod flash_dropout;
 mod flash_gradient;
 mod flash_module;
 mod flash_refusal;
+mod linear;
+mod linear_oracle;
+mod linear_support;
 mod oracle;
+mod performer;
