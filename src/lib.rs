@@ -31,6 +31,7 @@ pub mod kernel;
 pub mod dispatch;
 
 mod ids;
+mod splitmix;
 pub mod norm;
 pub mod activation;
 pub mod rope;
