@@ -5,6 +5,7 @@ mod kv_cache;
 mod heads;
 pub mod bias;
 pub mod linear;
+pub mod sparse;
 
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
 
@@ -22,4 +23,9 @@ pub use linear::{
     PerformerAttentionOptions, cosformer_attention, cosformer_attention_with_state,
     linear_attention, linear_attention_with_state, orthogonal_features, performer_attention,
     performer_attention_with_state,
+};
+pub use sparse::{
+    BigBirdAttentionOptions, BlockLayout, BlockPattern, BlockSparseAttentionOptions,
+    LongformerAttentionOptions, LongformerGlobal, bigbird_attention, block_sparse_attention,
+    longformer_attention,
 };

@@ -263,6 +263,51 @@ fn linear_attentions(hostile: &mut Hostile) {
     judge("cosformer_attention", y, &shape, queries.dtype());
 }
 
+fn sparse_attentions(hostile: &mut Hostile) {
+    let [batch, rows, keys, heads, group] = [0; 5].map(|_| hostile.pick(&SIZES).min(7));
+    let [size, value_size] = [0; 2].map(|_| hostile.pick(&SIZES));
+    let dtype = hostile.pick(&FLOATING);
+    let keys = hostile.pick(&[rows, keys]);
+    let queries = hostile.array(&[batch, heads * group, rows, size], dtype);
+    let k = hostile.array(&[batch, heads, keys, size], dtype);
+    let v = hostile.array(&[batch, heads, keys, value_size], dtype);
+    let (causal, layout) =
+        (hostile.pick(&[true, false]), hostile.or(Layout::Bhsd, &[Layout::Bshd]));
+    let shape = with_last(&queries, v.shape().last().copied().unwrap_or(0));
+    let scale = hostile.or(None, &NUMBERS.map(Some));
+    let block_size = hostile.or(2, &INTEGERS);
+    let [window_blocks, global_blocks, random_blocks] = [0; 3].map(|_| hostile.or(1, &INTEGERS));
+    let options = BigBirdAttentionOptions {
+        block_size,
+        window_blocks,
+        global_blocks,
+        random_blocks,
+        seed: hostile.0.bits(),
+        scale,
+        causal,
+        layout,
+    };
+    let y = bigbird_attention(&queries, &k, &v, options);
+    judge("bigbird_attention", y, &shape, queries.dtype());
+    if let Ok(blocks) = options.pattern().layout(block_size, rows, keys) {
+        let options = BlockSparseAttentionOptions { blocks: &blocks, scale, causal, layout };
+        let y = block_sparse_attention(&queries, &k, &v, options);
+        judge("block_sparse_attention", y, &shape, queries.dtype());
+    }
+    let tokens = [hostile.or(0, &INTEGERS), hostile.pick(&SIZES)];
+    let of_tokens = hostile.array(&[batch, heads * group, 2, size], dtype);
+    let global = LongformerGlobal { queries: &of_tokens, keys: &k, values: &v };
+    let options = LongformerAttentionOptions {
+        window: hostile.or(3, &INTEGERS),
+        global_tokens: hostile.pick(&[&tokens, &[]]),
+        global: hostile.maybe(global),
+        scale,
+        layout,
+    };
+    let y = longformer_attention(&queries, &k, &v, options);
+    judge("longformer_attention", y, &shape, queries.dtype());
+}
+
 fn quantized(hostile: &mut Hostile) {
     let (group, bits) = (hostile.pick(&[32, 64, 128]), hostile.pick(&[2, 3, 4, 5, 6, 8]));
     let (shape, dtype) = ([hostile.pick(&SIZES), 2 * group], hostile.pick(&FLOATING));
@@ -337,5 +382,5 @@ fn whatever_is_asked_is_answered_or_refused() {
 
 #[test]
 fn what_is_asked_of_compositions_is_answered_or_refused() {
-    ask_all(&[attention_biases, linear_attentions]);
+    ask_all(&[attention_biases, linear_attentions, sparse_attentions]);
 }

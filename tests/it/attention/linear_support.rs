@@ -58,6 +58,16 @@ pub(crate) fn check_all(
     oracle: impl Fn([&Tensor; 3], bool) -> Tensor,
     run: impl Fn(&Inputs, Layout, bool) -> Result<Array>,
 ) {
+    check_all_as(op, op, oracle, run);
+}
+
+/// The same with the tolerance of the operation `like`, of which `op` is made.
+pub(crate) fn check_all_as(
+    like: &str,
+    op: &str,
+    oracle: impl Fn([&Tensor; 3], bool) -> Tensor,
+    run: impl Fn(&Inputs, Layout, bool) -> Result<Array>,
+) {
     for (&shape, dtype) in SHAPES.iter().flat_map(|s| FLOATING.map(|dtype| (s, dtype))) {
         let inputs = inputs(shape, dtype);
         for causal in [false, true] {
@@ -67,12 +77,12 @@ pub(crate) fn check_all(
                 let views = inputs.each_ref().map(|array| swap(layout, array));
                 let y = run(&views, layout, causal).unwrap();
                 assert_eq!(y.dtype(), dtype, "{what}");
-                assert_close(&what, &swap(layout, &y), &expected, Tolerance::of(op, dtype));
+                assert_close(&what, &swap(layout, &y), &expected, Tolerance::of(like, dtype));
             }
             if inputs.iter().all(|array| array.size() > 0) {
                 let apart = inputs.each_ref().map(strided);
                 let y = run(&apart, Layout::Bshd, causal).unwrap();
-                assert_close(&format!("{op} strided"), &y, &expected, Tolerance::of(op, dtype));
+                assert_close(&format!("{op} strided"), &y, &expected, Tolerance::of(like, dtype));
             }
         }
     }

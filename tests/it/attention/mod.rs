@@ -1,5 +1,6 @@
 mod asked;
 mod bias;
+mod block_layout;
 mod cases;
 mod cosformer;
 mod flash;
@@ -12,3 +13,5 @@ mod linear_oracle;
 mod linear_support;
 mod oracle;
 mod performer;
+mod sparse;
+mod visible_oracle;
