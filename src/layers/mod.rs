@@ -1,14 +1,32 @@
 //! Layers made of operations: everything a decoder is stacked from.
 
 mod attention;
+mod block_sparse_attention;
+mod cosformer_attention;
 mod decoder_block;
 mod feed_forward;
+mod head_projections;
+mod linear_attention;
+mod longformer_attention;
+mod performer_attention;
 mod projection;
 mod token_embedding;
 
 pub use attention::{Attention, AttentionBuilder, AttentionInput};
+pub use block_sparse_attention::{
+    BigBirdAttention, BigBirdAttentionBuilder, BlockSparseAttention, BlockSparseAttentionBuilder,
+};
+pub use cosformer_attention::{CosFormerAttention, CosFormerAttentionBuilder};
 pub use decoder_block::{DecoderBlock, DecoderBlockBuilder};
 pub use feed_forward::{GatedFeedForward, GatedFeedForwardBuilder};
+pub use head_projections::HeadProjections;
+pub use linear_attention::{
+    LinearAttention, LinearAttentionBuilder, LinearAttentionCache, LinearAttentionInput,
+};
+pub use longformer_attention::{
+    LongformerAttention, LongformerAttentionBuilder, LongformerAttentionInput,
+};
+pub use performer_attention::{PerformerAttention, PerformerAttentionBuilder};
 pub use projection::Projection;
 pub use token_embedding::TokenEmbedding;
 
@@ -29,6 +47,32 @@ macro_rules! parameters_of_variants {
             }
         }
 
+        $crate::layers::parameters_of_inner!($module);
+    };
+}
+pub(crate) use parameters_of_variants;
+
+/// Gives a struct the parameters of the module in one of its fields, under the same names.
+macro_rules! parameters_of_field {
+    ($module:ident, $field:ident) => {
+        impl $module {
+            fn inner(&self) -> &dyn mlx_rs::module::ModuleParameters {
+                &self.$field
+            }
+
+            fn inner_mut(&mut self) -> &mut dyn mlx_rs::module::ModuleParameters {
+                &mut self.$field
+            }
+        }
+
+        $crate::layers::parameters_of_inner!($module);
+    };
+}
+pub(crate) use parameters_of_field;
+
+/// Hands everything on to `inner` and `inner_mut`.
+macro_rules! parameters_of_inner {
+    ($module:ident) => {
         impl mlx_rs::module::ModuleParameters for $module {
             fn num_parameters(&self) -> usize {
                 self.inner().num_parameters()
@@ -64,4 +108,4 @@ macro_rules! parameters_of_variants {
         }
     };
 }
-pub(crate) use parameters_of_variants;
+pub(crate) use parameters_of_inner;

@@ -115,7 +115,7 @@ impl BlockPattern {
         Ok(self.rows(Blocks { block_size, query_length, key_length }))
     }
 
-    pub(super) fn check(&self, check: Check, block_size: i32) -> Result<()> {
+    pub(crate) fn check(&self, check: Check, block_size: i32) -> Result<()> {
         check.at_least("block_size", block_size, 1)?;
         check.at_least("before", self.before, 0)?;
         check.at_least("after", self.after, 0)?;

@@ -8,6 +8,7 @@ mod flash_dropout;
 mod flash_gradient;
 mod flash_module;
 mod flash_refusal;
+mod layers;
 mod linear;
 mod linear_oracle;
 mod linear_support;
