@@ -175,9 +175,9 @@ impl Running {
     /// Makes room for these keys, and gives their features.
     fn raise(&self, keys: &Array) -> Result<(Self, Array)> {
         let Some(peaks) = &self.peaks else { return Ok((self.clone(), keys.clone())) };
-        // Where the peaks stand changes no result, so no gradient comes from them.
+        // Where the new peaks stand changes no result, so no gradient comes from them.
         let raised = stop_gradient(maximum(peaks, keys.max_axis(-2, true)?)?)?;
-        let fade = stop_gradient(peaks)?.subtract(&raised)?.exp()?;
+        let fade = peaks.subtract(&raised)?.exp()?;
         let sums = self.sums.multiply(fade.swap_axes(-1, -2)?)?;
         let features = keys.subtract(&raised)?.exp()?;
         Ok((Self { sums, peaks: Some(raised) }, features))
@@ -191,7 +191,7 @@ impl Running {
     /// Of queries: up to a factor of their own each, which the normalizer has too.
     fn features(&self, queries: &Array) -> Result<Array> {
         let Some(peaks) = &self.peaks else { return Ok(queries.clone()) };
-        let exponents = queries.add(stop_gradient(peaks)?)?;
+        let exponents = queries.add(peaks)?;
         let largest = stop_gradient(exponents.max_axis(-1, true)?)?;
         Ok(exponents.subtract(largest)?.exp()?)
     }

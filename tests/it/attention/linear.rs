@@ -262,6 +262,44 @@ fn gradients_pass_through_a_state() {
     }
 }
 
+/// Of one head: what the sums, the normalizer and the peaks of a state add to the sums over the keys.
+#[test]
+fn gradients_reach_a_state_that_was_given() {
+    let mut all = tensors(&inputs([1, 1, 1, 3, 3, 2, 2], Dtype::Float32)).to_vec();
+    all.push(Tensor::new(&[1, 1, 2, 2], vec![0.3, -0.7, 1.1, 0.4]));
+    all.push(Tensor::new(&[1, 1, 2], vec![1.5, 0.8]));
+    all.push(Tensor::new(&[1, 1, 2], vec![0.2, -0.3]));
+    let oracle = |x: &[Tensor]| {
+        Tensor::from_fn(&[1, 3, 1, 2], |index| {
+            let (i, d) = (index[1], index[3]);
+            let (mut sum, mut weight) = (0.0, 0.0);
+            for m in 0..2 {
+                let feature = (x[0].at(&[0, i, 0, m]) + x[5].at(&[0, 0, m])).exp();
+                sum += feature * x[3].at(&[0, 0, m, d]);
+                weight += feature * x[4].at(&[0, 0, m]);
+                for j in 0..=i {
+                    let of_pair = (x[0].at(&[0, i, 0, m]) + x[1].at(&[0, j, 0, m])).exp();
+                    sum += of_pair * x[2].at(&[0, j, 0, d]);
+                    weight += of_pair;
+                }
+            }
+            sum / weight
+        })
+    };
+    assert_gradients("a given state", &all, oracle, |x| {
+        let [sums, normalizer, peaks] = [3, 4, 5].map(|which: usize| x[which].clone());
+        let state = LinearAttentionState { sums, normalizer, peaks: Some(peaks) };
+        let options = Options {
+            feature_map: FeatureMap::Exp,
+            causal: true,
+            chunk_size: 2,
+            state: Some(&state),
+            ..Default::default()
+        };
+        linear_attention(&x[0], &x[1], &x[2], options)
+    });
+}
+
 #[test]
 fn large_inputs_have_finite_gradients() {
     let large = Array::full::<f32>(&[1, 3, 1, 2], Array::from_f32(200.0)).unwrap();
