@@ -364,6 +364,46 @@ fn blocks(hostile: &mut Hostile) {
     }
 }
 
+fn attention_layers(hostile: &mut Hostile) {
+    let heads = hostile.or(2, &INTEGERS);
+    let kv_heads = hostile.or(None, &INTEGERS.map(Some));
+    let (causal, count) = (hostile.pick(&[true, false]), hostile.or(3, &[0, -1, i32::MIN]));
+    let (dtype, [batch, tokens]) = (hostile.pick(&FLOATING), [0; 2].map(|_| hostile.pick(&SIZES)));
+    let x = hostile.array(&[batch, tokens, 8], dtype);
+    let ask = |op: &str, y: Result<Array, mlx_rs::error::Exception>| match y {
+        // Dense projections promote to the dtype of their weights.
+        Ok(y) => judge(op, Ok(y), x.shape(), Float32),
+        Err(error) => assert!(error.what().starts_with('['), "{op}: {error}"),
+    };
+    let mut cache = LinearAttentionCache::default();
+    let builder = LinearAttentionBuilder::new(8, heads).causal(causal).num_kv_heads(kv_heads);
+    if let Ok(mut layer) = builder.chunk_size(count).build() {
+        ask("LinearAttention", layer.forward((&x, &mut cache)));
+        ask("LinearAttention", layer.forward((&x, &mut cache)));
+    }
+    let builder = PerformerAttentionBuilder::new(8, heads).causal(causal).num_features(count);
+    if let Ok(mut layer) = builder.build() {
+        ask("PerformerAttention", layer.forward(&x));
+        ask("PerformerAttention", layer.forward((&x, &mut cache)));
+    }
+    let builder = CosFormerAttentionBuilder::new(8, heads).causal(causal).max_length(count);
+    if let Ok(mut layer) = builder.build() {
+        ask("CosFormerAttention", layer.forward(&x));
+        ask("CosFormerAttention", layer.forward((&x, &mut cache)));
+    }
+    let pattern = BlockPattern { causal, global_blocks: count, ..Default::default() };
+    let builder = BlockSparseAttentionBuilder::new(8, heads).pattern(pattern);
+    if let Ok(mut layer) = builder.block_size(2).build() {
+        ask("BlockSparseAttention", layer.forward(&x));
+    }
+    let builder = LongformerAttentionBuilder::new(8, heads).window(count).num_kv_heads(kv_heads);
+    if let Ok(mut layer) = builder.num_global_tokens(hostile.or(1, &INTEGERS)).build() {
+        ask("LongformerAttention", layer.forward(&x));
+        let tokens = [hostile.pick(&INTEGERS)];
+        ask("LongformerAttention", layer.forward((&x, &tokens[..])));
+    }
+}
+
 fn ask_all(asks: &[fn(&mut Hostile)]) {
     for ask in asks {
         for seed in 0..250 {
@@ -382,5 +422,5 @@ fn whatever_is_asked_is_answered_or_refused() {
 
 #[test]
 fn what_is_asked_of_compositions_is_answered_or_refused() {
-    ask_all(&[attention_biases, linear_attentions, sparse_attentions]);
+    ask_all(&[attention_biases, linear_attentions, sparse_attentions, attention_layers]);
 }
