@@ -132,6 +132,17 @@ impl Check {
         self.broadcasts_to("mask", mask, scores)
     }
 
+    /// A module's heads: one or more of each, of one element or more, and as many query heads for
+    /// each key head.
+    pub(crate) fn heads(&self, num_heads: i32, num_kv_heads: i32, head_dim: i32) -> Result<()> {
+        self.at_least("num_heads", num_heads, 1)?;
+        self.at_least("head_dim", head_dim, 1)?;
+        self.at_least("num_kv_heads", num_kv_heads, 1)?;
+        let divides = num_heads % num_kv_heads == 0;
+        let expected = format_args!("be a multiple of num_kv_heads = {num_kv_heads}");
+        self.value(divides, "num_heads", expected, num_heads)
+    }
+
     /// `array` holds f32, f16 or bf16; returns which.
     pub(crate) fn floating(&self, name: &'static str, array: &Array) -> Result<Dtype> {
         self.dtype_among(name, array, &FLOATING)

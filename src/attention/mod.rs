@@ -6,6 +6,7 @@ mod heads;
 pub mod bias;
 pub mod linear;
 pub mod sparse;
+pub mod sliding_window;
 
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
 
@@ -23,6 +24,10 @@ pub use linear::{
     PerformerAttentionOptions, cosformer_attention, cosformer_attention_with_state,
     linear_attention, linear_attention_with_state, orthogonal_features, performer_attention,
     performer_attention_with_state,
+};
+pub use sliding_window::{
+    SlidingWindowAttention, SlidingWindowAttentionBuilder, SlidingWindowOptions,
+    sliding_window_attention,
 };
 pub use sparse::{
     BigBirdAttentionOptions, BlockLayout, BlockPattern, BlockSparseAttentionOptions,

@@ -48,7 +48,10 @@ fn fused(problem: &Problem, queries: &Array, mask: Option<Mask>) -> Result<Array
 }
 
 /// Queries and a scale above zero that give the same scores: cuDNN answers NaN to any other.
-fn with_positive_scale(queries: &Array, scale: f32) -> Result<(Array, f32)> {
+pub(in crate::attention) fn with_positive_scale(
+    queries: &Array,
+    scale: f32,
+) -> Result<(Array, f32)> {
     Ok(match scale {
         0.0 => (zeros_like(queries)?, 1.0),
         scale if scale < 0.0 => (queries.negative()?, -scale),

@@ -9,18 +9,18 @@ use crate::{
     layout::Layout,
 };
 
-pub(super) struct Dims {
-    pub(super) batch: i32,
-    pub(super) heads: i32,
-    pub(super) query_length: i32,
-    pub(super) key_length: i32,
-    pub(super) size: i32,
-    pub(super) value_size: i32,
+pub(in crate::attention) struct Dims {
+    pub(in crate::attention) batch: i32,
+    pub(in crate::attention) heads: i32,
+    pub(in crate::attention) query_length: i32,
+    pub(in crate::attention) key_length: i32,
+    pub(in crate::attention) size: i32,
+    pub(in crate::attention) value_size: i32,
 }
 
 impl Dims {
     /// Checks the axes of queries, keys and values against each other.
-    pub(super) fn new(
+    pub(in crate::attention) fn new(
         check: Check,
         queries: &Array,
         keys: &Array,
@@ -45,12 +45,12 @@ impl Dims {
     }
 
     /// `[B, H, S_q, S_kv]`.
-    pub(super) fn scores(&self) -> [i32; 4] {
+    pub(in crate::attention) fn scores(&self) -> [i32; 4] {
         [self.batch, self.heads, self.query_length, self.key_length]
     }
 
     /// `[B, H, S_q, D_v]`.
-    pub(super) fn result(&self) -> [i32; 4] {
+    pub(in crate::attention) fn result(&self) -> [i32; 4] {
         [self.batch, self.heads, self.query_length, self.value_size]
     }
 

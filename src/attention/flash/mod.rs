@@ -1,7 +1,7 @@
 //! Exact softmax attention.
 
-mod builtin;
-mod dims;
+pub(super) mod builtin;
+pub(super) mod dims;
 pub(crate) mod kernel;
 mod module;
 mod options;

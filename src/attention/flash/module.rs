@@ -121,12 +121,7 @@ impl FlashAttention {
             layout,
         } = builder;
         let num_kv_heads = num_kv_heads.unwrap_or(num_heads);
-        CHECK.at_least("num_heads", num_heads, 1)?;
-        CHECK.at_least("head_dim", head_dim, 1)?;
-        CHECK.at_least("num_kv_heads", num_kv_heads, 1)?;
-        let divides = num_heads % num_kv_heads == 0;
-        let expected = format_args!("be a multiple of num_kv_heads = {num_kv_heads}");
-        CHECK.value(divides, "num_heads", expected, num_heads)?;
+        CHECK.heads(num_heads, num_kv_heads, head_dim)?;
         if let Some(scale) = scale {
             CHECK.finite("scale", scale)?;
         }

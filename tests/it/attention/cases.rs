@@ -25,6 +25,22 @@ impl Sizes {
         let Self([b, _, h_kv, _, s_kv, _, d_v]) = self;
         [b, s_kv, h_kv, d_v]
     }
+
+    pub(crate) fn result(self) -> [i32; 4] {
+        let Self([b, h, _, s_q, _, _, d_v]) = self;
+        [b, s_q, h, d_v]
+    }
+
+    /// Batch, query and head of each row of the result, in order.
+    pub(crate) fn rows(self) -> impl Iterator<Item = (usize, usize, usize)> {
+        let [b, s_q, h, _] = self.result().map(|size| size as usize);
+        (0..b * s_q * h).map(move |row| (row / (s_q * h), row / h % s_q, row % h))
+    }
+
+    pub(crate) fn kv_head(self, head: usize) -> usize {
+        let Self([_, h, h_kv, ..]) = self;
+        head / (h / h_kv) as usize
+    }
 }
 
 /// A mask by its shape and by what it hides.

@@ -16,3 +16,4 @@ mod oracle;
 mod performer;
 mod sparse;
 mod visible_oracle;
+mod sliding_window;

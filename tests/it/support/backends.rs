@@ -10,6 +10,7 @@ const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),
+    ("sliding_window_attention", Backend::Kernel),
 ];
 
 /// Backends that refuse some problems on some devices, which is no failure of theirs.
