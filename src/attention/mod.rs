@@ -6,6 +6,7 @@ mod heads;
 pub mod bias;
 pub mod linear;
 pub mod sparse;
+mod merge;
 pub mod sliding_window;
 
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
@@ -25,6 +26,7 @@ pub use linear::{
     linear_attention, linear_attention_with_state, orthogonal_features, performer_attention,
     performer_attention_with_state,
 };
+pub use merge::merge_states;
 pub use sliding_window::{
     SlidingWindowAttention, SlidingWindowAttentionBuilder, SlidingWindowOptions,
     sliding_window_attention,

@@ -12,6 +12,7 @@ mod layers;
 mod linear;
 mod linear_oracle;
 mod linear_support;
+mod merge;
 mod oracle;
 mod performer;
 mod sparse;
