@@ -3,17 +3,22 @@
 pub mod flash;
 mod kv_cache;
 mod heads;
-pub mod bias;
-pub mod linear;
-pub mod sparse;
 mod merge;
+pub mod bias;
+pub mod chunked;
+pub mod linear;
 pub mod sliding_window;
+pub mod sparse;
 
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
 
 pub use bias::{
     AlibiBiasOptions, RelativePositionBias, RelativePositionBiasBuilder, RelativePositionBiasInput,
     RelativePositionBucketOptions, alibi_bias, alibi_slopes, relative_position_bucket,
+};
+pub use chunked::{
+    ChunkedCrossAttention, ChunkedCrossAttentionBuilder, ChunkedCrossAttentionOptions,
+    chunked_cross_attention,
 };
 pub use flash::{
     AttentionDropout, FlashAttention, FlashAttentionBuilder, FlashAttentionInput,

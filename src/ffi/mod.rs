@@ -1,5 +1,5 @@
 //! What MLX's C interface offers and mlx-rs does not: functions with a gradient of their own, recomputation, the
-//! device of the current stream, the names of device and release, and every quantization mode.
+//! order of computation, the device of the current stream, the names of device and release, and every quantization mode.
 //!
 //! Each function here is safe to call from safe code. A failure of MLX is an `Err` with MLX's own message; an error or
 //! a panic of a Rust closure that MLX calls is an `Err` with that closure's own text, also out of the gradient
@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), expect(dead_code, reason = "the ops that use these come after them"))]
 
 mod accelerated;
+mod after;
 mod array;
 mod checkpoint;
 mod closure;
@@ -23,6 +24,7 @@ pub use self::cuda_kernel::{OutputSpec, Template};
 #[allow(unused_imports, reason = "the ops that use these come after them")]
 pub(crate) use self::{
     accelerated::accelerated,
+    after::after,
     checkpoint::checkpoint,
     cuda_kernel::CudaKernel,
     custom_vjp::{Vjp, custom_vjp},

@@ -308,6 +308,31 @@ fn sparse_attentions(hostile: &mut Hostile) {
     judge("longformer_attention", y, &shape, queries.dtype());
 }
 
+fn attention_of_stretches(hostile: &mut Hostile) {
+    let [batch, rows, keys, heads, group] = [0; 5].map(|_| hostile.pick(&SIZES).min(7));
+    let [size, value_size] = [0; 2].map(|_| hostile.pick(&SIZES));
+    let dtype = hostile.pick(&FLOATING);
+    let queries = hostile.array(&[batch, heads * group, rows, size], dtype);
+    let k = hostile.array(&[batch, heads, keys, size], dtype);
+    let v = hostile.array(&[batch, heads, keys, value_size], dtype);
+    let (scale, causal) = (hostile.or(None, &NUMBERS.map(Some)), hostile.pick(&[true, false]));
+    let layout = hostile.or(Layout::Bhsd, &[Layout::Bshd]);
+    let dispatch = hostile.dispatch();
+    let shape = with_last(&queries, v.shape().last().copied().unwrap_or(0));
+    let options = SlidingWindowOptions { scale, causal, layout, dispatch };
+    let y = sliding_window_attention(&queries, &k, &v, hostile.or(2, &INTEGERS), options);
+    judge("sliding_window_attention", y, &shape, queries.dtype());
+    let chunk_size = hostile.or(2, &INTEGERS);
+    let query_offset = hostile.or(None, &INTEGERS.map(Some));
+    let options =
+        ChunkedCrossAttentionOptions { chunk_size, scale, causal, query_offset, layout, dispatch };
+    let y = chunked_cross_attention(&queries, &k, &v, options);
+    judge("chunked_cross_attention", y, &shape, queries.dtype());
+    let lse = hostile.array(&[batch, heads * group, rows], Float32);
+    let y = merge_states(&[(queries.clone(), lse.clone()), (queries.clone(), lse)], layout);
+    judge("merge_states", y.map(|(y, _)| y), queries.shape(), queries.dtype());
+}
+
 fn quantized(hostile: &mut Hostile) {
     let (group, bits) = (hostile.pick(&[32, 64, 128]), hostile.pick(&[2, 3, 4, 5, 6, 8]));
     let (shape, dtype) = ([hostile.pick(&SIZES), 2 * group], hostile.pick(&FLOATING));
@@ -423,4 +448,5 @@ fn whatever_is_asked_is_answered_or_refused() {
 #[test]
 fn what_is_asked_of_compositions_is_answered_or_refused() {
     ask_all(&[attention_biases, linear_attentions, sparse_attentions, attention_layers]);
+    ask_all(&[attention_of_stretches]);
 }

@@ -3,6 +3,7 @@ mod bias;
 mod block_layout;
 mod cases;
 mod cosformer;
+mod chunked;
 mod flash;
 mod flash_dropout;
 mod flash_gradient;

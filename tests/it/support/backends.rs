@@ -8,6 +8,7 @@ use super::host;
 /// so does a listed backend that runs.
 const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
+    ("chunked_cross_attention", Backend::Kernel),
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),
     ("sliding_window_attention", Backend::Kernel),
