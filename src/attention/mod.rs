@@ -1,6 +1,7 @@
 //! Attention, and what it needs from a cache.
 
 pub mod flash;
+pub mod fused_rope;
 mod kv_cache;
 mod heads;
 mod merge;
@@ -23,6 +24,10 @@ pub use chunked::{
 pub use flash::{
     AttentionDropout, FlashAttention, FlashAttentionBuilder, FlashAttentionInput,
     FlashAttentionOptions, Segments, Window, flash_attention, flash_attention_with_lse,
+};
+pub use fused_rope::{
+    FusedRopeAttention, FusedRopeAttentionBuilder, FusedRopeAttentionInput,
+    FusedRopeAttentionOptions, fused_rope_attention,
 };
 pub use kv_cache::KvCache;
 pub use linear::{

@@ -13,6 +13,7 @@ mod layers;
 mod linear;
 mod linear_oracle;
 mod linear_support;
+mod fused_rope;
 mod merge;
 mod oracle;
 mod performer;
