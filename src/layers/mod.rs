@@ -9,6 +9,7 @@ mod head_projections;
 mod linear_attention;
 mod longformer_attention;
 mod performer_attention;
+mod grouped_query;
 mod projection;
 mod token_embedding;
 
@@ -19,6 +20,10 @@ pub use block_sparse_attention::{
 pub use cosformer_attention::{CosFormerAttention, CosFormerAttentionBuilder};
 pub use decoder_block::{DecoderBlock, DecoderBlockBuilder};
 pub use feed_forward::{GatedFeedForward, GatedFeedForwardBuilder};
+pub use grouped_query::{
+    GroupedQueryAttention, GroupedQueryAttentionBuilder, MultiQueryAttention,
+    MultiQueryAttentionBuilder,
+};
 pub use head_projections::HeadProjections;
 pub use linear_attention::{
     LinearAttention, LinearAttentionBuilder, LinearAttentionCache, LinearAttentionInput,
@@ -71,6 +76,7 @@ macro_rules! parameters_of_field {
 pub(crate) use parameters_of_field;
 
 /// Hands everything on to `inner` and `inner_mut`.
+/// Gives a module the parameters of what its `inner` and `inner_mut` return, under the same names.
 macro_rules! parameters_of_inner {
     ($module:ident) => {
         impl mlx_rs::module::ModuleParameters for $module {

@@ -1,3 +1,4 @@
+mod grouped_query;
 mod oracle;
 
 use mlx_primitives::{

@@ -21,6 +21,10 @@ impl Weights {
         )
     }
 
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
     fn get(&self, name: &str) -> &Tensor {
         self.0.get(name).unwrap_or_else(|| panic!("{name} among {:?}", self.0.keys()))
     }
