@@ -1,0 +1,56 @@
+//! What attention to long sequences holds at its peak. A process of its own, since MLX counts the bytes of all threads.
+#![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
+use mlx_primitives::{
+    Layout, Result,
+    attention::{
+        ChunkedCrossAttentionOptions, SlidingWindowOptions, chunked_cross_attention,
+        sliding_window_attention,
+    },
+};
+use mlx_rs::{
+    Array,
+    error::Exception,
+    memory, random,
+    transforms::{eval, fallible_vjp},
+};
+
+const MEBIBYTE: usize = 1 << 20;
+
+/// The bytes at the peak of the gradient of `attend`, forward pass included, beyond its inputs.
+fn peak(inputs: [Array; 2], attend: impl Fn(&Array, &Array) -> Result<Array>) -> usize {
+    let run = |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
+        Ok(vec![attend(&inputs[0], &inputs[1])?])
+    };
+    let cotangent = inputs[0].clone();
+    eval(&inputs).unwrap();
+    memory::clear_cache().unwrap();
+    memory::reset_peak_memory().unwrap();
+    let before = memory::active_memory().unwrap();
+    let (outputs, gradients) = fallible_vjp(run, &inputs, &[cotangent]).unwrap();
+    eval(outputs.iter().chain(&gradients)).unwrap();
+    memory::peak_memory().unwrap() - before
+}
+
+fn sequence(length: i32) -> Array {
+    random::normal::<f32>(&[1, 1, length, 16], None, None, None).unwrap()
+}
+
+#[test]
+fn no_attention_here_holds_all_scores() {
+    // All scores would be 256 MiB; those of a chunk are 4.
+    let layout = Layout::Bhsd;
+    let options = ChunkedCrossAttentionOptions { layout, ..Default::default() };
+    let chunked = peak([sequence(1024), sequence(1 << 16)], |queries, keys| {
+        chunked_cross_attention(queries, keys, keys, options.clone())
+    });
+    assert!(chunked < 64 * MEBIBYTE, "in chunks: {chunked} bytes");
+
+    // All scores would be 1 GiB; those of a window are 8 MiB.
+    let options = SlidingWindowOptions { layout, ..Default::default() };
+    let long = sequence(1 << 14);
+    let window = peak([long.clone(), long], |queries, keys| {
+        sliding_window_attention(queries, keys, keys, 64, options.clone())
+    });
+    assert!(window < 96 * MEBIBYTE, "in a window: {window} bytes");
+}
