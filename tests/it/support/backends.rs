@@ -23,6 +23,7 @@ const REFUSING: &[(&str, Backend, &str)] = &[
     ("flash_attention", Backend::Builtin, "MLX's fused attention gives no log-sum-exp"),
     ("flash_attention", Backend::Builtin, "MLX's fused attention has no soft cap"),
     ("flash_attention", Backend::Builtin, "MLX's fused attention has no dropout"),
+    ("flash_attention", Backend::Kernel, "the kernel has no dropout"),
     (
         "flash_attention",
         Backend::Builtin,
