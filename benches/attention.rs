@@ -43,7 +43,9 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
                 problem(1, 8, 8, 256, 256, 64, true),
                 problem(1, 8, 8, 256, 256, 64, false),
                 problem(1, 8, 2, 1, 2048, 64, false),
-            ],
+                problem(1, 8, 8, 4096, 4096, 64, true),
+            ]
+            .to_vec(),
         ),
         _ => (
             Dtype::Bfloat16,
@@ -51,7 +53,8 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
                 problem(4, 32, 32, 4096, 4096, 128, true),
                 problem(4, 32, 32, 4096, 4096, 128, false),
                 problem(8, 32, 8, 1, 8192, 128, false),
-            ],
+            ]
+            .to_vec(),
         ),
     };
     Ok(problems.into_iter().map(|problem| problem.case(dtype)).collect::<Result<_, _>>()?)

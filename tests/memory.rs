@@ -4,8 +4,8 @@
 use mlx_primitives::{
     Layout, Result,
     attention::{
-        ChunkedCrossAttentionOptions, SlidingWindowOptions, chunked_cross_attention,
-        sliding_window_attention,
+        ChunkedCrossAttentionOptions, FlashAttentionOptions, SlidingWindowOptions,
+        chunked_cross_attention, flash_attention, sliding_window_attention,
     },
 };
 use mlx_rs::{
@@ -53,4 +53,12 @@ fn no_attention_here_holds_all_scores() {
         sliding_window_attention(queries, keys, keys, 64, options.clone())
     });
     assert!(window < 96 * MEBIBYTE, "in a window: {window} bytes");
+
+    // All scores would be 256 MiB, and MLX's own op holds three copies and more; in blocks, all of them take 230.
+    let options = FlashAttentionOptions { causal: true, layout, ..Default::default() };
+    let long = sequence(1 << 13);
+    let blocks = peak([long.clone(), long], |queries, keys| {
+        flash_attention(queries, keys, keys, options.clone())
+    });
+    assert!(blocks < 320 * MEBIBYTE, "in blocks: {blocks} bytes");
 }

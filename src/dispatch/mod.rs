@@ -10,7 +10,7 @@ mod beside;
 mod context;
 mod measured;
 
-pub(crate) use beside::beside;
+pub(crate) use beside::{aside, beside};
 pub use context::Context;
 
 use crate::error::{Error, Result};

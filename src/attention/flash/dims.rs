@@ -1,5 +1,7 @@
 //! The sizes of one call, whatever the layout.
 
+use std::ops::Range;
+
 use mlx_rs::Array;
 
 use super::options::Window;
@@ -9,6 +11,7 @@ use crate::{
     layout::Layout,
 };
 
+#[derive(Clone, Copy)]
 pub(in crate::attention) struct Dims {
     pub(in crate::attention) batch: i32,
     pub(in crate::attention) heads: i32,
@@ -16,6 +19,11 @@ pub(in crate::attention) struct Dims {
     pub(in crate::attention) key_length: i32,
     pub(in crate::attention) size: i32,
     pub(in crate::attention) value_size: i32,
+    /// The index of the first query, and of the first key, in a call of which this is a part.
+    pub(super) first_query: i32,
+    pub(super) first_key: i32,
+    /// How far after a query the key beside it stands: `S_kv − S_q` of the whole call.
+    pub(super) offset: i32,
 }
 
 impl Dims {
@@ -41,7 +49,19 @@ impl Dims {
         let divides = heads.checked_rem(kv_heads).unwrap_or(heads) == 0;
         let expected = format_args!("have a multiple of H_kv = {kv_heads} heads");
         check.value(divides, "queries", expected, heads)?;
-        Ok(Self { batch, heads, query_length, key_length, size, value_size })
+        let offset = key_length - query_length;
+        let [first_query, first_key] = [0; 2];
+        Ok(Self {
+            batch,
+            heads,
+            query_length,
+            key_length,
+            size,
+            value_size,
+            first_query,
+            first_key,
+            offset,
+        })
     }
 
     /// `[B, H, S_q, S_kv]`.
@@ -65,8 +85,27 @@ impl Dims {
 
     /// How many of the first queries come before every key that such a window shows.
     pub(super) fn queries_before_keys(&self, window: Window) -> i32 {
-        let shown = |right: i32| (self.query_length - self.key_length - right).max(0);
-        window.right.map_or(0, shown)
+        let before = |right| self.first_key - self.first_query - self.offset - right;
+        window.right.map_or(0, |right: i32| before(right).clamp(0, self.query_length))
+    }
+
+    /// The keys that such a window shows to any of these queries, both counted from the first here.
+    pub(super) fn keys_of(&self, queries: Range<i32>, window: Window) -> Range<i32> {
+        let beside = |query: i32| self.first_query + query + self.offset - self.first_key;
+        let start = window.left.map_or(0, |left| (beside(queries.start) - left).max(0));
+        let end = window.right.map_or(self.key_length, |right| beside(queries.end) + right);
+        start..end.clamp(start, self.key_length.max(start))
+    }
+
+    /// These queries and keys alone.
+    pub(super) fn part(self, queries: &Range<i32>, keys: &Range<i32>) -> Self {
+        Self {
+            query_length: queries.end - queries.start,
+            key_length: keys.end - keys.start,
+            first_query: self.first_query + queries.start,
+            first_key: self.first_key + keys.start,
+            ..self
+        }
     }
 }
 
@@ -75,7 +114,20 @@ mod tests {
     use super::*;
 
     fn dims(query_length: i32, key_length: i32) -> Dims {
-        Dims { batch: 1, heads: 1, query_length, key_length, size: 1, value_size: 1 }
+        let offset = key_length - query_length;
+        let [batch, heads, size, value_size] = [1; 4];
+        let [first_query, first_key] = [0; 2];
+        Dims {
+            batch,
+            heads,
+            query_length,
+            key_length,
+            size,
+            value_size,
+            first_query,
+            first_key,
+            offset,
+        }
     }
 
     #[test]
@@ -101,5 +153,20 @@ mod tests {
         assert_eq!(before(5, 3, Some(2)), 0);
         assert_eq!(before(5, 3, None), 0);
         assert_eq!(before(3, 5, Some(0)), 0);
+    }
+
+    #[test]
+    fn a_block_of_queries_sees_the_keys_of_its_window() {
+        let keys = |queries, left, right| dims(6, 8).keys_of(queries, Window { left, right });
+        assert_eq!(keys(0..2, None, None), 0..8);
+        assert_eq!(keys(0..2, None, Some(0)), 0..4);
+        assert_eq!(keys(4..6, Some(1), Some(0)), 5..8);
+        assert_eq!(keys(2..3, Some(1), Some(3)), 3..8);
+        assert_eq!(dims(8, 3).keys_of(0..2, Window { left: None, right: Some(0) }), 0..0);
+        let part = dims(6, 8).part(&(2..6), &(3..8));
+        assert_eq!(part.keys_of(0..1, Window { left: Some(1), right: Some(0) }), 0..2);
+        assert_eq!(part.queries_before_keys(Window { left: None, right: Some(0) }), 0);
+        let late = dims(6, 8).part(&(0..6), &(4..8));
+        assert_eq!(late.queries_before_keys(Window { left: None, right: Some(0) }), 2);
     }
 }

@@ -1,5 +1,6 @@
 //! Exact softmax attention.
 
+mod blocks;
 pub(super) mod builtin;
 pub(super) mod dims;
 pub(crate) mod kernel;
@@ -15,7 +16,10 @@ pub use options::{AttentionDropout, FlashAttentionOptions, Segments, Window};
 use mlx_rs::Array;
 
 use self::problem::{Attended, Problem};
-use crate::{dispatch::Backend, error::Result};
+use crate::{
+    dispatch::{Backend, Context},
+    error::Result,
+};
 
 /// Averages `values` for each query, weighted by how well the keys match it.
 ///
@@ -51,12 +55,16 @@ use crate::{dispatch::Backend, error::Result};
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's fused op, and what `Auto` takes where it can, but for f16 and bf16 on a CPU. It has no soft cap, no
-/// dropout and no log-sum-exp; it refuses ALiBi in f16 and bf16, which it would round, and sinks that it would. A window,
-/// segments and ALiBi become a mask of `S_q · S_kv`. Where it runs as plain ops (on the CPU, and
+/// `Builtin` is MLX's fused op, and what `Auto` takes where it can, but on a CPU for f16, bf16 and long sequences. It has no
+/// soft cap, no dropout and no log-sum-exp; it refuses ALiBi in f16 and bf16, which it would round, and sinks that it would.
+/// A window, segments and ALiBi become a mask of `S_q · S_kv`. Where it runs as plain ops (on the CPU, and
 /// for some head sizes), it rounds scores to the dtype, and f16 scores beyond 65504 overflow.
-/// `Reference` is plain ops in f32 and takes everything, with all `B · H · S_q · S_kv` scores in memory; choose it for the
-/// gradient of a mask or of slopes on an NVIDIA GPU, which the fused op may refuse.
+///
+/// `Reference` is plain ops in f32 and takes everything; choose it for the
+/// gradient of a mask or of slopes on an NVIDIA GPU, which the fused op may refuse. It holds all `B · H · S_q · S_kv` scores
+/// in memory. On a CPU, where they would take more than 16 MiB and there is no dropout, it takes a block of queries at a time
+/// instead: it then holds some MiB of scores, or of order `S_q^1.5` for a gradient, which it computes a second time, and
+/// never multiplies the keys that causality or a window hides from a whole block.
 ///
 /// Dao et al., [FlashAttention: Fast and Memory-Efficient Exact Attention with
 /// IO-Awareness](https://arxiv.org/abs/2205.14135), 2022.
@@ -114,7 +122,14 @@ fn attend(inputs: [&Array; 3], options: &FlashAttentionOptions, lse: bool) -> Re
         _ if problem.is_empty() => problem.nothing(),
         Backend::Builtin => builtin::attend(&problem),
         Backend::Kernel => kernel::attend(&problem),
-        Backend::Reference => reference::attend(&problem),
+        Backend::Reference => by_reference(&problem),
     }?;
     problem.in_layout(attended)
+}
+
+fn by_reference(problem: &Problem) -> Result<Attended> {
+    match blocks::pay(problem, Context::current()?.target) {
+        true => blocks::attend(problem),
+        false => reference::attend(problem),
+    }
 }

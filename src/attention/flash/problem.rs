@@ -6,6 +6,7 @@ use mlx_rs::{
 };
 
 use super::{
+    blocks,
     dims::Dims,
     kernel,
     options::{AttentionDropout, FlashAttentionOptions, Segments, Window},
@@ -168,6 +169,8 @@ impl Dispatched for Problem<'_> {
         match (context.target, self.dtype) {
             // There MLX multiplies half precision without BLAS and rounds the scores to it.
             (Target::Cpu, Dtype::Float16 | Dtype::Bfloat16) => Backend::Reference,
+            // All its scores would be in memory at once, and few in a cache.
+            (target, _) if blocks::pay(self, target) => Backend::Reference,
             _ if self.beyond_the_fused_op().is_some() => Backend::Reference,
             _ => Backend::Builtin,
         }
@@ -254,6 +257,19 @@ mod tests {
             let chosen = chosen(target, dtype, &Default::default(), false);
             assert_eq!(chosen, Some(expected), "{target:?} {dtype:?}");
         }
+    }
+
+    #[test]
+    fn long_sequences_on_a_cpu_go_in_blocks() {
+        let chosen = |target, length| {
+            let x = Array::zeros::<f32>(&[1, length, 1, 4]).ok()?;
+            let problem = Problem::new([&x, &x, &x], &Default::default(), false).ok()?;
+            let context = Context { target, obstacle: None, settings: Settings::default() };
+            Some(problem.choose(&context))
+        };
+        assert_eq!(chosen(Target::Cpu, 2048), Some(Backend::Builtin));
+        assert_eq!(chosen(Target::Cpu, 2049), Some(Backend::Reference));
+        assert_eq!(chosen(Target::Metal, 2049), Some(Backend::Builtin));
     }
 
     #[test]

@@ -40,8 +40,8 @@ pub(super) fn attend(problem: &Problem) -> Result<Attended> {
 fn scores(problem: &Problem, visible: &Visible) -> Result<Array> {
     let queries = problem.queries.as_dtype(Dtype::Float32)?;
     let keys = problem.keys.as_dtype(Dtype::Float32)?;
-    let products = by_group(&queries, &keys.swap_axes(-1, -2)?)?;
-    let mut scores = products.multiply(Array::from_f32(problem.scale))?;
+    let queries = queries.multiply(Array::from_f32(problem.scale))?;
+    let mut scores = by_group(&queries, &keys.swap_axes(-1, -2)?)?;
     if let Some(cap) = problem.soft_cap.map(Array::from_f32) {
         scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;
     }
@@ -54,11 +54,14 @@ fn scores(problem: &Problem, visible: &Visible) -> Result<Array> {
     Ok(scores)
 }
 
-/// Multiplies each head of `[B, H, ...]` by its group's matrix in `[B, H_kv, ...]`.
+/// Multiplies each head of `[B, H, ...]` by its group's matrix in `[B, H_kv, ...]`: the rows of a group's heads are
+/// those of one product.
 fn by_group(heads: &Array, groups: &Array) -> Result<Array> {
-    let (shape, count) = (heads.shape(), groups.shape()[1]);
-    let grouped = heads.reshape(&[shape[0], count, shape[1] / count, shape[2], shape[3]])?;
-    Ok(grouped.matmul(groups.expand_dims(2)?)?.flatten(1, 2)?)
+    let [batch, count, rows, inner] = [0, 1, 2, 3].map(|axis| heads.dim(axis));
+    let (kv_heads, outer) = (groups.dim(1), groups.dim(3));
+    let product =
+        heads.reshape(&[batch, kv_heads, count / kv_heads * rows, inner])?.matmul(groups)?;
+    Ok(product.reshape(&[batch, count, rows, outer])?)
 }
 
 fn dropped(weights: Array, dropout: Option<AttentionDropout>) -> Result<Array> {

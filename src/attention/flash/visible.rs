@@ -12,6 +12,7 @@ use mlx_rs::{
 };
 
 use super::{
+    dims::Dims,
     options::{Segments, Window},
     problem::Problem,
 };
@@ -36,7 +37,7 @@ impl Visible {
         let place = Place::new(problem)?;
         let mask = problem.mask.map(|mask| with_rank_4(mask, problem.dtype)).transpose()?;
         let by_mask = mask.as_ref().map(visible_in).transpose()?;
-        let keys = both(place.keys(problem.dims.key_length)?, by_mask.as_ref())?;
+        let keys = both(place.keys(&problem.dims)?, by_mask.as_ref())?;
         let bias = both_added(added(mask, by_mask)?, place.alibi(problem)?)?;
 
         let hidden_rows = problem.mask.is_some()
@@ -82,18 +83,18 @@ struct Place {
 
 impl Place {
     fn new(problem: &Problem) -> Result<Self> {
-        let (queries, keys) = (problem.dims.query_length, problem.dims.key_length);
+        let dims = &problem.dims;
+        let row = column(dims.first_query, dims.query_length)?;
         let place = match problem.segments {
-            Some(segments) => Self::in_segments(segments, queries)?,
-            None => Self { beside: column(keys - queries, keys)?, first: None, end: None },
+            Some(segments) => Self::in_segments(segments, &row)?,
+            None => Self { beside: row.add(Array::from_int(dims.offset))?, first: None, end: None },
         };
         place.within(problem.window)
     }
 
-    fn in_segments(segments: Segments, query_length: i32) -> Result<Self> {
+    fn in_segments(segments: Segments, row: &Array) -> Result<Self> {
         let last = segments.queries.dim(0) - 2;
         let (starts, ends) = (segments.queries.try_index(..-1)?, segments.queries.try_index(1..)?);
-        let row = column(0, query_length)?;
         let passed = row.ge(&ends)?.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?;
         let outside =
             row.lt(starts.try_index(0)?)?.logical_or(passed.gt(Array::from_int(last))?)?;
@@ -121,8 +122,8 @@ impl Place {
     }
 
     /// `[S_q, S_kv]`: true where a query may see a key.
-    fn keys(&self, key_length: i32) -> Result<Option<Array>> {
-        let key = arange::<i32, i32>(None, key_length, None)?;
+    fn keys(&self, dims: &Dims) -> Result<Option<Array>> {
+        let key = column(dims.first_key, dims.key_length)?.flatten(None, None)?;
         let from_first = self.first.as_ref().map(|first| key.ge(first)).transpose()?;
         let before_end = self.end.as_ref().map(|end| key.lt(end)).transpose()?;
         both(from_first, before_end.as_ref())
@@ -131,16 +132,17 @@ impl Place {
     /// `[B, H, S_q, S_kv]` or `[1, H, S_q, S_kv]`, f32.
     fn alibi(&self, problem: &Problem) -> Result<Option<Array>> {
         let Some(slopes) = problem.alibi_slopes else { return Ok(None) };
-        let key = arange::<i32, i32>(None, problem.dims.key_length, None)?;
+        let dims = &problem.dims;
+        let key = column(dims.first_key, dims.key_length)?.flatten(None, None)?;
         let distance = key.subtract(&self.beside)?.abs()?.as_dtype(Dtype::Float32)?;
-        let slopes = slopes.as_dtype(Dtype::Float32)?.reshape(&[-1, problem.dims.heads, 1, 1])?;
+        let slopes = slopes.as_dtype(Dtype::Float32)?.reshape(&[-1, dims.heads, 1, 1])?;
         Ok(Some(slopes.negative()?.multiply(distance)?))
     }
 }
 
-/// `[end - start, 1]`, counting up.
-fn column(start: i32, end: i32) -> Result<Array> {
-    Ok(arange::<i32, i32>(start, end, None)?.expand_dims(-1)?)
+/// `[count, 1]`, counting up from `first`.
+fn column(first: i32, count: i32) -> Result<Array> {
+    Ok(arange::<i32, i32>(first, first + count, None)?.expand_dims(-1)?)
 }
 
 /// Views a mask as `[B, H, S_q, S_kv]` with ones for missing axes; `dtype` if it is additive.

@@ -7,6 +7,7 @@ mod chunked;
 mod flash;
 mod flash_dropout;
 mod flash_gradient;
+mod flash_long;
 mod flash_module;
 mod flash_refusal;
 mod layers;
