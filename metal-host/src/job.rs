@@ -158,8 +158,11 @@ fn wait(mut child: Child, limit: Duration) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// The strides of an array whose rows follow each other, which is how MLX passes every input.
+/// The strides of an input: its own, or those of rows that follow each other.
 fn strides(input: &Input) -> Vec<i64> {
+    if let Some(strides) = &input.strides {
+        return strides.iter().map(|&stride| stride as i64).collect();
+    }
     let mut strides = vec![1; input.shape.len()];
     for axis in (1..input.shape.len()).rev() {
         strides[axis - 1] = strides[axis] * input.shape[axis] as i64;
@@ -178,5 +181,7 @@ mod tests {
         assert_eq!(strides(&[2, 3, 4]), [12, 4, 1]);
         assert_eq!(strides(&[5]), [1]);
         assert_eq!(strides(&[2, 0, 4]), [0, 4, 1]);
+        let strided = Input::new("x", Element::F32, [2, 3]).with_strides([1, 2]);
+        assert_eq!(super::strides(&strided), [1, 2]);
     }
 }

@@ -30,6 +30,9 @@ pub struct Input {
     pub element: Element,
     /// Its shape, which decides how it is passed: see [`Input::is_constant`].
     pub shape: Vec<usize>,
+    /// How many elements lie between neighbours along each axis, where rows do not follow each other. MLX passes such an
+    /// input only to a kernel without `ensure_row_contiguous`.
+    pub strides: Option<Vec<usize>>,
 }
 
 /// An array that a kernel writes.
@@ -46,7 +49,12 @@ pub struct Output {
 impl Input {
     /// An input called `name`.
     pub fn new(name: impl Into<String>, element: Element, shape: impl Into<Vec<usize>>) -> Self {
-        Input { name: name.into(), element, shape: shape.into() }
+        Input { name: name.into(), element, shape: shape.into(), strides: None }
+    }
+
+    /// The same with these strides; its bytes are then all from its first element to its last.
+    pub fn with_strides(self, strides: impl Into<Vec<usize>>) -> Self {
+        Input { strides: Some(strides.into()), ..self }
     }
 
     /// Whether MLX passes it in the address space `constant`: it has fewer than 8 elements.
@@ -55,7 +63,18 @@ impl Input {
     }
 
     pub(crate) fn bytes(&self) -> Option<usize> {
-        bytes(self.element, &self.shape)
+        match &self.strides {
+            Some(strides) if strides.len() != self.shape.len() => None,
+            Some(_) if self.shape.contains(&0) => Some(0),
+            Some(strides) => {
+                let mut axes = self.shape.iter().zip(strides);
+                let last = axes.try_fold(0_usize, |last, (&size, &stride)| {
+                    last.checked_add(stride.checked_mul(size - 1)?)
+                });
+                last?.checked_add(1)?.checked_mul(self.element.bytes())
+            }
+            None => bytes(self.element, &self.shape),
+        }
     }
 }
 
@@ -235,5 +254,18 @@ mod tests {
         assert_eq!(Input::new("x", Element::F32, [2, 3]).bytes(), Some(24));
         assert_eq!(Input::new("x", Element::U8, []).bytes(), Some(1));
         assert_eq!(Output::new("x", Element::F16, [usize::MAX]).bytes(), None);
+    }
+
+    #[test]
+    fn strided_bytes_go_from_the_first_element_to_the_last() {
+        let bytes = |shape: [usize; 2], strides: &[usize]| {
+            Input::new("x", Element::F16, shape).with_strides(strides).bytes()
+        };
+        assert_eq!(bytes([2, 3], &[3, 1]), Some(12));
+        assert_eq!(bytes([2, 3], &[100, 2]), Some(210));
+        assert_eq!(bytes([2, 3], &[0, 1]), Some(6));
+        assert_eq!(bytes([2, 0], &[1, 1]), Some(0));
+        assert_eq!(bytes([2, 3], &[1]), None);
+        assert_eq!(bytes([2, 3], &[usize::MAX, 1]), None);
     }
 }

@@ -34,18 +34,18 @@ pub struct OutputSpec {
 }
 
 /// A kernel written in CUDA's C++, compiled by MLX on first use: the counterpart of mlx-rs's `MetalKernel`.
-///
-/// Inputs that are not row-contiguous are copied first.
 pub(crate) struct CudaKernel(mlx_fast_cuda_kernel);
 
 impl CudaKernel {
-    /// The parts of a kernel; nothing is compiled yet.
+    /// The parts of a kernel; nothing is compiled yet. Whether inputs that are not row-contiguous are copied first, is
+    /// for `in_rows` to say.
     pub(crate) fn new(
         name: &str,
         inputs: &[&str],
         outputs: &[&str],
         header: &str,
         body: &str,
+        in_rows: bool,
     ) -> Result<Self> {
         let (name, header, body) = (c_string(name)?, c_string(header)?, c_string(body)?);
         let (inputs, outputs) = (Strings::new(inputs)?, Strings::new(outputs)?);
@@ -59,7 +59,7 @@ impl CudaKernel {
                     outputs.0,
                     body.as_ptr(),
                     header.as_ptr(),
-                    true,
+                    in_rows,
                     0,
                 )
             };

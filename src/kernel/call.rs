@@ -64,7 +64,9 @@ impl Call {
         count("inputs", kernel.inputs.len(), inputs.len())?;
         count("constants", kernel.constants.len(), plan.constants.len())?;
         plan.launch.check(kernel.name)?;
-        let inputs = inputs.iter().map(|x| one_dimensional(x)).collect::<Result<Vec<_>>>()?;
+        let inputs = kernel.inputs.iter().zip(inputs);
+        let inputs = inputs.map(|(argument, x)| passed(kernel, argument, x));
+        let inputs = inputs.collect::<Result<Vec<_>>>()?;
         let mut bound = Bound::new(check, plan.extents);
         for (argument, array) in kernel.inputs.iter().zip(&inputs) {
             bound.input(argument, array)?;
@@ -82,7 +84,7 @@ impl Call {
         self.kernel
     }
 
-    /// The input arrays, none of them 0-d.
+    /// The input arrays, none of them 0-d. A [`strided`](Argument::strided) one is read as it lies in memory.
     pub fn inputs(&self) -> &[Array] {
         &self.inputs
     }
@@ -103,8 +105,13 @@ impl Call {
     }
 }
 
-fn one_dimensional(array: &Array) -> Result<Array> {
-    if array.ndim() == 0 { Ok(array.reshape(&[1])?) } else { Ok(array.clone()) }
+/// The array as it is handed over: never 0-d, and in rows where MLX does not see to that.
+fn passed(kernel: &Kernel, argument: &Argument, array: &Array) -> Result<Array> {
+    if array.ndim() == 0 {
+        return Ok(array.reshape(&[1])?);
+    }
+    let as_it_lies = argument.strided || kernel.takes_rows();
+    Ok(if as_it_lies { array.clone() } else { array.contiguous()? })
 }
 
 /// What the letters and element types of a kernel stand for in one call.

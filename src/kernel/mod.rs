@@ -8,7 +8,8 @@
 //!
 //! What is taken care of here, once, for every kernel:
 //!
-//! - inputs are row-contiguous, and a 0-d array is passed as one of shape `[1]`;
+//! - inputs are row-contiguous, but for those [`strided`](Argument::strided), and a 0-d array is passed as one of shape
+//!   `[1]`;
 //! - grids are whole groups, so that no device runs a part of one;
 //! - the types of its arrays, and its constants, are template arguments of the text;
 //! - an empty array, one of more than 2³¹ elements, and a launch that some GPU cannot run are errors.
@@ -104,6 +105,8 @@ pub struct Argument {
     pub element: Element,
     /// Its axes: a number for a fixed size, else a letter that stands for one size in all arguments of the kernel.
     pub shape: &'static [&'static str],
+    /// Whether the text reads it by strides; only inputs are.
+    pub strided: bool,
 }
 
 impl Argument {
@@ -113,12 +116,29 @@ impl Argument {
         name: &'static str,
         shape: &'static [&'static str],
     ) -> Self {
-        Self { name, element: Element::Floating(element), shape }
+        Self { name, element: Element::Floating(element), shape, strided: false }
     }
 
     /// An array of these axes, whose elements are always of `dtype`.
     pub const fn fixed(dtype: Dtype, name: &'static str, shape: &'static [&'static str]) -> Self {
-        Self { name, element: Element::Is(dtype), shape }
+        Self { name, element: Element::Is(dtype), shape, strided: false }
+    }
+
+    /// The same as an input that is passed as it lies in memory, without a copy: its element `[i, j]` is at
+    /// `i * NAME_strides[0] + j * NAME_strides[1]`.
+    ///
+    /// Strides are known only when the kernel runs, so the body looks at them: the last may be another than 1, that of a
+    /// broadcast axis is 0, that of a reversed axis is negative, and a row may start on any element.
+    #[must_use]
+    pub const fn strided(self) -> Self {
+        Self { strided: true, ..self }
+    }
+}
+
+impl Kernel {
+    /// Whether MLX makes all inputs row-contiguous: it does so for all of them or for none.
+    pub(crate) fn takes_rows(&self) -> bool {
+        !self.inputs.iter().any(|input| input.strided)
     }
 }
 

@@ -45,7 +45,7 @@ impl Call {
         match (target, host::get()) {
             (Target::Cpu, Some(host)) => host.run(self),
             // SAFETY: the arrays are what the kernel declares, for `Call::new` has checked them, the launcher hands
-            // them over row-contiguous, and grids are full groups. That a kernel of this crate keeps to its arrays for
+            // them over row-contiguous or, where the kernel says so, with their strides, and grids are full groups. That a kernel of this crate keeps to its arrays for
             // all such shapes, and without a race, is what every one of them is tested for under the sanitizers.
             _ => unsafe { self.launch_on(target) },
         }
@@ -101,10 +101,13 @@ impl Compiled {
         let (header, body) = (kernel.header(target), kernel.body());
         let inputs: Vec<_> = kernel.inputs.iter().map(|argument| argument.name).collect();
         let outputs: Vec<_> = kernel.outputs.iter().map(|argument| argument.name).collect();
+        let in_rows = kernel.takes_rows();
         match target {
             #[cfg(feature = "metal")]
-            Target::Metal => metal::new(&name, &inputs, &outputs, header, &body).map(Self::Metal),
-            _ => CudaKernel::new(&name, &inputs, &outputs, &header, &body).map(Self::Cuda),
+            Target::Metal => {
+                metal::new(&name, &inputs, &outputs, header, &body, in_rows).map(Self::Metal)
+            }
+            _ => CudaKernel::new(&name, &inputs, &outputs, &header, &body, in_rows).map(Self::Cuda),
         }
     }
 }
@@ -143,9 +146,9 @@ mod metal {
         outputs: &[&str],
         header: String,
         body: &str,
+        ensure_row_contiguous: bool,
     ) -> Result<MetalKernel> {
-        let options =
-            MetalKernelOptions { header, ensure_row_contiguous: true, atomic_outputs: false };
+        let options = MetalKernelOptions { header, ensure_row_contiguous, atomic_outputs: false };
         MetalKernel::new(name, inputs, outputs, body, options)
     }
 

@@ -6,7 +6,13 @@ use mlx_primitives::{
     kernel::{Argument, Call, File, Kernel, Launch, Plan},
     kernels,
 };
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{
+    Array, Dtype,
+    ops::{
+        broadcast_to,
+        indexing::{IndexOp, IntoStrideBy},
+    },
+};
 
 use crate::support::{
     FLOATING,
@@ -63,6 +69,56 @@ fn inputs_are_read_in_order_whatever_their_strides() {
         &Tensor::new(&[1], vec![2.5]),
         Tolerance::EXACT,
     );
+}
+
+static GATHER: Kernel = Kernel {
+    name: "gather",
+    inputs: &[Argument::of("T", "x", &["N", "D"]).strided(), Argument::of("T", "bias", &["D"])],
+    outputs: &[Argument::of("T", "y", &["N", "D"])],
+    constants: &[],
+    fragments: &[],
+    file: File {
+        path: "test/gather.metal",
+        text: "const uint i = thread_position_in_grid.x;\n\
+               const uint width = x_shape[1];\n\
+               if (i < uint(x_shape[0]) * width) {\n\
+               const long at = long(i / width) * x_strides[0] + long(i % width) * x_strides[1];\n\
+               y[i] = x[at] + bias[i % width];\n\
+               }\n",
+    },
+};
+
+fn gather(x: &Array, bias: &Array) -> Array {
+    let launch = Launch { groups: [4, 1, 1], group: [64, 1, 1], threadgroup_bytes: 0 };
+    let plan = Plan { constants: Vec::new(), extents: Vec::new(), launch };
+    let call = Call::new(&GATHER, &[x, bias], plan).unwrap();
+    // SAFETY: each of 256 threads writes an element of its own, if there is one; no array here has more.
+    unsafe { call.run_unchecked() }.unwrap().remove(0)
+}
+
+#[test]
+fn a_strided_input_is_read_where_it_lies() {
+    if !host::install() {
+        return;
+    }
+    let wide = normal(1, &[7, 5, 9], Dtype::Float32);
+    let row = normal(2, &[1, 9], Dtype::Float32);
+    for (what, x) in [
+        ("in rows", wide.index((3, .., ..))),
+        ("transposed", wide.index((3, .., ..)).transpose().unwrap()),
+        ("a slice", wide.index((2, 1..4, 2..8))),
+        ("a slice of an axis before", wide.index((1..6, 2, ..))),
+        ("every other element", strided(&wide.index((0, .., ..)))),
+        ("reversed", wide.index((0, .., ..)).index((.., (..).stride_by(-1)))),
+        ("one row for all", broadcast_to(&row, &[6, 9]).unwrap()),
+        ("one number for all", broadcast_to(Array::from_f32(2.5), &[3, 4]).unwrap()),
+        ("fewer than 8 elements", wide.index((5, 1..4, 3..5))),
+    ] {
+        // Every other element of a longer one: an input that is not strided is still read in rows.
+        let bias = strided(&normal(3, &[x.shape()[1]], Dtype::Float32));
+        let expected = Tensor::of(&x.add(&bias).unwrap());
+        assert_close(what, &gather(&x, &bias), &expected, Tolerance::EXACT);
+    }
 }
 
 #[test]

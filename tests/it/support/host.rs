@@ -17,6 +17,8 @@ use mlx_rs::{
     error::{Exception, Result},
 };
 
+use super::tensor::unravel;
+
 /// Whether kernels run on the current stream: on a GPU they do, and on a CPU this lets them. A machine without the
 /// compiler skips them, unless it has `CI` set.
 pub(crate) fn install() -> bool {
@@ -47,7 +49,8 @@ impl kernel::Host for Ladder {
     fn run(&self, call: &Call) -> Result<Vec<Array>> {
         let source = source(call);
         let launch = Launch { grid: call.launch().grid(), group: call.launch().group };
-        let bytes = call.inputs().iter().map(bytes_of).collect::<Result<Vec<_>>>()?;
+        let bytes = kernel_inputs(call).map(|(argument, array)| passed_bytes(argument, array));
+        let bytes = bytes.collect::<Result<Vec<_>>>()?;
         let bytes: Vec<_> = bytes.iter().map(Vec::as_slice).collect();
         let outputs = if self.is_new(&source) {
             self.host.check(&source, launch, &bytes, &Check::default())
@@ -76,7 +79,7 @@ impl Ladder {
 
 fn source(call: &Call) -> Source {
     let kernel = call.kernel();
-    let inputs = kernel.inputs.iter().zip(call.inputs());
+    let inputs = kernel_inputs(call);
     let outputs = kernel.outputs.iter().zip(call.outputs());
     let template = call.template().iter();
     Source {
@@ -90,8 +93,40 @@ fn source(call: &Call) -> Source {
     }
 }
 
+fn kernel_inputs(call: &Call) -> impl Iterator<Item = (&Argument, &Array)> {
+    call.kernel().inputs.iter().zip(call.inputs())
+}
+
 fn input(argument: &Argument, array: &Array) -> Input {
-    Input::new(argument.name, element(array.dtype()), sizes(array.shape()))
+    let input = Input::new(argument.name, element(array.dtype()), sizes(array.shape()));
+    match strides(argument, array) {
+        Some(strides) => input.with_strides(strides),
+        None => input,
+    }
+}
+
+/// The strides of an evaluated array that the kernel reads by them. One with a reversed axis is copied, for its first
+/// element is not the first in memory; so are strides that nobody will multiply by anything.
+fn strides(argument: &Argument, array: &Array) -> Option<Vec<usize>> {
+    array.eval().unwrap();
+    let forward = array.strides().iter().all(|&stride| stride.cast_signed() >= 0);
+    (argument.strided && forward).then(|| array.strides().to_vec())
+}
+
+/// The bytes from an input's first element to its last, as it lies in memory. Those between its elements are 0xFF, which
+/// is NaN, for nothing may be made of them.
+fn passed_bytes(argument: &Argument, array: &Array) -> Result<Vec<u8>> {
+    let packed = bytes_of(array)?;
+    let Some(strides) = strides(argument, array) else { return Ok(packed) };
+    let (shape, size) = (sizes(array.shape()), element(array.dtype()).bytes());
+    let place = |index: &[usize]| index.iter().zip(&strides).map(|(i, s)| i * s).sum::<usize>();
+    let last: Vec<_> = shape.iter().map(|&size| size - 1).collect();
+    let mut bytes = vec![0xff; (place(&last) + 1) * size];
+    for (flat, element) in packed.chunks(size).enumerate() {
+        let at = place(&unravel(flat, &shape)) * size;
+        bytes[at..at + size].copy_from_slice(element);
+    }
+    Ok(bytes)
 }
 
 fn output(argument: &Argument, spec: &OutputSpec) -> Output {
