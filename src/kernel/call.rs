@@ -110,7 +110,7 @@ fn passed(kernel: &Kernel, argument: &Argument, array: &Array) -> Result<Array> 
     if array.ndim() == 0 {
         return Ok(array.reshape(&[1])?);
     }
-    let as_it_lies = argument.strided || kernel.takes_rows();
+    let as_it_lies = argument.strided || kernel.takes_rows() || array.size() == 1;
     Ok(if as_it_lies { array.clone() } else { array.contiguous()? })
 }
 
@@ -134,6 +134,10 @@ impl Bound {
                 Some(dtype) => self.check.dtype_among(name, array, &[dtype]).map(drop)?,
                 None => self.elements.push((letter, self.check.floating(name, array)?)),
             },
+            Element::Any(letter) => match self.element(letter) {
+                Some(dtype) => self.check.dtype_among(name, array, &[dtype]).map(drop)?,
+                None => self.elements.push((letter, array.dtype())),
+            },
         }
         let expected: Vec<_> = argument.shape.iter().map(|axis| self.axis(axis)).collect();
         self.check.shape(name, array, &expected)?;
@@ -148,7 +152,7 @@ impl Bound {
         let name = argument.name;
         let dtype = match argument.element {
             Element::Is(dtype) => Some(dtype),
-            Element::Floating(letter) => self.element(letter),
+            Element::Floating(letter) | Element::Any(letter) => self.element(letter),
         };
         let dtype = self.check.known(dtype, name, "have the dtype of an input", "none")?;
         let sizes = argument.shape.iter().map(|axis| {

@@ -124,6 +124,15 @@ impl Argument {
         Self { name, element: Element::Is(dtype), shape, strided: false }
     }
 
+    /// An input of these axes, whose elements may have any type; the text calls it `element`.
+    pub const fn any(
+        element: &'static str,
+        name: &'static str,
+        shape: &'static [&'static str],
+    ) -> Self {
+        Self { name, element: Element::Any(element), shape, strided: false }
+    }
+
     /// The same as an input that is passed as it lies in memory, without a copy: its element `[i, j]` is at
     /// `i * NAME_strides[0] + j * NAME_strides[1]`.
     ///
@@ -147,6 +156,8 @@ impl Kernel {
 pub enum Element {
     /// f32, f16 or bf16: whichever the first input that names this template parameter has.
     Floating(&'static str),
+    /// Whichever the first input that names this template parameter has.
+    Any(&'static str),
     /// This type and no other.
     Is(Dtype),
 }

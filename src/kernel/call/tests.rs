@@ -97,6 +97,25 @@ fn dtypes_must_be_those_declared() {
 }
 
 #[test]
+fn any_type_may_be_one_that_inputs_share() {
+    static PAIR: Kernel = Kernel {
+        inputs: &[Argument::any("E", "x", &["N"]), Argument::any("E", "y", &["N"])],
+        outputs: &[Argument::any("E", "z", &["N"])],
+        constants: &[],
+        ..SCALE
+    };
+    let plan = || Plan { constants: vec![], extents: vec![], ..plan() };
+    let (bytes, floats) = (array(&[3], Dtype::Uint8), array(&[3], Dtype::Float32));
+    let call = Call::new(&PAIR, &[&bytes, &bytes], plan()).unwrap();
+    assert_eq!(call.template(), [("E", Template::Dtype(Dtype::Uint8))]);
+    assert_eq!(call.outputs(), [OutputSpec { shape: vec![3], dtype: Dtype::Uint8 }]);
+    assert_eq!(
+        refusal(Call::new(&PAIR, &[&bytes, &floats], plan())),
+        "[scale] y must have dtype Uint8 but got Float32"
+    );
+}
+
+#[test]
 fn the_number_of_arrays_and_constants_must_be_right() {
     let x = array(&[3, 5], Dtype::Float32);
     assert_eq!(refusal(Call::new(&SCALE, &[&x], plan())), "[scale] inputs must number 3 but got 1");

@@ -5,6 +5,7 @@ use std::{
     env,
     path::Path,
     sync::{Mutex, OnceLock},
+    time::Duration,
 };
 
 use metal_host::{Build, Check, Element, Host, Input, Launch, Output, Run, Source};
@@ -39,6 +40,10 @@ fn installed() -> bool {
     })
 }
 
+/// How long a run may take, on a machine that does other things too: attention by matrices, which lanes act out by
+/// asking each other, is the slowest under the sanitizer of memory.
+const TIME_LIMIT: Duration = Duration::from_secs(120);
+
 struct Ladder {
     host: Host,
     /// The kinds of variants that have been run in every build.
@@ -53,9 +58,10 @@ impl kernel::Host for Ladder {
         let bytes = bytes.collect::<Result<Vec<_>>>()?;
         let bytes: Vec<_> = bytes.iter().map(Vec::as_slice).collect();
         let outputs = if self.is_new(&source) {
-            self.host.check(&source, launch, &bytes, &Check::default())
+            let check = Check { time_limit: TIME_LIMIT, ..Check::default() };
+            self.host.check(&source, launch, &bytes, &check)
         } else {
-            let run = Run { build: Build::Address, ..Run::default() };
+            let run = Run { build: Build::Address, time_limit: TIME_LIMIT, ..Run::default() };
             self.host.run(&source, launch, &bytes, run)
         };
         let outputs = outputs.map_err(|error| Exception::custom(error.to_string()))?;
