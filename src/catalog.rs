@@ -19,4 +19,5 @@ const OPERATIONS: &[&[&Kernel]] = &[
     rope::ROPE_QK_KERNELS,
     rope::QK_NORM_ROPE_KERNELS,
     attention::FLASH_KERNELS,
+    attention::DECODE_KERNELS,
 ];

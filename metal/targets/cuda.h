@@ -17,7 +17,10 @@
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
 typedef __half float16_t;
+typedef __half half;
 typedef __nv_bfloat16 bfloat16_t;
 typedef __nv_bfloat16 bfloat;
 
@@ -116,6 +119,12 @@ template <typename T> METAL_FUNC void load_quarters_transposed(T* values, const 
                : "memory");
   memcpy(values, parts, sizeof(parts));
 }
+// Of 8 by 8 numbers of 16 bits, of which lane 4 r + c holds those of row r at columns 2 c and 2 c + 1, the transpose.
+METAL_FUNC uint transpose_quarter(uint pair) {
+  uint transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
+}
 // Adds to `sum`, 16 by 8, the product of `left`, 16 by 16, and the 16 by 8 whose upper half is `upper`.
 METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lower, __half) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
@@ -133,6 +142,8 @@ METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lowe
 // ---- numbers
 
 #define M_PI_F 3.14159265358979323846f
+#define M_LOG2E_F 1.44269504088896340736f
+#define M_LN2_F 0.693147180559945309417f
 
 template <typename To, typename From> METAL_FUNC To as_type(From from) {
   static_assert(sizeof(To) == sizeof(From), "as_type keeps the number of bits");

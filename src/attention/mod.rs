@@ -1,5 +1,6 @@
 //! Attention, and what it needs from a cache.
 
+mod decode;
 pub mod flash;
 pub mod fused_rope;
 mod kv_cache;
@@ -10,6 +11,8 @@ pub mod chunked;
 pub mod linear;
 pub mod sliding_window;
 pub mod sparse;
+
+pub(crate) use decode::KERNELS as DECODE_KERNELS;
 
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
 

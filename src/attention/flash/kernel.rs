@@ -13,6 +13,7 @@ use super::{
     visible::with_rank_4,
 };
 use crate::{
+    attention::decode::Decode,
     dispatch::{Backend, Dispatched},
     error::{Error, Result},
     kernel::{
@@ -288,6 +289,9 @@ impl Work {
     }
 
     fn forward(self, inputs: &[Array; 8]) -> Result<[Array; 2]> {
+        if let Some(outputs) = self.forward_of_few(inputs)? {
+            return Ok(outputs);
+        }
         let [batch, rows, heads, _] = self.layout.dims(&inputs[0]);
         let sizes = padded_sizes([&inputs[0], &inputs[2]]);
         let blocks = Blocks::forward(rows, sizes, inputs[0].dtype())?;
@@ -300,6 +304,28 @@ impl Work {
         let extents = vec![("H", heads), ("S", rows)];
         let plan = Plan { constants, extents, launch: blocks.launch(rows, heads, batch) };
         FORWARD.call(&inputs.each_ref(), plan)
+    }
+
+    /// For few queries, where to read keys and values is all the work: by a kernel that splits the keys.
+    fn forward_of_few(self, inputs: &[Array; 8]) -> Result<Option<[Array; 2]>> {
+        let [queries, keys, values, _, slopes, sinks, ..] = inputs;
+        let bhsd = |array| self.layout.swap_with_bhsd(array);
+        let (queries, keys, values) = (bhsd(queries)?, bhsd(keys)?, bhsd(values)?);
+        let decode = Decode {
+            queries: &queries,
+            keys: &keys,
+            values: &values,
+            scale: self.scale,
+            soft_cap: self.soft_cap,
+            window: [self.window.left, self.window.right],
+            slopes: self.present.slopes.then_some(slopes),
+            sinks: self.present.sinks.then_some(sinks),
+        };
+        if self.present.mask || self.present.segments || !decode.pays() {
+            return Ok(None);
+        }
+        let [output, lse] = decode.attend()?;
+        Ok(Some([bhsd(&output)?, lse]))
     }
 
     fn reference(self, inputs: &[Array; 8]) -> Result<[Array; 2]> {

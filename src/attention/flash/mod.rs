@@ -59,6 +59,10 @@ use crate::{
 /// soft cap, no dropout and no log-sum-exp; it refuses ALiBi in f16 and bf16, which it would round, and sinks that it would.
 /// A window, segments and ALiBi become a mask of `S_q · S_kv`. Where it runs as plain ops (on the CPU, and
 /// for some head sizes), it rounds scores to the dtype, and f16 scores beyond 65504 overflow.
+/// `Kernel` holds no scores in memory, forward or back, and takes all but dropout and heads beyond 256; the gradient of a
+/// mask it leaves to the reference.
+/// For up to 8 queries, without mask and segments, it splits the keys among the cores of a GPU, reads them
+/// once for all query heads that share them, up to 16, and where they lie: a slice of a cache is not copied.
 ///
 /// `Reference` is plain ops in f32 and takes everything; choose it for the
 /// gradient of a mask or of slopes on an NVIDIA GPU, which the fused op may refuse. It holds all `B · H · S_q · S_kv` scores
