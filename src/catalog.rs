@@ -20,4 +20,5 @@ const OPERATIONS: &[&[&Kernel]] = &[
     rope::QK_NORM_ROPE_KERNELS,
     attention::FLASH_KERNELS,
     attention::DECODE_KERNELS,
+    attention::PAGED_KERNELS,
 ];

@@ -11,8 +11,10 @@ pub mod chunked;
 pub mod linear;
 pub mod sliding_window;
 pub mod sparse;
+mod paged;
 
 pub(crate) use decode::KERNELS as DECODE_KERNELS;
+pub(crate) use paged::KERNELS as PAGED_KERNELS;
 
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
 
@@ -40,6 +42,7 @@ pub use linear::{
     performer_attention_with_state,
 };
 pub use merge::merge_states;
+pub use paged::{BlockScales, PagedAttentionOptions, paged_attention, paged_attention_with_lse};
 pub use sliding_window::{
     SlidingWindowAttention, SlidingWindowAttentionBuilder, SlidingWindowOptions,
     sliding_window_attention,

@@ -333,6 +333,42 @@ fn attention_of_stretches(hostile: &mut Hostile) {
     judge("merge_states", y.map(|(y, _)| y), queries.shape(), queries.dtype());
 }
 
+fn paged(hostile: &mut Hostile) {
+    let [count, sequences, blocks, heads, group] = [0; 5].map(|_| hostile.pick(&SIZES).min(7));
+    let [size, value_size] = [0; 2].map(|_| hostile.pick(&SIZES));
+    let (block, width) = (hostile.pick(&[1, 3, 8, 16, 0]), hostile.pick(&[0, 1, 2, 5]));
+    let dtype = hostile.pick(&FLOATING);
+    let stored = hostile.or(dtype, &[Int8, Uint8]);
+    let queries = hostile.array(&[count, heads * group, size], dtype);
+    let keys = hostile.array(&[blocks, block, heads, size], stored);
+    let values = hostile.array(&[blocks, block, heads, value_size], stored);
+    let tables = hostile.array(&[sequences, width], Int32);
+    let lengths = hostile.array(&[sequences], Int32);
+    let starts = hostile.array(&[sequences + 1], Int32);
+    let by_head = hostile.array(&[heads * group], dtype);
+    let (by_token, by_block) = (
+        hostile.array(&[blocks, block, heads], Float32),
+        hostile.array(&[blocks, 1, heads], Float32),
+    );
+    let scales = BlockScales { keys: &by_token, values: hostile.pick(&[&by_token, &by_block]) };
+    let needed = (stored != dtype).then_some(scales);
+    let [left, right] = [0; 2].map(|_| hostile.or(None, &INTEGERS.map(Some)));
+    let options = PagedAttentionOptions {
+        query_starts: hostile.or(Some(&starts), &[None]),
+        scale: hostile.or(None, &NUMBERS.map(Some)),
+        soft_cap: hostile.or(None, &NUMBERS.map(Some)),
+        alibi_slopes: hostile.or(None, &[Some(&by_head)]),
+        causal: hostile.pick(&[true, false]),
+        window: Window { left, right },
+        sinks: hostile.or(None, &[Some(&by_head)]),
+        block_scales: hostile.or(needed, &[None, Some(scales)]),
+        dispatch: hostile.dispatch(),
+    };
+    let shape = with_last(&queries, values.shape().last().copied().unwrap_or(0));
+    let y = paged_attention(&queries, keys, values, tables, lengths, options);
+    judge("paged_attention", y, &shape, queries.dtype());
+}
+
 fn quantized(hostile: &mut Hostile) {
     let (group, bits) = (hostile.pick(&[32, 64, 128]), hostile.pick(&[2, 3, 4, 5, 6, 8]));
     let (shape, dtype) = ([hostile.pick(&SIZES), 2 * group], hostile.pick(&FLOATING));
@@ -442,7 +478,7 @@ fn ask_all(asks: &[fn(&mut Hostile)]) {
 fn whatever_is_asked_is_answered_or_refused() {
     host::install();
     ask_all(&[norms_and_activations, norms_in_company, ropes, attention]);
-    ask_all(&[quantized, samplers, blocks]);
+    ask_all(&[paged, quantized, samplers, blocks]);
 }
 
 #[test]

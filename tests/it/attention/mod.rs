@@ -22,4 +22,5 @@ mod performer;
 mod sparse;
 mod visible_oracle;
 mod sliding_window;
+mod paged;
 mod row;

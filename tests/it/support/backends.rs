@@ -9,6 +9,7 @@ use super::host;
 const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
     ("chunked_cross_attention", Backend::Kernel),
+    ("paged_attention", Backend::Builtin),
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),
     ("sliding_window_attention", Backend::Kernel),

@@ -1,0 +1,177 @@
+//! One sweep over the blocks of all sequences, and where their keys are split another over what it found.
+
+use mlx_rs::{Array, Dtype};
+
+use super::{
+    problem::{Operands, Problem, Rule},
+    reference,
+};
+use crate::{
+    attention::decode::{
+        self, CONSTANTS, FRAGMENTS, MAX_KEYS, MAX_SIZE, MERGE_CONSTANTS, Shape, Split,
+    },
+    error::Result,
+    kernel::{self, Argument, Constant, Kernel, Plan, differentiable_by_reference, metal},
+    target::Target,
+};
+
+/// The kernels of this operation.
+pub(crate) const KERNELS: &[&Kernel] = &[&WHOLE, &PART, &MERGE];
+
+static WHOLE: Kernel = Kernel {
+    name: "paged_attention",
+    inputs: &[
+        Argument::of("T", "queries", &["N", "H", "D"]).strided(),
+        Argument::any("E", "keys", &["M", "B", "K", "D"]).strided(),
+        Argument::any("E", "values", &["M", "B", "K", "V"]).strided(),
+        Argument::fixed(Dtype::Int32, "starts", &["any starts"]),
+        Argument::fixed(Dtype::Int32, "tables", &["C", "W"]),
+        Argument::fixed(Dtype::Int32, "lengths", &["C"]),
+        Argument::fixed(Dtype::Float32, "key_scales", &["any", "by key", "heads"]).strided(),
+        Argument::fixed(Dtype::Float32, "value_scales", &["any", "by value", "heads"]).strided(),
+        Argument::fixed(Dtype::Float32, "slopes", &["any slopes"]),
+        Argument::fixed(Dtype::Float32, "sinks", &["any sinks"]),
+    ],
+    outputs: &[
+        Argument::of("T", "y", &["P", "N", "H", "V"]),
+        Argument::fixed(Dtype::Float32, "lse", &["P", "N", "H"]),
+    ],
+    constants: ALL_CONSTANTS,
+    fragments: FRAGMENTS,
+    file: metal!("attention/paged.metal"),
+};
+
+static PART: Kernel = Kernel {
+    name: "paged_attention_part",
+    outputs: &[
+        Argument::fixed(Dtype::Float32, "y", &["P", "N", "H", "V"]),
+        Argument::fixed(Dtype::Float32, "lse", &["P", "N", "H"]),
+    ],
+    ..WHOLE
+};
+
+/// Puts parts together; `queries` are there for their type.
+static MERGE: Kernel = Kernel {
+    name: "merge_paged_attention",
+    inputs: &[
+        Argument::of("T", "queries", &["N", "H", "D"]).strided(),
+        Argument::fixed(Dtype::Float32, "parts", &["P", "R", "V"]),
+        Argument::fixed(Dtype::Float32, "lses", &["P", "R"]),
+        Argument::fixed(Dtype::Float32, "sinks", &["any sinks"]),
+    ],
+    outputs: &[Argument::of("T", "y", &["R", "V"]), Argument::fixed(Dtype::Float32, "lse", &["R"])],
+    constants: MERGE_CONSTANTS,
+    fragments: &[metal!("common/part.metal"), metal!("common/attend.metal")],
+    file: metal!("attention/merge.metal"),
+};
+
+const ALL_CONSTANTS: &[&str] = &[
+    CONSTANTS[0],
+    CONSTANTS[1],
+    CONSTANTS[2],
+    CONSTANTS[3],
+    CONSTANTS[4],
+    CONSTANTS[5],
+    CONSTANTS[6],
+    CONSTANTS[7],
+    CONSTANTS[8],
+    CONSTANTS[9],
+    CONSTANTS[10],
+    "BLOCK",
+    "SCALED",
+];
+
+pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
+    let Operands { queries, keys, values, tables, .. } = &problem.operands;
+    let largest = keys.dim(3).max(values.dim(3));
+    let most = i64::from(tables.dim(1)) * i64::from(keys.dim(1));
+    let rows = queries.size() / queries.dim(2).max(1).unsigned_abs() as usize;
+    [
+        (largest > MAX_SIZE, "the kernel takes heads of 256 at most"),
+        (most > MAX_KEYS.into(), "the kernel takes no more than 2^29 keys"),
+        (
+            rows + tables.dim(0).unsigned_abs() as usize > 1 << 22,
+            "the kernel takes no more than 2^22 rows",
+        ),
+    ]
+    .into_iter()
+    .find_map(|(holds, reason)| holds.then_some(reason))
+    .or_else(|| kernel::refusal([queries, keys, values, tables]))
+}
+
+/// `[T, H, D_v]` of the dtype of the queries, and `[T, H]`, f32.
+pub(super) fn attend(problem: &Problem) -> Result<[Array; 2]> {
+    let rule = problem.rule;
+    differentiable_by_reference(
+        problem.operands.in_order(),
+        move |arrays| forward(&Operands::of(arrays), &rule),
+        move |arrays| reference::attend(&Operands::of(arrays), &rule),
+    )
+}
+
+fn forward(operands: &Operands<&Array>, rule: &Rule) -> Result<[Array; 2]> {
+    let (queries, scale) = decode::with_positive_scale(operands.queries, rule.scale)?;
+    let [slopes, sinks] = [operands.slopes, operands.sinks].map(|x| x.as_dtype(Dtype::Float32));
+    let (slopes, sinks) = (slopes?, sinks?);
+    let shape = shape(operands);
+    let split = Split::new(shape, Target::current()?);
+    let inputs = [
+        &queries,
+        operands.keys,
+        operands.values,
+        operands.starts,
+        operands.tables,
+        operands.lengths,
+        operands.key_scales,
+        operands.value_scales,
+        &slopes,
+        &sinks,
+    ];
+    let plan = |sinks| plan(operands, split, &Rule { scale, sinks, ..*rule });
+    let (rows, size) = (queries.dim(0) * queries.dim(1), shape.value_size);
+    let [y, lse] = if split.is_whole() {
+        WHOLE.call(&inputs, plan(rule.sinks))?
+    } else {
+        let [parts, lses] = PART.call(&inputs, plan(false))?;
+        let parts = parts.reshape(&[split.parts, rows, size])?;
+        let lses = lses.reshape(&[split.parts, rows])?;
+        let plan = decode::merge_plan(rows, 1, size, rule.sinks);
+        MERGE.call(&[&queries, &parts, &lses, &sinks], plan)?
+    };
+    let result = [queries.dim(0), queries.dim(1), size];
+    Ok([y.reshape(&result)?, lse.reshape(&result[..2])?])
+}
+
+/// As if all sequences were of one length, and as long as their tables have room for.
+fn shape(operands: &Operands<&Array>) -> Shape {
+    let (queries, keys, tables) = (operands.queries, operands.keys, operands.tables);
+    let sequences = tables.dim(0);
+    let queries_of_each = (queries.dim(0) - 1) / sequences + 1;
+    Shape {
+        pairs: sequences * keys.dim(2),
+        rows: queries.dim(1) / keys.dim(2) * queries_of_each,
+        keys: tables.dim(1) * keys.dim(1),
+        size: queries.dim(2),
+        value_size: operands.values.dim(3),
+        dtype: queries.dtype(),
+    }
+}
+
+fn plan(operands: &Operands<&Array>, split: Split, rule: &Rule) -> Plan {
+    let shape = shape(operands);
+    let sweep = decode::Rule {
+        scale: rule.scale,
+        soft_cap: rule.soft_cap,
+        window: [rule.window.left, rule.window.right],
+        alibi: rule.alibi,
+        sinks: rule.sinks,
+    };
+    let mut constants = split.constants(shape, &sweep);
+    constants.extend([Constant::Int(operands.keys.dim(1)), Constant::Bool(rule.scaled)]);
+    let key_heads = operands.keys.dim(2);
+    let rows = operands.queries.dim(0) * (operands.queries.dim(1) / key_heads);
+    // Each sequence but the first may begin a block of rows of its own, and so may queries of none.
+    let blocks = rows / split.rows + operands.tables.dim(0) + 1;
+    let groups = blocks.unsigned_abs() * key_heads.unsigned_abs();
+    Plan { constants, extents: vec![("P", split.parts)], launch: split.launch(groups, shape) }
+}
