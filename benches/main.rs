@@ -9,6 +9,7 @@ mod support;
 mod activation;
 mod attention;
 mod attention_options;
+mod decode;
 mod heads;
 mod linear;
 mod norm;
@@ -42,6 +43,7 @@ const SUITES: &[(&str, Suite)] = &[
     ("heads", heads::cases),
     ("attention", attention::cases),
     ("attention_options", attention_options::cases),
+    ("decode", decode::cases),
     ("quant", quant::cases),
 ];
 
