@@ -7,7 +7,7 @@
 // queries, keys, values, mask, slopes, query_starts, key_starts and the constants as in flash.metal; dy: the gradient of y,
 // as y; lse, delta: [B, H, S] of float. dqueries: as queries; dslopes: [B, H, R] of float, for each query where ALIBI, else
 // zero, R = 1.
-// Grid and threadgroup memory as in flash.metal.
+// Grid: as for flash.metal. Threadgroup memory: KEYS · (SIZE + VALUE_SIZE + 2 · PAD) of T.
 
 // ---- body ----
 constexpr int STRIDE = SIZE + PAD;

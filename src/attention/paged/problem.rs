@@ -10,7 +10,7 @@ use super::{PagedAttentionOptions, kernel};
 use crate::{
     attention::flash::Window,
     check::{Check, axes},
-    dispatch::{Backend, Context, Dispatched, Target},
+    dispatch::{Backend, Context, Dispatched},
     error::Result,
     kernel::stand_in,
 };
@@ -235,10 +235,9 @@ impl Problem {
 impl Dispatched for Problem {
     const OP: &'static str = "paged_attention";
 
-    /// MLX has but a composition, which gathers every block first.
     fn choose(&self, context: &Context) -> Backend {
-        let kernel =
-            context.target != Target::Cpu && self.refusal(Backend::Kernel, context).is_none();
+        let kernel = context.kernel_wins(Self::OP, self.operands.queries.size())
+            && self.refusal(Backend::Kernel, context).is_none();
         if kernel { Backend::Kernel } else { Backend::Reference }
     }
 

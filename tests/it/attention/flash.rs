@@ -10,14 +10,13 @@ use super::{
 };
 use crate::support::{
     FLOATING,
-    backends::{on_backends, on_each_backend},
+    backends::{on_backends, on_each_backend, with_kernels},
     compare::{Tolerance, assert_close},
     sample::normal,
     tensor::Tensor,
 };
 
 pub(crate) const OP: &str = "flash_attention";
-const PLAIN: &[Backend] = &[Backend::Builtin, Backend::Reference];
 
 type Options<'a> = FlashAttentionOptions<'a>;
 
@@ -68,7 +67,7 @@ fn check_case(case: &Case, dtype: Dtype, layout: Layout, backends: &[Backend]) {
     let what = |backend| format!("{OP} {} {dtype:?} {layout:?} on {backend}", case.name);
     let options = |dispatch| Options { dispatch, ..asked.options(case, &segments) };
     on_backends(
-        PLAIN,
+        with_kernels(false),
         OP,
         |dispatch| run_in(layout, &asked.inputs, options(dispatch)),
         |backend, y| check(&what(backend), backend, &y),
@@ -86,14 +85,11 @@ fn check_case(case: &Case, dtype: Dtype, layout: Layout, backends: &[Backend]) {
     );
 }
 
-/// Every variant of a kernel is compiled and run in every build, which takes seconds: so each case has one dtype and one
-/// layout for it, in turn.
 fn check_cases(cases: &[Case]) {
     for (turn, case) in cases.iter().enumerate() {
         for (i, dtype) in FLOATING.into_iter().enumerate() {
             for (j, layout) in [Layout::Bshd, Layout::Bhsd].into_iter().enumerate() {
-                let backends = if turn % 6 == 3 * j + i { Backend::ALL } else { PLAIN };
-                check_case(case, dtype, layout, backends);
+                check_case(case, dtype, layout, with_kernels(turn % 6 == 3 * j + i));
             }
         }
     }

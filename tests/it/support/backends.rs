@@ -54,7 +54,15 @@ pub(crate) fn on_each_backend<T>(
     on_backends(Backend::ALL, op, run, check);
 }
 
-/// The same with some of the backends.
+/// All backends where `here`, else those that are no kernels.
+///
+/// Each variant of a kernel is compiled and run in every build, which takes seconds: a long table has one dtype or layout
+/// for it in each case, in turn.
+pub(crate) fn with_kernels(here: bool) -> &'static [Backend] {
+    if here { Backend::ALL } else { &[Backend::Builtin, Backend::Reference] }
+}
+
+/// [`on_each_backend`] with some of the backends.
 pub(crate) fn on_backends<T>(
     backends: &[Backend],
     op: &str,
