@@ -2,8 +2,8 @@
 //
 //   dv = pᵀ dy    dk = scale · (cap'(..) · ds)ᵀ q    with p and ds as in flash_backward_queries.metal
 //
-// Inputs and constants as there; a group works for all heads of queries that read its head of keys. dkeys: as keys;
-// dvalues: as values.
+// queries, keys, values, mask, slopes, query_starts, key_starts, dy, lse, delta and the constants as there; a group works
+// for all heads of queries that read its head of keys. dkeys: as keys; dvalues: as values.
 // Grid: groups of SIMDS simdgroups, one for 16 keys each: x for keys, y for their heads, z for the batch.
 // Threadgroup memory: KEYS · (SIZE + VALUE_SIZE + 2 · PAD) of T, and 20 · KEYS bytes.
 

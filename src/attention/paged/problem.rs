@@ -260,7 +260,8 @@ fn starts(check: Check, queries: &Array, sequences: i32, given: Option<&Array>) 
     };
     check.dtype_among("query_starts", starts, &[Dtype::Int32])?;
     check.shape("query_starts", starts, axes![sequences + 1])?;
-    Ok(starts.clone())
+    // Numbers that fall would give a query to two sequences at once, and two groups of threads would race for its result.
+    Ok(starts.cummax(0, false, true)?)
 }
 
 /// Those of keys and of values, which blocks of 8 bits must have and others must not.
