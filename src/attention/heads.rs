@@ -1,6 +1,6 @@
-//! The sizes of queries, keys and values that belong together, whatever the layout.
+//! Queries, keys and values that belong together, whatever the layout.
 
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops::zeros_like};
 
 use crate::{
     check::{Axis, Check},
@@ -8,6 +8,7 @@ use crate::{
     layout::Layout,
 };
 
+/// Their sizes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Heads {
     pub(super) batch: i32,
@@ -45,4 +46,13 @@ impl Heads {
         check.value(divides, "queries", expected, heads)?;
         Ok(Self { batch, heads, kv_heads, query_length, key_length, size, value_size, dtype })
     }
+}
+
+/// Queries and a scale above zero that give the same scores: cuDNN answers NaN to any other.
+pub(super) fn with_positive_scale(queries: &Array, scale: f32) -> Result<(Array, f32)> {
+    Ok(match scale {
+        0.0 => (zeros_like(queries)?, 1.0),
+        scale if scale < 0.0 => (queries.negative()?, -scale),
+        scale => (queries.clone(), scale),
+    })
 }

@@ -1,22 +1,21 @@
 //! Attention, and what it needs from a cache.
 
+pub mod bias;
+pub mod chunked;
 mod decode;
 pub mod flash;
 pub mod fused_rope;
-mod kv_cache;
 mod heads;
-mod merge;
-pub mod bias;
-pub mod chunked;
+mod kv_cache;
 pub mod linear;
+mod merge;
+mod paged;
 pub mod sliding_window;
 pub mod sparse;
-mod paged;
 
 pub(crate) use decode::KERNELS as DECODE_KERNELS;
-pub(crate) use paged::KERNELS as PAGED_KERNELS;
-
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
+pub(crate) use paged::KERNELS as PAGED_KERNELS;
 
 pub use bias::{
     AlibiBiasOptions, RelativePositionBias, RelativePositionBiasBuilder, RelativePositionBiasInput,

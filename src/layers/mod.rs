@@ -5,11 +5,11 @@ mod block_sparse_attention;
 mod cosformer_attention;
 mod decoder_block;
 mod feed_forward;
+mod grouped_query;
 mod head_projections;
 mod linear_attention;
 mod longformer_attention;
 mod performer_attention;
-mod grouped_query;
 mod projection;
 mod token_embedding;
 
@@ -75,7 +75,6 @@ macro_rules! parameters_of_field {
 }
 pub(crate) use parameters_of_field;
 
-/// Hands everything on to `inner` and `inner_mut`.
 /// Gives a module the parameters of what its `inner` and `inner_mut` return, under the same names.
 macro_rules! parameters_of_inner {
     ($module:ident) => {

@@ -147,10 +147,8 @@ impl<'a> Problem<'a> {
     ) -> Result<Self> {
         let &ChunkedCrossAttentionOptions { chunk_size, scale, layout, .. } = options;
         let check = Check::op(Self::OP);
-        let dtype = check.floating("queries", queries)?;
-        check.dtype_among("keys", keys, &[dtype])?;
-        check.dtype_among("values", values, &[dtype])?;
-        let dims = Dims::new(check, queries, keys, values, layout)?;
+        let dims = Dims::new(check, [queries, keys, values], layout)?;
+        let dtype = dims.dtype;
         check.at_least("chunk_size", chunk_size, 1)?;
         let scale = scale.unwrap_or_else(|| (dims.size as f32).sqrt().recip());
         check.finite("scale", scale)?;

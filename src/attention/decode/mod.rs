@@ -83,7 +83,7 @@ pub(super) struct Decode<'a> {
     pub(super) keys: &'a Array,
     /// `[B, H_kv, S_kv, D_v]`, likewise.
     pub(super) values: &'a Array,
-    /// What scores are multiplied by; any finite number.
+    /// What scores are multiplied by: not below zero.
     pub(super) scale: f32,
     pub(super) soft_cap: Option<f32>,
     /// Keys before the query's own place, and after it.
@@ -104,9 +104,8 @@ impl Decode<'_> {
     /// `[B, H, S_q, D_v]` of the dtype of the queries, and its log-sum-exp, `[B, H, S_q]`, f32.
     pub(super) fn attend(&self) -> Result<[Array; 2]> {
         let (shape, value_size) = (self.queries.shape(), self.values.dim(-1));
-        let (queries, scale) = with_positive_scale(self.queries, self.scale)?;
         let rule = Rule {
-            scale,
+            scale: self.scale,
             soft_cap: self.soft_cap,
             window: self.window,
             alibi: self.slopes.is_some(),
@@ -115,7 +114,7 @@ impl Decode<'_> {
         let split = Split::new(self.shape(), Target::current()?);
         let slopes = slopes_by_sequence(self.slopes, [shape[0], shape[1]])?;
         let sinks = floats_or_stand_in(self.sinks)?;
-        let inputs = [&queries, self.keys, self.values, &slopes, &sinks];
+        let inputs = [self.queries, self.keys, self.values, &slopes, &sinks];
         let (y, lse) = if split.is_whole() {
             let [y, lse] = WHOLE.call(&inputs, self.plan(split, &rule))?;
             (y, lse)
@@ -126,7 +125,7 @@ impl Decode<'_> {
             let parts = parts.reshape(&[split.parts, rows, value_size])?;
             let lses = lses.reshape(&[split.parts, rows])?;
             let plan = merge_plan(rows, shape[2], value_size, self.sinks.is_some());
-            let [y, lse] = MERGE.call(&[&queries, &parts, &lses, &sinks], plan)?;
+            let [y, lse] = MERGE.call(&[self.queries, &parts, &lses, &sinks], plan)?;
             (y, lse)
         };
         let result = [shape[0], shape[1], shape[2], value_size];
@@ -165,11 +164,6 @@ impl Decode<'_> {
             launch: split.launch(groups, shape),
         }
     }
-}
-
-/// Queries and a scale of at least zero that give the same scores.
-pub(super) fn with_positive_scale(queries: &Array, scale: f32) -> Result<(Array, f32)> {
-    Ok(if scale < 0.0 { (queries.negative()?, -scale) } else { (queries.clone(), scale) })
 }
 
 /// `[B, H]`, f32, of `[H]` or `[B, H]`.

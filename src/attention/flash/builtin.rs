@@ -3,14 +3,14 @@
 use mlx_rs::{
     Array,
     fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_attention},
-    ops::{indexing::TryIndexOp, pad, zeros_like},
+    ops::{indexing::TryIndexOp, pad},
 };
 
 use super::{
     problem::{Attended, Problem},
     visible::Visible,
 };
-use crate::error::Result;
+use crate::{attention::heads::with_positive_scale, error::Result};
 
 pub(super) fn attend(problem: &Problem) -> Result<Attended> {
     let output = if problem.is_plain() { plain(problem)? } else { masked(problem)? };
@@ -45,16 +45,4 @@ fn fused(problem: &Problem, queries: &Array, mask: Option<Mask>) -> Result<Array
     let sinks = problem.sinks.map(|sinks| sinks.as_dtype(*dtype)).transpose()?;
     let (queries, scale) = with_positive_scale(queries, *scale)?;
     Ok(scaled_dot_product_attention(queries, keys, values, scale, mask, sinks.as_ref())?)
-}
-
-/// Queries and a scale above zero that give the same scores: cuDNN answers NaN to any other.
-pub(in crate::attention) fn with_positive_scale(
-    queries: &Array,
-    scale: f32,
-) -> Result<(Array, f32)> {
-    Ok(match scale {
-        0.0 => (zeros_like(queries)?, 1.0),
-        scale if scale < 0.0 => (queries.negative()?, -scale),
-        scale => (queries.clone(), scale),
-    })
 }

@@ -2,14 +2,10 @@
 
 use std::ops::Range;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::options::Window;
-use crate::{
-    check::{Axis, Check},
-    error::Result,
-    layout::Layout,
-};
+use crate::{attention::heads::Heads, check::Check, error::Result, layout::Layout};
 
 #[derive(Clone, Copy)]
 pub(in crate::attention) struct Dims {
@@ -19,6 +15,7 @@ pub(in crate::attention) struct Dims {
     pub(in crate::attention) key_length: i32,
     pub(in crate::attention) size: i32,
     pub(in crate::attention) value_size: i32,
+    pub(in crate::attention) dtype: Dtype,
     /// The index of the first query, and of the first key, in a call of which this is a part.
     pub(super) first_query: i32,
     pub(super) first_key: i32,
@@ -27,28 +24,14 @@ pub(in crate::attention) struct Dims {
 }
 
 impl Dims {
-    /// Checks the axes of queries, keys and values against each other.
+    /// Checks queries, keys and values as [`Heads::new`] does.
     pub(in crate::attention) fn new(
         check: Check,
-        queries: &Array,
-        keys: &Array,
-        values: &Array,
+        arrays: [&Array; 3],
         layout: Layout,
     ) -> Result<Self> {
-        let dims = |name, array: &Array, axes: [Axis; 4]| {
-            check.shape(name, array, &axes).map(|()| layout.dims(array))
-        };
-        let [batch, query_length, heads, size] =
-            dims("queries", queries, layout.axes("B", "S_q", "H", "D"))?;
-        check.last_axis("queries", queries)?;
-        let [_, key_length, kv_heads, _] =
-            dims("keys", keys, layout.axes(batch, "S_kv", "H_kv", size))?;
-        let [.., value_size] =
-            dims("values", values, layout.axes(batch, key_length, kv_heads, "D_v"))?;
-
-        let divides = heads.checked_rem(kv_heads).unwrap_or(heads) == 0;
-        let expected = format_args!("have a multiple of H_kv = {kv_heads} heads");
-        check.value(divides, "queries", expected, heads)?;
+        let Heads { batch, heads, query_length, key_length, size, value_size, dtype, .. } =
+            Heads::new(check, arrays, layout)?;
         let offset = key_length - query_length;
         let [first_query, first_key] = [0; 2];
         Ok(Self {
@@ -58,6 +41,7 @@ impl Dims {
             key_length,
             size,
             value_size,
+            dtype,
             first_query,
             first_key,
             offset,
@@ -115,7 +99,7 @@ mod tests {
 
     fn dims(query_length: i32, key_length: i32) -> Dims {
         let offset = key_length - query_length;
-        let [batch, heads, size, value_size] = [1; 4];
+        let ([batch, heads, size, value_size], dtype) = ([1; 4], Dtype::Float32);
         let [first_query, first_key] = [0; 2];
         Dims {
             batch,
@@ -124,6 +108,7 @@ mod tests {
             key_length,
             size,
             value_size,
+            dtype,
             first_query,
             first_key,
             offset,

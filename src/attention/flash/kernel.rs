@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     attention::decode::Decode,
+    attention::heads::with_positive_scale,
     dispatch::{Backend, Dispatched},
     error::{Error, Result},
     kernel::{
@@ -115,10 +116,7 @@ pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
 pub(super) fn attend(problem: &Problem) -> Result<Attended> {
     let layout = problem.layout;
     // The kernels read either layout, and a scale as the bits of a number that is not below zero.
-    let queries = match problem.scale < 0.0 {
-        true => problem.queries.negative()?,
-        false => problem.queries.clone(),
-    };
+    let (queries, scale) = with_positive_scale(&problem.queries, problem.scale)?;
     let [queries, keys, values] = [
         layout.swap_with_bhsd(&queries)?,
         layout.swap_with_bhsd(&problem.keys)?,
@@ -143,7 +141,7 @@ pub(super) fn attend(problem: &Problem) -> Result<Attended> {
         query_starts,
         key_starts,
     ];
-    let work = Work::of(problem);
+    let work = Work { scale, ..Work::of(problem) };
     let forward = move |inputs: &[Array; 8]| work.forward(inputs);
     let reference = move |inputs: &[Array; 8]| work.reference(inputs);
     let [output, lse] = match work.has_backward(&inputs) {
@@ -267,7 +265,7 @@ fn too_large() -> Error {
 impl Work {
     fn of(problem: &Problem) -> Self {
         Self {
-            scale: problem.scale.abs(),
+            scale: problem.scale,
             soft_cap: problem.soft_cap,
             window: problem.window,
             layout: problem.layout,

@@ -1,7 +1,7 @@
 //! Exact softmax attention.
 
 mod blocks;
-pub(super) mod builtin;
+mod builtin;
 pub(super) mod dims;
 pub(crate) mod kernel;
 mod module;

@@ -70,11 +70,9 @@ impl<'a> Problem<'a> {
         wants_lse: bool,
     ) -> Result<Self> {
         let check = Check::op(Self::OP);
-        let dtype = check.floating("queries", queries)?;
-        check.dtype_among("keys", keys, &[dtype])?;
-        check.dtype_among("values", values, &[dtype])?;
         let layout = options.layout;
-        let dims = Dims::new(check, queries, keys, values, layout)?;
+        let dims = Dims::new(check, [queries, keys, values], layout)?;
+        let dtype = dims.dtype;
         let scale = options.scale.unwrap_or_else(|| (dims.size as f32).sqrt().recip());
         check.finite("scale", scale)?;
         check_options(check, options, &dims)?;

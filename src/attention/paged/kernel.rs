@@ -7,8 +7,9 @@ use super::{
     reference,
 };
 use crate::{
-    attention::decode::{
-        self, CONSTANTS, FRAGMENTS, MAX_KEYS, MAX_SIZE, MERGE_CONSTANTS, Shape, Split,
+    attention::{
+        decode::{self, CONSTANTS, FRAGMENTS, MAX_KEYS, MAX_SIZE, MERGE_CONSTANTS, Shape, Split},
+        heads::with_positive_scale,
     },
     error::Result,
     kernel::{self, Argument, Constant, Kernel, Plan, differentiable_by_reference, metal},
@@ -110,7 +111,7 @@ pub(super) fn attend(problem: &Problem) -> Result<[Array; 2]> {
 }
 
 fn forward(operands: &Operands<&Array>, rule: &Rule) -> Result<[Array; 2]> {
-    let (queries, scale) = decode::with_positive_scale(operands.queries, rule.scale)?;
+    let (queries, scale) = with_positive_scale(operands.queries, rule.scale)?;
     let [slopes, sinks] = [operands.slopes, operands.sinks].map(|x| x.as_dtype(Dtype::Float32));
     let (slopes, sinks) = (slopes?, sinks?);
     let shape = shape(operands);

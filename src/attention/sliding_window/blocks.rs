@@ -14,7 +14,7 @@ use super::{
     plan::{Band, Plan, Span},
 };
 use crate::{
-    attention::flash::builtin::with_positive_scale,
+    attention::heads::with_positive_scale,
     dispatch::{Context, Target},
     error::Result,
     layout::Layout,

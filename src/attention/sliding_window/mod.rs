@@ -122,10 +122,8 @@ impl<'a> Problem<'a> {
     ) -> Result<Self> {
         let &SlidingWindowOptions { scale, causal, layout, .. } = options;
         let check = Check::op(Self::OP);
-        let dtype = check.floating("queries", queries)?;
-        check.dtype_among("keys", keys, &[dtype])?;
-        check.dtype_among("values", values, &[dtype])?;
-        let dims = Dims::new(check, queries, keys, values, layout)?;
+        let dims = Dims::new(check, [queries, keys, values], layout)?;
+        let dtype = dims.dtype;
         check.at_least("window_size", window_size, 0)?;
         let scale = scale.unwrap_or_else(|| (dims.size as f32).sqrt().recip());
         check.finite("scale", scale)?;
