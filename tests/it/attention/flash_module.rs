@@ -2,53 +2,21 @@ use mlx_primitives::{
     Error, Layout,
     attention::{FlashAttention, FlashAttentionBuilder, FlashAttentionInput, Window},
 };
-use mlx_rs::{
-    Array, Dtype,
-    builder::Builder,
-    error::Exception,
-    macros::ModuleParameters,
-    module::{Module, Param},
-};
+use mlx_rs::{Dtype, builder::Builder, module::Module};
 
 use super::{
     asked::Asked,
     cases::{Case, MaskOf, boolean, case, third_row},
     flash::OP,
     flash_refusal::zeros,
+    self_attention::assert_attention,
 };
-use crate::support::{
-    compare::{Tolerance, assert_close},
-    modules::assert_module,
-    sample::normal,
-};
-
-/// Attends from `[B, S, H, D]` to itself after one trainable factor.
-#[derive(Debug, Clone, ModuleParameters)]
-struct SelfAttention {
-    #[param]
-    weight: Param<Array>,
-    #[param]
-    attention: FlashAttention,
-}
-
-impl Module<&Array> for SelfAttention {
-    type Output = Array;
-    type Error = Exception;
-
-    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
-        let x = x.multiply(&*self.weight)?;
-        self.attention.forward((&x, &x, &x))
-    }
-
-    fn training_mode(&mut self, _: bool) {}
-}
+use crate::support::compare::{Tolerance, assert_close};
 
 #[test]
 fn the_module_is_part_of_one_that_trains_saves_and_composes() {
     let attention = FlashAttentionBuilder::new(2, 8).causal(true).build().unwrap();
-    let weight = Param::new(Array::from_f32(1.0));
-    let input = normal(5, &[2, 3, 2, 8], Dtype::Float32);
-    assert_module(SelfAttention { weight, attention }, &input, &["weight"]);
+    assert_attention(attention, 3);
 }
 
 #[test]

@@ -10,20 +10,18 @@ use mlx_primitives::{
 use mlx_rs::{
     Array, Dtype,
     builder::Builder,
-    error::Exception,
-    macros::ModuleParameters,
-    module::{Module, Param},
+    module::Module,
     ops::{concatenate, indexing::TryIndexOp},
 };
 
 use super::{
     cases::Sizes,
     oracle::{Rule, attend},
+    self_attention::assert_attention,
 };
 use crate::support::{
     compare::{Tolerance, assert_close},
     gradient::assert_gradients,
-    modules::assert_module,
     sample::normal,
     tensor::Tensor,
 };
@@ -182,33 +180,10 @@ fn a_refused_call_leaves_the_cache_alone() {
     }
 }
 
-/// Attends from `[B, S, H, D]` to itself after one trainable factor.
-#[derive(Debug, Clone, ModuleParameters)]
-struct SelfAttention {
-    #[param]
-    weight: Param<Array>,
-    #[param]
-    attention: FusedRopeAttention,
-}
-
-impl Module<&Array> for SelfAttention {
-    type Output = Array;
-    type Error = Exception;
-
-    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
-        let x = x.multiply(&*self.weight)?;
-        self.attention.forward((&x, &x, &x))
-    }
-
-    fn training_mode(&mut self, _: bool) {}
-}
-
 #[test]
 fn the_module_is_part_of_one_that_trains_saves_and_composes() {
     let attention = FusedRopeAttention::new(2, 8).unwrap();
-    let weight = Param::new(Array::from_f32(1.0));
-    let input = normal(5, &[2, 9, 2, 8], Dtype::Float32);
-    assert_module(SelfAttention { weight, attention }, &input, &["weight"]);
+    assert_attention(attention, 9);
 }
 
 #[test]

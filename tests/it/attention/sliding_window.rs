@@ -9,19 +9,17 @@ use mlx_rs::{
     Array, Dtype,
     builder::Builder,
     error::Exception,
-    macros::ModuleParameters,
-    module::{Module, Param},
+    module::Module,
     ops::indexing::TryIndexOp,
     transforms::{compile::compile, fallible_vjp},
 };
 
-use super::cases::Sizes;
+use super::{cases::Sizes, self_attention::assert_attention};
 use crate::support::{
     FLOATING,
     backends::on_each_backend,
     compare::{Tolerance, assert_close},
     gradient::gradients_on_each_backend,
-    modules::assert_module,
     sample::{normal, strided},
     tensor::Tensor,
 };
@@ -290,33 +288,10 @@ fn bad_arguments_are_errors_that_name_them() {
     }
 }
 
-/// Attends from `[B, S, H, D]` to itself after one trainable factor.
-#[derive(Debug, Clone, ModuleParameters)]
-struct SelfAttention {
-    #[param]
-    weight: Param<Array>,
-    #[param]
-    attention: SlidingWindowAttention,
-}
-
-impl Module<&Array> for SelfAttention {
-    type Output = Array;
-    type Error = Exception;
-
-    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
-        let x = x.multiply(&*self.weight)?;
-        self.attention.forward((&x, &x, &x))
-    }
-
-    fn training_mode(&mut self, _: bool) {}
-}
-
 #[test]
 fn the_module_is_part_of_one_that_trains_saves_and_composes() {
     let attention = SlidingWindowAttention::new(2, 8, 3).unwrap();
-    let weight = Param::new(Array::from_f32(1.0));
-    let input = normal(5, &[2, 9, 2, 8], Dtype::Float32);
-    assert_module(SelfAttention { weight, attention }, &input, &["weight"]);
+    assert_attention(attention, 9);
 }
 
 #[test]
