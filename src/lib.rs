@@ -25,6 +25,7 @@ mod check;
 pub mod layout;
 mod ffi;
 mod target;
+mod uploads;
 pub mod config;
 pub mod hardware;
 pub mod kernel;

@@ -71,7 +71,7 @@ pub(crate) use text::metal;
 use mlx_rs::{Array, Dtype};
 
 pub use crate::ffi::{OutputSpec, Template};
-use crate::target::Target;
+use crate::{target::Target, uploads};
 
 /// The line between the helpers and the body of a kernel file.
 pub const BODY_MARK: &str = "// ---- body ----";
@@ -174,8 +174,8 @@ pub(crate) fn obstacle(target: Target) -> Option<&'static str> {
 }
 
 /// What a kernel is given for an input that its constants leave unread.
-pub(crate) fn stand_in() -> Array {
-    Array::from_f32(0.0)
+pub(crate) fn stand_in(dtype: Dtype) -> Array {
+    uploads::zero(dtype)
 }
 
 /// Why no kernel can take these arrays, if none can.

@@ -4,7 +4,7 @@ use std::f64::consts::TAU;
 
 use mlx_rs::Array;
 
-use super::uploads;
+use crate::uploads;
 use crate::{check::Check, error::Result};
 
 /// What each pair of elements turns by at each position, and what the turned elements are

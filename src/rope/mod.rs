@@ -9,7 +9,6 @@ mod reference;
 mod rope_qk;
 mod scaling;
 mod turning;
-mod uploads;
 mod yarn;
 
 pub use frequencies::RopeFrequencies;

@@ -5,13 +5,13 @@ use mlx_rs::Array;
 use super::{
     RopeOffset, RopeOptions,
     turning::{POSITIONS, Turning, check_offset, has_builtin_positions},
-    uploads,
 };
 use crate::{
     check::Check,
     dispatch::{Backend, Context, Target},
     error::Result,
     kernel::{MAX_ELEMENTS, refusal},
+    uploads,
 };
 
 /// Both, checked, and how they turn.

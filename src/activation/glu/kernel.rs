@@ -6,7 +6,9 @@ use super::{Problem, reference};
 use crate::{
     activation::Activation,
     error::Result,
-    kernel::{self, Argument, Constant, Kernel, Launch, Plan, Vjp, differentiable, metal},
+    kernel::{
+        self, Argument, Constant, Kernel, Launch, Plan, Vjp, differentiable, metal, stand_in,
+    },
 };
 
 /// The kernels of this operation.
@@ -111,7 +113,7 @@ pub(super) fn glu(problem: &Problem) -> Result<Array> {
 
 /// A bias of zeros.
 fn none_like(gate: &Array) -> Result<Array> {
-    Ok(broadcast_to(Array::from_f32(0.0).as_dtype(gate.dtype())?, &[gate.dim(-1)])?)
+    Ok(broadcast_to(stand_in(gate.dtype()), &[gate.dim(-1)])?)
 }
 
 fn forward([gate, up]: &[Array; 2], kind: Activation) -> Result<[Array; 1]> {

@@ -168,10 +168,11 @@ impl Decode<'_> {
 
 /// `[B, H]`, f32, of `[H]` or `[B, H]`.
 pub(super) fn slopes_by_sequence(slopes: Option<&Array>, shape: [i32; 2]) -> Result<Array> {
-    let Some(slopes) = slopes else { return Ok(stand_in().reshape(&[1, 1])?) };
+    let Some(slopes) = slopes else { return Ok(stand_in(Dtype::Float32).reshape(&[1, 1])?) };
     Ok(broadcast_to(slopes.as_dtype(Dtype::Float32)?, &shape)?)
 }
 
 pub(super) fn floats_or_stand_in(array: Option<&Array>) -> Result<Array> {
-    Ok(array.map_or_else(|| Ok(stand_in()), |array| array.as_dtype(Dtype::Float32))?)
+    Ok(array
+        .map_or_else(|| Ok(stand_in(Dtype::Float32)), |array| array.as_dtype(Dtype::Float32))?)
 }

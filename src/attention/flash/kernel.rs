@@ -182,12 +182,11 @@ struct Nothing {
 
 impl Nothing {
     fn of(dtype: Dtype) -> Result<Self> {
-        let zero = stand_in();
         Ok(Self {
-            mask: zero.as_dtype(dtype)?.reshape(&[1, 1, 1, 1])?,
-            slopes: zero.reshape(&[1, 1])?,
-            sinks: zero.reshape(&[1])?,
-            starts: zero.as_dtype(Dtype::Int32)?.reshape(&[1])?,
+            mask: stand_in(dtype).reshape(&[1, 1, 1, 1])?,
+            slopes: stand_in(Dtype::Float32).reshape(&[1, 1])?,
+            sinks: stand_in(Dtype::Float32),
+            starts: stand_in(Dtype::Int32),
         })
     }
 }

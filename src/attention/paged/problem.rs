@@ -206,8 +206,8 @@ impl Problem {
             lengths: context_lengths.clone(),
             key_scales,
             value_scales,
-            slopes: options.alibi_slopes.cloned().unwrap_or_else(stand_in),
-            sinks: options.sinks.cloned().unwrap_or_else(stand_in),
+            slopes: options.alibi_slopes.cloned().unwrap_or_else(|| stand_in(Dtype::Float32)),
+            sinks: options.sinks.cloned().unwrap_or_else(|| stand_in(Dtype::Float32)),
         };
         Ok(Self { operands, rule })
     }
@@ -276,7 +276,7 @@ fn scales(
     let given = options.block_scales;
     check.value(given.is_some() == needed, "block_scales", expected, given.is_some())?;
     let Some(given) = given else {
-        let none = stand_in().reshape(&[1, 1, 1])?;
+        let none = stand_in(Dtype::Float32).reshape(&[1, 1, 1])?;
         return Ok([none.clone(), none]);
     };
     for (name, scales) in [("block_scales.keys", given.keys), ("block_scales.values", given.values)]

@@ -1,6 +1,6 @@
 //! One pass forward and one back, by kernels of this crate.
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::{Problem, reference};
 use crate::{
@@ -28,8 +28,8 @@ static FORWARD: Kernel = Kernel {
 
 pub(super) fn add_layer_norm(problem: &Problem) -> Result<[Array; 2]> {
     let affine = Affine::of(problem.weight, problem.bias, problem.eps);
-    let [weight, bias] =
-        [problem.weight, problem.bias].map(|array| array.cloned().unwrap_or_else(stand_in));
+    let [weight, bias] = [problem.weight, problem.bias]
+        .map(|array| array.cloned().unwrap_or_else(|| stand_in(Dtype::Float32)));
     differentiable(
         [problem.x, problem.residual, &weight, &bias],
         move |inputs| forward(inputs, affine),
