@@ -13,11 +13,6 @@ struct Summed {
   float total;
 };
 
-// What differences are taken from: of nothing but -inf, exponentials are zero and not NaN.
-METAL_FUNC float base_of(float peak) {
-  return peak == -INFINITY ? 0.0f : peak;
-}
-
 METAL_FUNC float exponential(float value, float base, float rate) {
   return metal::fast::exp2((value - base) * rate);
 }

@@ -57,7 +57,7 @@ const int last_key = metal::min(first_key + 16 * SIMDS, keys_count) - 1;
 const int my_keys = first_key + int(simdgroup_index_in_threadgroup) * 16;
 
 const float cap = as_type<float>(SOFT_CAP);
-const float scale = as_type<float>(SCALE) * (CAPPED ? 1.0f : LOG2_E);
+const float scale = as_type<float>(SCALE) * (CAPPED ? 1.0f : M_LOG2E_F);
 const int segments = SEGMENTED ? query_starts_shape[0] - 1 : 0;
 
 const bool whole_keys = SIZE == all_keys.size && begins_a_chunk(keys);
@@ -99,7 +99,7 @@ const int begin = first_row_beyond<LEFT, RIGHT, SEGMENTED, true>(
 const int end = first_row_beyond<LEFT, RIGHT, SEGMENTED, false>(
     last_key, rows, keys_count, query_starts, key_starts, segments);
 for (int head = key_head * group_heads; head < (key_head + 1) * group_heads; head++) {
-  const float slope = ALIBI ? LOG2_E * slopes[(slopes_shape[0] == 1 ? 0 : batch) * heads + head] : 0.0f;
+  const float slope = ALIBI ? M_LOG2E_F * slopes[(slopes_shape[0] == 1 ? 0 : batch) * heads + head] : 0.0f;
   for (int start = begin / KEYS * KEYS; start < end; start += KEYS) {
     stage_rows<T, KEYS, SIZE, STRIDE, THREADS>(
         staged_queries, queries, all_queries, batch, head, start, whole_queries, index);
@@ -112,7 +112,7 @@ for (int head = key_head * group_heads; head < (key_head + 1) * group_heads; hea
       firsts[i] = sight.first;
       lasts[i] = start + i < rows ? sight.last : sight.first;
       diagonals[i] = sight.diagonal;
-      bases[i] = lse[at] == -INFINITY ? 0.0f : LOG2_E * lse[at];
+      bases[i] = base_of(M_LOG2E_F * lse[at]);
       deltas[i] = delta[at];
     }
     finish_copies();
@@ -143,15 +143,10 @@ for (int head = key_head * group_heads; head < (key_head + 1) * group_heads; hea
         const int key = my_keys + int(place.row);
         const int i = t * 16 + int(place.column);
         const float capped = scaled_score<CAPPED>(scores.value(e), scale, cap);
-        float score = capped;
-        bool seen = key >= firsts[i] && key < lasts[i];
-        if (ALIBI) score -= slope * metal::fabs(float(diagonals[i] - key));
-        if (MASKED && seen) {
-          const float added = mask_at(mask, mask_shape, batch, head, start + i, key);
-          seen = !(added <= HIDES);
-          score += LOG2_E * added;
-        }
-        const float weight = seen ? metal::fast::exp2(score - bases[i]) : 0.0f;
+        const Sight sight = {firsts[i], lasts[i], diagonals[i]};
+        const float leaning = ALIBI ? capped - slope * distance_of(sight, key) : capped;
+        const float score = seen_score<MASKED>(leaning, sight, key, mask, mask_shape, batch, head, start + i);
+        const float weight = metal::fast::exp2(score - bases[i]);
         weights.set(e, T(weight));
         dscores.set(e, T(weight * (dweights.value(e) - deltas[i]) * cap_slope<CAPPED>(capped, cap)));
       }

@@ -37,9 +37,9 @@ const int last_row = metal::min(first_row + 16 * SIMDS, rows) - 1;
 const int my_rows = first_row + int(simdgroup_index_in_threadgroup) * 16;
 
 const float cap = as_type<float>(SOFT_CAP);
-const float scale = as_type<float>(SCALE) * (CAPPED ? 1.0f : LOG2_E);
+const float scale = as_type<float>(SCALE) * (CAPPED ? 1.0f : M_LOG2E_F);
 const int segments = SEGMENTED ? query_starts_shape[0] - 1 : 0;
-const float slope = ALIBI ? LOG2_E * slopes[(slopes_shape[0] == 1 ? 0 : batch) * heads + head] : 0.0f;
+const float slope = ALIBI ? M_LOG2E_F * slopes[(slopes_shape[0] == 1 ? 0 : batch) * heads + head] : 0.0f;
 
 const bool whole_queries = SIZE == all_queries.size && begins_a_chunk(queries);
 const bool whole_results = VALUE_SIZE == all_results.size && begins_a_chunk(dy);
@@ -75,7 +75,7 @@ for (int half = 0; half < 2; half++) {
   const int row = metal::min(my_rows + int(tile_place(0, lane).row) + half * TILE_HALVES_APART, rows - 1);
   const size_t at = (size_t(batch) * heads + head) * rows + row;
   sights[half] = sight_of<LEFT, RIGHT, SEGMENTED>(row, rows, keys_count, query_starts, key_starts, segments);
-  bases[half] = lse[at] == -INFINITY ? 0.0f : LOG2_E * lse[at];
+  bases[half] = base_of(M_LOG2E_F * lse[at]);
   deltas[half] = delta[at];
 }
 const Sight top = sight_of<LEFT, RIGHT, SEGMENTED>(first_row, rows, keys_count, query_starts, key_starts, segments);
@@ -117,21 +117,13 @@ for (int start = top.first / KEYS * KEYS; start < bottom.last; start += KEYS) {
     for (int e = 0; e < TILE_ELEMENTS; e++) {
       const int half = tile_half(e);
       const float capped = scaled_score<CAPPED>(scores.value(e), scale, cap);
-      float score = capped;
-      float distance = 0.0f;
-      if (MASKED || ALIBI || !seen_by_all) {
-        const TilePlace place = tile_place(e, lane);
-        const int key = start + t * 16 + int(place.column);
-        bool seen = key >= sights[half].first && key < sights[half].last;
-        distance = metal::fabs(float(sights[half].diagonal - key));
-        if (ALIBI) score -= slope * distance;
-        if (MASKED && seen) {
-          const int row = metal::min(my_rows + int(place.row), rows - 1);
-          const float added = mask_at(mask, mask_shape, batch, head, row, key);
-          seen = !(added <= HIDES);
-          score += LOG2_E * added;
-        }
-        if (!seen) score = -INFINITY;
+      const TilePlace place = tile_place(e, lane);
+      const int key = start + t * 16 + int(place.column);
+      const float distance = distance_of(sights[half], key);
+      float score = ALIBI ? capped - slope * distance : capped;
+      if (MASKED || !seen_by_all) {
+        const int row = metal::min(my_rows + int(place.row), rows - 1);
+        score = seen_score<MASKED>(score, sights[half], key, mask, mask_shape, batch, head, row);
       }
       const float ds = metal::fast::exp2(score - bases[half]) * (weights.value(e) - deltas[half]);
       if (ALIBI) slope_sums[half] -= ds * distance;

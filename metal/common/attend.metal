@@ -85,11 +85,6 @@ METAL_FUNC float scored(float product, float rate, float cap) {
   return cap == 0.0f ? product * rate : cap * metal::tanh(product * rate);
 }
 
-// What differences are taken from: of nothing but -inf, exponentials are zero and not NaN.
-METAL_FUNC float base_of(float peak) {
-  return peak == -INFINITY ? 0.0f : peak;
-}
-
 METAL_FUNC float power(float score, float peak) {
   return metal::fast::exp2(score - base_of(peak));
 }

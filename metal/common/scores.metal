@@ -1,7 +1,5 @@
 // Scores of attention: which keys a query sees, and what becomes of the product with each.
 
-constant constexpr const float LOG2_E = 1.4426950408889634f;
-
 // The keys from `first` to before `last`; ALiBi counts from `diagonal`.
 struct Sight {
   int first;
@@ -49,8 +47,11 @@ METAL_FUNC Sight sight_of(int row, int rows, int keys, Starts query_starts, Star
   return sight;
 }
 
+// How far the key is from the diagonal.
+METAL_FUNC float distance_of(Sight sight, int key) { return metal::fabs(float(sight.diagonal - key)); }
+
 METAL_FUNC float tanh_of(float x) {
-  return 1.0f - metal::fast::divide(2.0f, 1.0f + metal::fast::exp2(2.0f * LOG2_E * x));
+  return 1.0f - metal::fast::divide(2.0f, 1.0f + metal::fast::exp2(2.0f * M_LOG2E_F * x));
 }
 
 // The product of a query and a key, scaled and capped, in units of log2(e). `scale`: that of scores, in these units where
@@ -58,65 +59,19 @@ METAL_FUNC float tanh_of(float x) {
 template <bool CAPPED>
 METAL_FUNC float scaled_score(float product, float scale, float cap) {
   if (!CAPPED) return product * scale;
-  return LOG2_E * cap * tanh_of(metal::fast::divide(product * scale, cap));
+  return M_LOG2E_F * cap * tanh_of(metal::fast::divide(product * scale, cap));
 }
 
 // Derivative of the capped score by what was capped.
 template <bool CAPPED>
 METAL_FUNC float cap_slope(float score, float cap) {
   if (!CAPPED) return 1.0f;
-  const float ratio = score / (LOG2_E * cap);
+  const float ratio = score / (M_LOG2E_F * cap);
   return 1.0f - ratio * ratio;
 }
 
-// One array of heads, [B, H, S, D], or [B, S, H, D] where token-major.
-struct Heads {
-  int batch;
-  int heads;
-  int length;
-  int size;
-  bool token_major;
-
-  // Where the row of a token begins.
-  METAL_FUNC size_t row(int batch_index, int head, int token) const {
-    const size_t before = token_major ? (size_t(batch_index) * length + token) * heads + head
-                                      : (size_t(batch_index) * heads + head) * length + token;
-    return before * size;
-  }
-};
-
-template <bool TOKEN_MAJOR, typename Shape>
-METAL_FUNC Heads heads_of(Shape shape) {
-  Heads all;
-  all.batch = shape[0];
-  all.heads = TOKEN_MAJOR ? shape[2] : shape[1];
-  all.length = TOKEN_MAJOR ? shape[1] : shape[2];
-  all.size = shape[3];
-  all.token_major = TOKEN_MAJOR;
-  return all;
-}
-
-// Copies COUNT rows of a head, of SIZE numbers each, to threadgroup memory, where they are after finish_copies and a
-// barrier: zeros beyond the end of a row, the last row beyond the last.
-template <typename T, int COUNT, int SIZE, int STRIDE, int THREADS, typename Pointer>
-METAL_FUNC void stage_rows(
-    threadgroup T* target, Pointer source, Heads all, int batch, int head, int first, bool whole, int thread_in_group) {
-  constexpr int CHUNKS = SIZE / Chunk<T>::SIZE;
-  UNROLL
-  for (int turn = 0; turn < (COUNT * CHUNKS + THREADS - 1) / THREADS; turn++) {
-    const int chunk = turn * THREADS + thread_in_group;
-    if (chunk >= COUNT * CHUNKS) break;
-    const int column = chunk % CHUNKS * Chunk<T>::SIZE;
-    const int token = metal::min(first + chunk / CHUNKS, all.length - 1);
-    Pointer row = source + all.row(batch, head, token);
-    threadgroup T* place = target + chunk / CHUNKS * STRIDE + column;
-    if (whole) {
-      begin_copy<T>(place, row + column);
-    } else {
-      store_chunk<T>(place, read_chunk<T>(row, column, all.size));
-    }
-  }
-}
+// Masks from here down hide a key altogether.
+constant constexpr const float HIDES = -32768.0f;
 
 // What is added to the score of a query and a key. A mask has ones for axes along which it is the same.
 template <typename Mask, typename Shape>
@@ -127,5 +82,12 @@ METAL_FUNC float mask_at(Mask mask, Shape shape, int batch, int head, int query,
   return float(mask[at * shape[3] + (shape[3] == 1 ? 0 : key)]);
 }
 
-// Masks from here down hide a key altogether.
-constant constexpr const float HIDES = -32768.0f;
+// The score of a query, where it sees the key and no mask hides that, else minus infinity. `score`: in units of log2(e).
+template <bool MASKED, typename Mask, typename Shape>
+METAL_FUNC float seen_score(
+    float score, Sight sight, int key, Mask mask, Shape mask_shape, int batch, int head, int query) {
+  if (key < sight.first || key >= sight.last) return -INFINITY;
+  if (!MASKED) return score;
+  const float added = mask_at(mask, mask_shape, batch, head, query, key);
+  return added <= HIDES ? -INFINITY : score + M_LOG2E_F * added;
+}

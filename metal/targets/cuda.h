@@ -171,6 +171,8 @@ METAL_FUNC float fma(float x, float y, float z) { return fmaf(x, y, z); }
 METAL_FUNC bool isnan(float x) { return x != x; }
 template <typename T> METAL_FUNC T min(T x, T y) { return y < x ? y : x; }
 template <typename T> METAL_FUNC T max(T x, T y) { return x < y ? y : x; }
+METAL_FUNC float min(float x, float y) { return fminf(x, y); }
+METAL_FUNC float max(float x, float y) { return fmaxf(x, y); }
 template <typename T> METAL_FUNC T clamp(T x, T low, T high) { return min(max(x, low), high); }
 
 namespace fast {

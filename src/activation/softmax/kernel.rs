@@ -18,7 +18,11 @@ static FORWARD: Kernel = Kernel {
     inputs: &[Argument::of("T", "x", &["N", "D"])],
     outputs: &[Argument::of("T", "y", &["N", "D"])],
     constants: &["SIMDS", "CHUNKS", "TILED", "RATE"],
-    fragments: &[metal!("common/chunk.metal"), metal!("common/row.metal")],
+    fragments: &[
+        metal!("common/chunk.metal"),
+        metal!("common/row.metal"),
+        metal!("common/base.metal"),
+    ],
     file: metal!("activation/softmax.metal"),
 };
 

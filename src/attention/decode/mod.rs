@@ -24,6 +24,7 @@ pub(super) const MAX_KEYS: i32 = 1 << 29;
 /// What every kernel that sweeps over keys is made of.
 pub(super) const FRAGMENTS: &[File] = &[
     metal!("common/part.metal"),
+    metal!("common/base.metal"),
     metal!("common/attend.metal"),
     metal!("common/tile_sweep.metal"),
     metal!("common/lane_sweep.metal"),
@@ -68,9 +69,12 @@ static MERGE: Kernel = Kernel {
     ],
     outputs: &[Argument::of("T", "y", &["N", "V"]), Argument::fixed(Dtype::Float32, "lse", &["N"])],
     constants: MERGE_CONSTANTS,
-    fragments: &[metal!("common/part.metal"), metal!("common/attend.metal")],
+    fragments: MERGE_FRAGMENTS,
     file: metal!("attention/merge.metal"),
 };
+
+pub(super) const MERGE_FRAGMENTS: &[File] =
+    &[metal!("common/part.metal"), metal!("common/base.metal"), metal!("common/attend.metal")];
 
 pub(super) const MERGE_CONSTANTS: &[&str] = &["SIMDS", "VALUE_SIZE", "INNER", "SINKS"];
 
@@ -94,13 +98,12 @@ pub(super) struct Decode<'a> {
     pub(super) sinks: Option<&'a Array>,
 }
 
-impl Decode<'_> {
-    /// Whether reading the keys is all the work there is. Any kernel may take what `kernel::refusal` lets pass.
-    pub(super) fn pays(&self) -> bool {
-        let largest = self.keys.dim(3).max(self.values.dim(3));
-        self.queries.dim(2) <= MAX_QUERIES && self.keys.dim(2) <= MAX_KEYS && largest <= MAX_SIZE
-    }
+/// Whether reading the keys is all the work there is, for heads of which the larger have `size` elements.
+pub(super) fn pays(queries: i32, keys: i32, size: i32) -> bool {
+    queries <= MAX_QUERIES && keys <= MAX_KEYS && size <= MAX_SIZE
+}
 
+impl Decode<'_> {
     /// `[B, H, S_q, D_v]` of the dtype of the queries, and its log-sum-exp, `[B, H, S_q]`, f32.
     pub(super) fn attend(&self) -> Result<[Array; 2]> {
         let (shape, value_size) = (self.queries.shape(), self.values.dim(-1));

@@ -1,5 +1,7 @@
 //! One pass over keys and values, and two back, by kernels of this crate that hold no matrix of scores.
 
+use std::f32::consts::LOG2_E;
+
 use mlx_rs::{
     Array, Dtype,
     ops::{exp, select, zeros_like},
@@ -13,7 +15,7 @@ use super::{
     visible::with_rank_4,
 };
 use crate::{
-    attention::decode::Decode,
+    attention::decode::{self, Decode},
     attention::heads::with_positive_scale,
     dispatch::{Backend, Dispatched},
     error::{Error, Result},
@@ -55,6 +57,8 @@ static FORWARD: Kernel = Kernel {
     fragments: &[
         metal!("common/chunk.metal"),
         metal!("common/tile.metal"),
+        metal!("common/staging.metal"),
+        metal!("common/base.metal"),
         metal!("common/scores.metal"),
     ],
     file: metal!("attention/flash.metal"),
@@ -91,7 +95,7 @@ const BACKWARD_INPUTS: &[Argument] =
 #[rustfmt::skip]
 const CONSTANTS: &[&str] = &[
     "SIMDS", "KEYS", "PAD", "SIZE", "VALUE_SIZE", "TOKEN_MAJOR", "LEFT", "RIGHT", "SEGMENTED", "SCALE", "SOFT_CAP",
-    "MASKED", "ALIBI", "SINKS", "TALL", "BUFFERS",
+    "MASKED", "ALIBI", "SINKS", "BUFFERS",
 ];
 
 /// The first of these: a sink takes part in the log-sum-exp, which the other two start from.
@@ -103,13 +107,26 @@ const MAX_SIZE: i32 = 256;
 /// Rows of a matrix tile.
 const TILE: i32 = 16;
 
+/// Simdgroups of a group: with 8, or with two tiles of rows for each of 4, an H200 takes a fifth longer or as long.
+const MAX_SIMDS: i32 = 4;
+
 /// Why the kernels cannot compute this, if they cannot.
 pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
-    let Dims { size, value_size, .. } = problem.dims;
-    array_refusal([&problem.queries, &problem.keys, &problem.values])
-        .or((size.max(value_size) > MAX_SIZE)
-            .then_some("the kernel takes heads of at most 256 elements"))
+    refusal_of([&problem.queries, &problem.keys, &problem.values], &problem.dims)
         .or(problem.dropout.is_some().then_some("the kernel has no dropout"))
+}
+
+/// The same, for queries, keys and values alone.
+pub(in crate::attention) fn refusal_of(arrays: [&Array; 3], dims: &Dims) -> Option<&'static str> {
+    let large = dims.size.max(dims.value_size) > MAX_SIZE;
+    array_refusal(arrays).or(large.then_some("the kernel takes heads of at most 256 elements"))
+}
+
+/// Whether the kernel is the one that splits keys, for few queries.
+pub(super) fn splits_keys(problem: &Problem) -> bool {
+    let Dims { query_length, key_length, size, value_size, .. } = problem.dims;
+    let pays = decode::pays(query_length, key_length, size.max(value_size));
+    pays && problem.mask.is_none() && problem.segments.is_none()
 }
 
 /// Computes the result and the log-sum-exp.
@@ -196,8 +213,6 @@ impl Nothing {
 struct Blocks {
     /// Simdgroups of a group.
     simds: i32,
-    /// Tiles of 16 rows of a simdgroup.
-    tall: i32,
     /// Rows of the other side in threadgroup memory at a time.
     staged: i32,
     /// Numbers between the rows there, so that their columns lie in different banks.
@@ -220,34 +235,29 @@ impl Blocks {
         let choices = [(32, pad, buffers), (16, pad, buffers), (16, pad, 1), (16, 0, 1)];
         let blocks = choices.map(|(staged, pad, buffers)| {
             let bytes = staged * (buffers * (size + value_size + 2 * pad) * element + extra);
-            Self { simds: 1, tall: 1, staged, pad, buffers, bytes }
+            Self { simds: 1, staged, pad, buffers, bytes }
         });
         let limit = Launch::MAX_THREADGROUP_BYTES.cast_signed();
         blocks.into_iter().find(|blocks| blocks.bytes <= limit)
     }
 
-    /// For many queries: with two tiles of rows in the registers of a simdgroup, what it reads from threadgroup memory
-    /// serves twice, which on an H200 is a fifth faster.
     fn forward(rows: i32, sizes: [i32; 2], dtype: Dtype) -> Result<Self> {
-        let blocks = Self::fitting(sizes, dtype, 2, 0).ok_or_else(too_large)?;
-        let tall = dtype != Dtype::Float32 && sizes[0] + sizes[1] <= 256 && rows > 4 * TILE;
-        Ok(if tall { blocks.of(2, 4, rows) } else { blocks.of(1, 8, rows) })
+        Self::fitting(sizes, dtype, 2, 0).map(|blocks| blocks.of(rows)).ok_or_else(too_large)
     }
 
     fn backward(rows: i32, sizes: [i32; 2], dtype: Dtype, extra: i32) -> Result<Self> {
-        let blocks = Self::fitting(sizes, dtype, 1, extra).ok_or_else(too_large)?;
-        Ok(blocks.of(1, 4, rows))
+        Self::fitting(sizes, dtype, 1, extra).map(|blocks| blocks.of(rows)).ok_or_else(too_large)
     }
 
-    /// With simdgroups for `rows` rows, up to `most`.
-    fn of(self, tall: i32, most: i32, rows: i32) -> Self {
-        let needed = (rows - 1) / (TILE * tall) + 1;
-        let simds = needed.unsigned_abs().next_power_of_two().cast_signed().min(most);
-        Self { simds, tall, ..self }
+    /// With simdgroups for `rows` rows, up to as many as run best at once.
+    fn of(self, rows: i32) -> Self {
+        let needed = ((rows - 1) / TILE + 1).unsigned_abs();
+        let simds = needed.next_power_of_two().cast_signed().min(MAX_SIMDS);
+        Self { simds, ..self }
     }
 
     fn launch(&self, rows: i32, heads: i32, batch: i32) -> Launch {
-        let groups = (rows - 1) / (TILE * self.tall * self.simds) + 1;
+        let groups = (rows - 1) / (TILE * self.simds) + 1;
         Launch {
             groups: [groups, heads, batch].map(i32::unsigned_abs),
             group: [32 * self.simds.unsigned_abs(), 1, 1],
@@ -293,11 +303,7 @@ impl Work {
         let sizes = padded_sizes([&inputs[0], &inputs[2]]);
         let blocks = Blocks::forward(rows, sizes, inputs[0].dtype())?;
         let mut constants = self.constants(&blocks, sizes);
-        constants.extend([
-            Constant::Bool(self.present.sinks),
-            Constant::Int(blocks.tall),
-            Constant::Int(blocks.buffers),
-        ]);
+        constants.extend([Constant::Bool(self.present.sinks), Constant::Int(blocks.buffers)]);
         let extents = vec![("H", heads), ("S", rows)];
         let plan = Plan { constants, extents, launch: blocks.launch(rows, heads, batch) };
         FORWARD.call(&inputs.each_ref(), plan)
@@ -306,6 +312,13 @@ impl Work {
     /// For few queries, where to read keys and values is all the work: by a kernel that splits the keys.
     fn forward_of_few(self, inputs: &[Array; 8]) -> Result<Option<[Array; 2]>> {
         let [queries, keys, values, _, slopes, sinks, ..] = inputs;
+        let largest = keys.dim(-1).max(values.dim(-1));
+        let [_, query_length, ..] = self.layout.dims(queries);
+        let [_, key_length, ..] = self.layout.dims(keys);
+        let pays = decode::pays(query_length, key_length, largest);
+        if self.present.mask || self.present.segments || !pays {
+            return Ok(None);
+        }
         let bhsd = |array| self.layout.swap_with_bhsd(array);
         let (queries, keys, values) = (bhsd(queries)?, bhsd(keys)?, bhsd(values)?);
         let decode = Decode {
@@ -318,9 +331,6 @@ impl Work {
             slopes: self.present.slopes.then_some(slopes),
             sinks: self.present.sinks.then_some(sinks),
         };
-        if self.present.mask || self.present.segments || !decode.pays() {
-            return Ok(None);
-        }
         let [output, lse] = decode.attend()?;
         Ok(Some([bhsd(&output)?, lse]))
     }
@@ -391,7 +401,7 @@ impl Work {
             Constant::Int(with_diagonal(self.window.left)),
             Constant::Int(with_diagonal(self.window.right)),
             Constant::Bool(self.present.segments),
-            Constant::Float(self.scale),
+            Constant::Float(self.scale.clamp(f32::MIN_POSITIVE, f32::MAX / LOG2_E)),
             Constant::Float(self.soft_cap.unwrap_or(0.0)),
             Constant::Bool(self.present.mask),
             Constant::Bool(self.present.slopes),
@@ -479,8 +489,8 @@ mod tests {
     #[test]
     fn groups_cover_every_row() -> Result<()> {
         let blocks = Blocks::forward(129, [64, 64], Dtype::Float16)?;
-        assert_eq!(blocks.launch(129, 6, 2).groups, [2, 6, 2]);
-        assert_eq!(blocks.launch(128, 6, 2).groups, [1, 6, 2]);
+        assert_eq!(blocks.launch(129, 6, 2).groups, [3, 6, 2]);
+        assert_eq!(blocks.launch(128, 6, 2).groups, [2, 6, 2]);
         Ok(())
     }
 }

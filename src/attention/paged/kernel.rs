@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     attention::{
-        decode::{self, CONSTANTS, FRAGMENTS, MAX_KEYS, MAX_SIZE, MERGE_CONSTANTS, Shape, Split},
+        decode::{
+            self, CONSTANTS, FRAGMENTS, MAX_KEYS, MAX_SIZE, MERGE_CONSTANTS, MERGE_FRAGMENTS,
+            Shape, Split,
+        },
         heads::with_positive_scale,
     },
     error::Result,
@@ -62,7 +65,7 @@ static MERGE: Kernel = Kernel {
     ],
     outputs: &[Argument::of("T", "y", &["R", "V"]), Argument::fixed(Dtype::Float32, "lse", &["R"])],
     constants: MERGE_CONSTANTS,
-    fragments: &[metal!("common/part.metal"), metal!("common/attend.metal")],
+    fragments: MERGE_FRAGMENTS,
     file: metal!("attention/merge.metal"),
 };
 
