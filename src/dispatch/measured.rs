@@ -28,6 +28,10 @@ const WINS: &[Win] = &[
     on_cuda("rope_qk", 1 << 26),
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
+    on_cuda("flash_attention", 1 << 18),
+    on_cuda("decode_attention", 1 << 23),
+    on_cuda("paged_attention", 0),
+    on_cuda("sliding_window_attention", 1 << 22),
     // rms_norm and rms_norm_linear are not here: MLX's own ops are as fast or faster. Neither is layer_norm, which takes its
     // kernel whatever the size, because MLX's has a race.
 ];

@@ -1,4 +1,4 @@
-//! The reference, a block of queries at a time: no more scores at once than caches hold, and none of keys that a window
+//! The reference, a block of queries at a time: no more scores at once than a device works on, and none of keys that a window
 //! hides from the whole block. A gradient computes them again, in larger blocks.
 
 use std::{iter, ops::Range};
@@ -23,8 +23,10 @@ use crate::{
     layout::Layout,
 };
 
-/// The scores of a block, in bytes: what stays in a core's cache, and is enough for products to be fast.
-const SCORES: i64 = 1 << 21;
+/// The scores of a block, in bytes: what stays in a core's cache, or keeps a GPU busy, and is enough for products to be fast.
+fn scores(target: Target) -> i64 {
+    if target == Target::Cpu { 1 << 21 } else { 1 << 27 }
+}
 
 /// The fewest queries of a block.
 const FEWEST: i32 = 16;
@@ -32,19 +34,20 @@ const FEWEST: i32 = 16;
 /// Whether all scores at once would be much more than a block of them, on a device where that is slow.
 pub(super) fn pay(problem: &Problem, target: Target) -> bool {
     let bytes = bytes_of_a_query(&problem.dims) * i64::from(problem.dims.query_length);
-    let many = problem.dims.query_length > FEWEST && bytes > 8 * SCORES;
-    target == Target::Cpu && problem.dropout.is_none() && many
+    let many = problem.dims.query_length > FEWEST && bytes > 8 * scores(target);
+    target != Target::Metal && problem.dropout.is_none() && many
 }
 
 pub(super) fn attend(problem: &Problem) -> Result<Attended> {
     let terms = Terms::of(problem);
-    let rows = rows(&problem.dims);
+    let target = Target::current()?;
+    let rows = rows(&problem.dims, target);
     let with_gradient = rows.max(rows_with_gradient(&problem.dims));
     let mut outputs = accelerated(
         &arrays(problem)?,
-        move |arrays| Ok(terms.in_blocks(arrays, rows, Terms::attend)?),
+        move |arrays| Ok(terms.in_blocks(arrays, rows, target, Terms::attend)?),
         None::<fn(Vjp<'_>) -> MlxResult<Vec<Array>>>,
-        move |arrays| Ok(terms.in_blocks(arrays, with_gradient, Terms::attend_twice)?),
+        move |arrays| Ok(terms.in_blocks(arrays, with_gradient, target, Terms::attend_twice)?),
     )?;
     let lse = if problem.wants_lse { outputs.pop() } else { None };
     let [output] = exactly(outputs)?;
@@ -98,6 +101,7 @@ impl Terms {
         self,
         arrays: &[Array],
         rows: i32,
+        target: Target,
         attend: fn(Self, Vec<Array>) -> Result<Vec<Array>>,
     ) -> Result<Vec<Array>> {
         let starts = iter::successors(Some(0), |start| Some(start + rows));
@@ -105,8 +109,11 @@ impl Terms {
         let blocks = starts.map(|(index, start)| {
             let queries = start..(start + rows).min(self.dims.query_length);
             let (terms, arrays) = self.block(arrays, &queries)?;
-            // MLX computes all but products on one thread a stream.
-            if index % 2 == 1 { aside(|| attend(terms, arrays)) } else { attend(terms, arrays) }
+            // On a CPU MLX computes all but products on one thread a stream.
+            match target == Target::Cpu && index % 2 == 1 {
+                true => aside(|| attend(terms, arrays)),
+                false => attend(terms, arrays),
+            }
         });
         let blocks = blocks.collect::<Result<Vec<_>>>()?;
         let joined = |which| {
@@ -170,8 +177,8 @@ impl Terms {
 }
 
 /// How many queries a block has.
-fn rows(dims: &Dims) -> i32 {
-    let rows = (SCORES / bytes_of_a_query(dims)).clamp(FEWEST.into(), i32::MAX.into());
+fn rows(dims: &Dims, target: Target) -> i32 {
+    let rows = (scores(target) / bytes_of_a_query(dims)).clamp(FEWEST.into(), i32::MAX.into());
     i32::try_from(rows).unwrap_or(FEWEST).min(dims.query_length)
 }
 

@@ -129,9 +129,35 @@ impl<'a> Problem<'a> {
 
     /// Whether scores are the products and nothing but causality, if that, hides a key.
     pub(super) fn is_plain(&self) -> bool {
+        let hides = self.hides_by_place() || self.mask.is_some();
+        !hides && self.alibi_slopes.is_none()
+    }
+
+    /// Whether more than causality hides keys by where they are.
+    fn hides_by_place(&self) -> bool {
         let Window { left, right } = self.window;
-        let by_place = left.is_some() || right.is_some_and(|right| right > 0);
-        !by_place && self.segments.is_none() && self.mask.is_none() && self.alibi_slopes.is_none()
+        left.is_some() || right.is_some_and(|right| right > 0) || self.segments.is_some()
+    }
+
+    /// Whether a kernel was measured to be faster than MLX's fused op, or than plain ops where that does not serve.
+    fn kernel_wins(&self, context: &Context) -> bool {
+        let measured = match kernel::splits_keys(self) {
+            true => context.kernel_wins("decode_attention", self.keys.size()),
+            false => {
+                !self.is_served(context.target) && context.kernel_wins(Self::OP, self.keys.size())
+            }
+        };
+        let half = self.dtype != Dtype::Float32;
+        half && measured && self.refusal(Backend::Kernel, context).is_none()
+    }
+
+    /// Whether MLX's fused op holds no scores in memory, and does nothing that is hidden: it runs as plain ops for
+    /// f32 and for other heads, and takes a window as a mask.
+    fn is_served(&self, target: Target) -> bool {
+        let half = self.dtype != Dtype::Float32;
+        let small = self.dims.size.max(self.dims.value_size) <= 128;
+        let fused = target == Target::Cuda && half && small;
+        fused && !self.hides_by_place() && self.beyond_the_fused_op().is_none()
     }
 
     /// Gives a result its layout.
@@ -167,8 +193,11 @@ impl Dispatched for Problem<'_> {
         match (context.target, self.dtype) {
             // There MLX multiplies half precision without BLAS and rounds the scores to it.
             (Target::Cpu, Dtype::Float16 | Dtype::Bfloat16) => Backend::Reference,
+            _ if self.kernel_wins(context) => Backend::Kernel,
             // All its scores would be in memory at once, and few in a cache.
-            (target, _) if blocks::pay(self, target) => Backend::Reference,
+            (target, _) if !self.is_served(target) && blocks::pay(self, target) => {
+                Backend::Reference
+            }
             _ if self.beyond_the_fused_op().is_some() => Backend::Reference,
             _ => Backend::Builtin,
         }

@@ -4,14 +4,14 @@ mod blocks;
 mod module;
 mod overlap;
 mod plan;
-mod reference;
+mod whole;
 
 pub use module::{SlidingWindowAttention, SlidingWindowAttentionBuilder};
 
 use mlx_rs::{Array, Dtype, ops::zeros_dtype};
 
 use self::plan::Band;
-use super::flash::dims::Dims;
+use super::flash::{self, dims::Dims};
 use crate::{
     check::Check,
     dispatch::{Backend, Context, Dispatch, Dispatched},
@@ -79,8 +79,9 @@ impl Default for SlidingWindowOptions {
 /// # Backends
 /// `Builtin` cuts the queries into blocks and gives each, in MLX's fused op, the stretch of keys that
 /// it sees; the stretches overlap in memory and are copied only for several sequences under a window
-/// no longer than a block. On a CPU it computes in f32. `Reference` is that of
-/// [`flash_attention`](super::flash_attention) with a window, in time and memory `S_q · S_kv`.
+/// no longer than a block. On a CPU it computes in f32. `Kernel` and `Reference` are those of
+/// [`flash_attention`](super::flash_attention) with a window: a kernel that skips the keys outside, for heads of up to 256
+/// elements, and plain ops in time and memory `S_q · S_kv`.
 ///
 /// Beltagy et al., [Longformer: The Long-Document Transformer](https://arxiv.org/abs/2004.05150),
 /// 2020.
@@ -95,8 +96,8 @@ pub fn sliding_window_attention(
     let problem = Problem::new(arrays, window_size, &options)?;
     match options.dispatch.resolve(&problem)? {
         _ if problem.is_empty() => problem.zeros(),
-        Backend::Reference => reference::attend(&problem),
-        _ => blocks::attend(&problem),
+        Backend::Builtin => blocks::attend(&problem),
+        backend => whole::attend(&problem, backend),
     }
 }
 
@@ -145,7 +146,20 @@ impl<'a> Problem<'a> {
 impl Dispatched for Problem<'_> {
     const OP: &'static str = "sliding_window_attention";
 
-    fn choose(&self, _: &Context) -> Backend {
-        Backend::Builtin
+    fn choose(&self, context: &Context) -> Backend {
+        let half = self.dtype != Dtype::Float32;
+        let measured = half && context.kernel_wins(Self::OP, self.keys.size());
+        let kernel = measured && self.refusal(Backend::Kernel, context).is_none();
+        if kernel { Backend::Kernel } else { Backend::Builtin }
+    }
+
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
+        let arrays = [self.queries, self.keys, self.values];
+        match backend {
+            Backend::Kernel => {
+                context.obstacle.or_else(|| flash::kernel::refusal_of(arrays, &self.dims))
+            }
+            Backend::Builtin | Backend::Reference => None,
+        }
     }
 }

@@ -12,7 +12,6 @@ const ABSENT: &[(&str, Backend)] = &[
     ("paged_attention", Backend::Builtin),
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),
-    ("sliding_window_attention", Backend::Kernel),
 ];
 
 /// Backends that refuse some problems on some devices, which is no failure of theirs.

@@ -1,4 +1,4 @@
-//! The definition: attention to everything, with all but the window hidden.
+//! Attention to everything, with all but the window hidden: the definition, and the kernel, which skips what is hidden.
 
 use mlx_rs::Array;
 
@@ -10,14 +10,14 @@ use crate::{
 };
 
 /// In the layout of the call.
-pub(super) fn attend(problem: &Problem) -> Result<Array> {
+pub(super) fn attend(problem: &Problem, backend: Backend) -> Result<Array> {
     let &Problem { window_size, causal, scale, layout, .. } = problem;
     let options = FlashAttentionOptions {
         scale: Some(scale),
         causal,
         window: Window { left: Some(window_size), right: Some(window_size) },
         layout,
-        dispatch: Dispatch::Only(Backend::Reference),
+        dispatch: Dispatch::Only(backend),
         ..Default::default()
     };
     flash_attention(problem.queries, problem.keys, problem.values, options)
