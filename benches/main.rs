@@ -8,8 +8,6 @@ mod support;
 
 mod activation;
 mod attention;
-mod attention_options;
-mod decode;
 mod heads;
 mod linear;
 mod norm;
@@ -42,8 +40,6 @@ const SUITES: &[(&str, Suite)] = &[
     ("rope", rope::cases),
     ("heads", heads::cases),
     ("attention", attention::cases),
-    ("attention_options", attention_options::cases),
-    ("decode", decode::cases),
     ("quant", quant::cases),
 ];
 

@@ -13,7 +13,7 @@ use mlx_primitives::{
 use mlx_rs::{Array, Dtype, error::Exception, fast, ops};
 
 use crate::support::{
-    Case, Run, Setting, Tolerance, Work, compiled, mlx, normal, ours, reference, sizes,
+    Case, Run, Setting, Tolerance, Work, compiled, mlx, normal, ours, reference, sizes, widened,
     with_gradients,
 };
 
@@ -247,14 +247,6 @@ fn summed(rows: i32, dtype: Dtype) -> f32 {
         _ => f32::EPSILON,
     };
     4.0 * unit * (rows as f32).sqrt()
-}
-
-/// `run` with its half-precision inputs in f32.
-fn widened(mut run: Run) -> Run {
-    Box::new(move |inputs| {
-        let wide = inputs.iter().map(|x| x.as_dtype(Dtype::Float32));
-        run(&wide.collect::<Result<Vec<_>, _>>()?)
-    })
 }
 
 /// A sum that a kernel rounds before it goes on is off by one rounding, and its result by another.

@@ -86,13 +86,15 @@ pub(crate) fn ours<O: Outputs>(
 pub(crate) fn reference<O: Outputs>(
     run: impl Fn(&[Array]) -> mlx_primitives::Result<O> + 'static,
 ) -> Run {
-    Box::new(move |inputs| {
-        let inputs = inputs.iter().map(widened).collect::<Result<Vec<_>, _>>()?;
-        Ok(run(&inputs)?.arrays())
-    })
+    widened(ours(run))
 }
 
-fn widened(input: &Array) -> Result<Array, Exception> {
+/// `run` with its half-precision inputs in f32.
+pub(crate) fn widened(mut run: Run) -> Run {
+    Box::new(move |inputs| run(&inputs.iter().map(wide).collect::<Result<Vec<_>, _>>()?))
+}
+
+fn wide(input: &Array) -> Result<Array, Exception> {
     match input.dtype() {
         Dtype::Float16 | Dtype::Bfloat16 => input.as_dtype(Dtype::Float32),
         _ => Ok(input.clone()),

@@ -14,7 +14,7 @@ pub(crate) mod results;
 mod timing;
 
 pub(crate) use self::{
-    case::{Case, Run, Setting, Work, compiled, mlx, ours, reference, with_gradients},
+    case::{Case, Run, Setting, Work, compiled, mlx, ours, reference, widened, with_gradients},
     check::Tolerance,
     inputs::normal,
     machine::describe,

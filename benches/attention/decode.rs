@@ -38,14 +38,17 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
             vec![
                 problem(1, 32, 8, 8192, 128),
                 problem(8, 32, 8, 8192, 128),
+                problem(8, 32, 8, 8192 + 128 + 1, 128),
                 problem(8, 32, 8, 8448, 128),
+                problem(8, 32, 8, 1024, 128),
                 problem(32, 32, 8, 4096, 128),
             ],
         ),
     };
-    let cases = problems.into_iter().flat_map(|problem| {
-        [problem.over_cache(dtype, setting.dispatch), problem.over_blocks(dtype, setting.dispatch)]
-    });
+    let dispatch = setting.dispatch;
+    let caches = problems.iter().map(|problem| problem.over_cache(dtype, dispatch));
+    let whole = problems.iter().filter(|problem| problem.keys % BLOCK == 0);
+    let cases = caches.chain(whole.map(|problem| problem.over_blocks(dtype, dispatch)));
     Ok(cases.collect::<Result<_, _>>()?)
 }
 

@@ -36,32 +36,29 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
         size,
         causal,
     };
-    let (dtype, problems) = match setting.target {
-        Target::Cpu => (
-            Dtype::Float32,
-            [
-                problem(1, 8, 8, 256, 256, 64, true),
-                problem(1, 8, 8, 256, 256, 64, false),
-                problem(1, 8, 2, 1, 2048, 64, false),
-                problem(1, 8, 8, 4096, 4096, 64, true),
-            ]
-            .to_vec(),
-        ),
-        _ => (
-            Dtype::Bfloat16,
-            [
-                problem(4, 32, 32, 4096, 4096, 128, true),
-                problem(4, 32, 32, 4096, 4096, 128, false),
-                problem(8, 32, 8, 1, 8192, 128, false),
-            ]
-            .to_vec(),
-        ),
+    let (half, single) = (Dtype::Bfloat16, Dtype::Float32);
+    let problems = match setting.target {
+        Target::Cpu => vec![
+            (single, problem(1, 8, 8, 256, 256, 64, true)),
+            (single, problem(1, 8, 8, 256, 256, 64, false)),
+            (single, problem(1, 8, 2, 1, 2048, 64, false)),
+            (single, problem(1, 8, 8, 4096, 4096, 64, true)),
+        ],
+        _ => vec![
+            (half, problem(4, 32, 32, 4096, 4096, 128, true)),
+            (half, problem(4, 32, 32, 4096, 4096, 128, false)),
+            (half, problem(4, 8, 8, 4096, 4096, 192, true)),
+            (half, problem(4, 8, 8, 4096, 4096, 256, true)),
+            (single, problem(4, 8, 8, 4096, 4096, 128, true)),
+        ],
     };
-    Ok(problems.into_iter().map(|problem| problem.case(dtype)).collect::<Result<_, _>>()?)
+    let dispatch = setting.dispatch;
+    let cases = problems.into_iter().map(|(dtype, problem)| problem.case(dtype, dispatch));
+    Ok(cases.collect::<Result<_, _>>()?)
 }
 
 impl Problem {
-    fn case(self, dtype: Dtype) -> Result<Case, Exception> {
+    fn case(self, dtype: Dtype, dispatch: Dispatch) -> Result<Case, Exception> {
         let inputs = self.inputs(dtype)?;
         let Self { size, causal, .. } = self;
         let scale = (size as f32).sqrt().recip();
@@ -71,7 +68,7 @@ impl Problem {
             dtype,
             work: self.work(&inputs),
             inputs,
-            ours: ours(move |x| attend(x, causal, Dispatch::Auto)),
+            ours: ours(move |x| attend(x, causal, dispatch)),
             baselines: vec![(
                 "fast.sdpa",
                 mlx(move |x| {
