@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use mlx_rs::{Array, Dtype};
 
 use super::{Argument, Element, Kernel, Launch, MAX_ELEMENTS, OutputSpec, Template};
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, target::Target};
 
 /// What a launch is besides its arrays.
 #[derive(Debug, Clone, PartialEq)]
@@ -55,7 +55,8 @@ impl Call {
     ///
     /// # Errors
     /// When the number of arrays or constants is another, when an array has another rank, another size along an axis,
-    /// another type of elements, none or more than [`MAX_ELEMENTS`] of them, or when not every GPU could run the launch.
+    /// another type of elements, none or more than [`MAX_ELEMENTS`] of them, or when not every GPU of the current
+    /// stream's kind could run the launch.
     pub fn new(kernel: &'static Kernel, inputs: &[&Array], plan: Plan) -> Result<Self> {
         let check = Check::op(kernel.name);
         let count = |name, declared: usize, found: usize| {
@@ -63,7 +64,7 @@ impl Call {
         };
         count("inputs", kernel.inputs.len(), inputs.len())?;
         count("constants", kernel.constants.len(), plan.constants.len())?;
-        plan.launch.check(kernel.name)?;
+        plan.launch.check(kernel.name, Target::current()?)?;
         let inputs = kernel.inputs.iter().zip(inputs);
         let inputs = inputs.map(|(argument, x)| passed(kernel, argument, x));
         let inputs = inputs.collect::<Result<Vec<_>>>()?;

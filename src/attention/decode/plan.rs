@@ -217,7 +217,10 @@ mod tests {
                     let shape = Shape { rows, size, value_size: size, dtype, ..LLAMA };
                     let split = on_cuda(shape);
                     assert!((1..=16).contains(&split.rows), "{split:?}");
-                    assert!(split.launch(1, shape).check("decode").is_ok(), "{split:?}");
+                    assert!(
+                        split.launch(1, shape).check("decode", Target::Metal).is_ok(),
+                        "{split:?}"
+                    );
                 }
             }
         }

@@ -24,6 +24,7 @@ use crate::{
         metal, refusal as array_refusal, stand_in,
     },
     layout::Layout,
+    target::Target,
 };
 
 /// The kernels of this operation.
@@ -227,9 +228,10 @@ impl Blocks {
     fn fitting(
         [size, value_size]: [i32; 2],
         dtype: Dtype,
+        target: Target,
         buffers: i32,
         extra: i32,
-    ) -> Option<Self> {
+    ) -> Result<Self> {
         let element = if dtype == Dtype::Float32 { 4 } else { 2 };
         let pad = 16 / element;
         let choices = [(32, pad, buffers), (16, pad, buffers), (16, pad, 1), (16, 0, 1)];
@@ -237,20 +239,20 @@ impl Blocks {
             let bytes = staged * (buffers * (size + value_size + 2 * pad) * element + extra);
             Self { simds: 1, staged, pad, buffers, bytes }
         });
-        let limit = Launch::MAX_THREADGROUP_BYTES.cast_signed();
-        blocks.into_iter().find(|blocks| blocks.bytes <= limit)
+        let limit = Launch::most_threadgroup_bytes(target).cast_signed();
+        blocks.into_iter().find(|blocks| blocks.bytes <= limit).ok_or_else(too_large)
     }
 
-    fn forward(rows: i32, sizes: [i32; 2], dtype: Dtype) -> Result<Self> {
-        Self::fitting(sizes, dtype, 2, 0).map(|blocks| blocks.of(rows)).ok_or_else(too_large)
+    fn forward(sizes: [i32; 2], dtype: Dtype, target: Target) -> Result<Self> {
+        Self::fitting(sizes, dtype, target, 2, 0)
     }
 
-    fn backward(rows: i32, sizes: [i32; 2], dtype: Dtype, extra: i32) -> Result<Self> {
-        Self::fitting(sizes, dtype, 1, extra).map(|blocks| blocks.of(rows)).ok_or_else(too_large)
+    fn backward(sizes: [i32; 2], dtype: Dtype, target: Target, extra: i32) -> Result<Self> {
+        Self::fitting(sizes, dtype, target, 1, extra)
     }
 
     /// With simdgroups for `rows` rows, up to as many as run best at once.
-    fn of(self, rows: i32) -> Self {
+    fn for_rows(self, rows: i32) -> Self {
         let needed = ((rows - 1) / TILE + 1).unsigned_abs();
         let simds = needed.next_power_of_two().cast_signed().min(MAX_SIMDS);
         Self { simds, ..self }
@@ -291,7 +293,9 @@ impl Work {
     /// Whether its gradient is by kernels too: none of them has that of a mask, which is as large as the scores.
     fn has_backward(self, inputs: &[&Array; 8]) -> bool {
         let sizes = padded_sizes([inputs[0], inputs[2]]);
-        let fits = Blocks::backward(1, sizes, inputs[0].dtype(), KEY_BLOCK_BYTES).is_ok();
+        // What fits on one kind of device fits on all.
+        let fits =
+            Blocks::backward(sizes, inputs[0].dtype(), Target::Metal, KEY_BLOCK_BYTES).is_ok();
         fits && !self.present.added_mask
     }
 
@@ -301,7 +305,7 @@ impl Work {
         }
         let [batch, rows, heads, _] = self.layout.dims(&inputs[0]);
         let sizes = padded_sizes([&inputs[0], &inputs[2]]);
-        let blocks = Blocks::forward(rows, sizes, inputs[0].dtype())?;
+        let blocks = Blocks::forward(sizes, inputs[0].dtype(), Target::current()?)?.for_rows(rows);
         let mut constants = self.constants(&blocks, sizes);
         constants.extend([Constant::Bool(self.present.sinks), Constant::Int(blocks.buffers)]);
         let extents = vec![("H", heads), ("S", rows)];
@@ -368,9 +372,10 @@ impl Work {
 
         let [batch, rows, heads, _] = self.layout.dims(queries);
         let [_, key_count, key_heads, _] = self.layout.dims(keys);
+        let target = Target::current()?;
         let plan = |rows, heads, extra, extents| -> Result<Plan> {
             let sizes = padded_sizes([queries, values]);
-            let blocks = Blocks::backward(rows, sizes, queries.dtype(), extra)?;
+            let blocks = Blocks::backward(sizes, queries.dtype(), target, extra)?.for_rows(rows);
             let constants = self.constants(&blocks, sizes);
             Ok(Plan { constants, extents, launch: blocks.launch(rows, heads, batch) })
         };
@@ -470,8 +475,8 @@ mod tests {
     fn threadgroup_memory_suffices_for_every_head() {
         for dtype in [Dtype::Float32, Dtype::Bfloat16] {
             for sizes in SIZES.iter().flat_map(|&size| SIZES.map(|value_size| [size, value_size])) {
-                assert!(Blocks::forward(1000, sizes, dtype).is_ok(), "{sizes:?}");
-                let backward = Blocks::backward(1000, sizes, dtype, KEY_BLOCK_BYTES);
+                assert!(Blocks::forward(sizes, dtype, Target::Metal).is_ok(), "{sizes:?}");
+                let backward = Blocks::backward(sizes, dtype, Target::Metal, KEY_BLOCK_BYTES);
                 let too_much = dtype == Dtype::Float32 && sizes == [256, 256];
                 assert_eq!(backward.is_err(), too_much, "{sizes:?}");
             }
@@ -481,14 +486,15 @@ mod tests {
     #[test]
     fn few_rows_take_few_simdgroups() -> Result<()> {
         for (rows, simds) in [(1, 1), (16, 1), (17, 2), (64, 4), (65, 4), (5000, 4)] {
-            assert_eq!(Blocks::forward(rows, [64, 64], Dtype::Float16)?.simds, simds, "{rows}");
+            let blocks = Blocks::forward([64, 64], Dtype::Float16, Target::Metal)?.for_rows(rows);
+            assert_eq!(blocks.simds, simds, "{rows}");
         }
         Ok(())
     }
 
     #[test]
     fn groups_cover_every_row() -> Result<()> {
-        let blocks = Blocks::forward(129, [64, 64], Dtype::Float16)?;
+        let blocks = Blocks::forward([64, 64], Dtype::Float16, Target::Metal)?.for_rows(129);
         assert_eq!(blocks.launch(129, 6, 2).groups, [3, 6, 2]);
         assert_eq!(blocks.launch(128, 6, 2).groups, [2, 6, 2]);
         Ok(())
