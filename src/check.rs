@@ -94,6 +94,21 @@ impl Check {
         }
     }
 
+    /// `axis` is one of `array`, which the message calls `owner`; returns it counted from the start.
+    pub(crate) fn axis(
+        &self,
+        name: &'static str,
+        axis: i32,
+        owner: &str,
+        array: &Array,
+    ) -> Result<usize> {
+        let rank = array.ndim();
+        let from_end = rank.checked_sub(axis.unsigned_abs() as usize);
+        let found = if axis < 0 { from_end } else { Some(axis.unsigned_abs() as usize) };
+        let expected = format_args!("be an axis of {owner}, which has {rank}");
+        self.known(found.filter(|&found| found < rank), name, expected, axis)
+    }
+
     /// `array` has the shape of `other`.
     pub(crate) fn same_shape(
         &self,
@@ -275,6 +290,19 @@ mod tests {
             "[op] x must have shape [..., 4] but got [2, 3]"
         );
         assert!(CHECK.last_axis_is("x", &array(&[]), 1).is_err());
+    }
+
+    #[test]
+    fn an_axis_may_be_counted_from_either_end() {
+        let x = array(&[2, 3]);
+        let axis = |axis| CHECK.axis("axis", axis, "x", &x).ok();
+        assert_eq!([-2, -1, 0, 1].map(axis), [Some(0), Some(1), Some(0), Some(1)]);
+        assert_eq!([-3, 2, i32::MIN, i32::MAX].map(axis), [None; 4]);
+        assert!(CHECK.axis("axis", 0, "x", &array(&[])).is_err());
+        assert_eq!(
+            message(CHECK.axis("axis", 2, "x", &x)),
+            "[op] axis must be an axis of x, which has 2 but got 2"
+        );
     }
 
     #[test]

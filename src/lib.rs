@@ -37,6 +37,7 @@ pub mod norm;
 pub mod activation;
 pub mod rope;
 pub mod attention;
+pub mod scan;
 pub mod quant;
 pub mod sampling;
 

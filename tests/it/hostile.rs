@@ -5,7 +5,7 @@
 use Dtype::*;
 use mlx_primitives::{Backend, Dispatch, Error, Layout, Result};
 use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
-use mlx_primitives::{quant::*, rope::*, sampling::*};
+use mlx_primitives::{quant::*, rope::*, sampling::*, scan::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 
 use crate::support::{FLOATING, host, sample::Random, sample::strided};
@@ -465,6 +465,54 @@ fn attention_layers(hostile: &mut Hostile) {
     }
 }
 
+fn scans(hostile: &mut Hostile) {
+    let rank = 1 + hostile.0.below(3);
+    let shape = hostile.shape(rank);
+    let axis = hostile.pick(&[0, -1, rank as i32 - 1]);
+    let place = if axis < 0 { rank - 1 } else { axis as usize };
+    let dtype = hostile.pick(&FLOATING);
+    let (x, mut decay) = (hostile.array(&shape, dtype), shape.clone());
+    decay[hostile.0.below(rank)] = 1;
+    let of_decay = hostile.pick(&FLOATING);
+    let a = hostile.array(&decay, of_decay);
+    let (mut rest, count) = (shape.clone(), hostile.pick(&[1, 2, 5]));
+    let numbers = (0..=count).map(|_| hostile.pick(&INTEGERS)).collect::<Vec<_>>();
+    let segments = hostile.maybe(Array::from_slice(&numbers, &[count + 1]));
+    rest[place] = count;
+    if segments.is_none() {
+        rest.remove(place);
+    }
+    let state = hostile.array(&rest, Float32);
+    let state = hostile.maybe(state);
+    let options = ScanOptions {
+        axis: hostile.or(axis, &INTEGERS),
+        exclusive: hostile.pick(&[true, false]),
+        reverse: hostile.pick(&[true, false]),
+        initial_state: state.as_ref(),
+        segments: segments.as_ref(),
+        dispatch: hostile.dispatch(),
+    };
+    let last = Array::zeros::<f32>(&rest).unwrap();
+    let like = if [a.dtype(), x.dtype()].contains(&Complex64) {
+        x.as_dtype(Complex64).unwrap()
+    } else {
+        x.clone()
+    };
+    let last = last.as_dtype(if like.dtype() == Complex64 { Complex64 } else { Float32 }).unwrap();
+    // Another axis that happens to be one has another state.
+    if options.axis == axis && x.shape() == shape {
+        judge_both("affine_scan", affine_scan_with_state(&a, &x, options), [&like, &last]);
+        let operator = hostile.pick(&[ScanOperator::Mul, ScanOperator::LogAddExp]);
+        judge_both(
+            "associative_scan",
+            associative_scan_with_state(&x, operator, options),
+            [&x, &last],
+        );
+    } else {
+        judge("affine_scan", affine_scan(&a, &x, options), x.shape(), like.dtype());
+    }
+}
+
 fn ask_all(asks: &[fn(&mut Hostile)]) {
     for ask in asks {
         for seed in 0..250 {
@@ -477,7 +525,7 @@ fn ask_all(asks: &[fn(&mut Hostile)]) {
 #[test]
 fn whatever_is_asked_is_answered_or_refused() {
     host::install();
-    ask_all(&[norms_and_activations, norms_in_company, ropes, attention]);
+    ask_all(&[norms_and_activations, norms_in_company, ropes, attention, scans]);
     ask_all(&[paged, quantized, samplers, blocks]);
 }
 

@@ -17,4 +17,5 @@ mod norm;
 mod quant;
 mod rope;
 mod sampling;
+mod scan;
 mod tile;

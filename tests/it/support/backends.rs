@@ -8,6 +8,9 @@ use super::host;
 /// so does a listed backend that runs.
 const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
+    ("affine_scan", Backend::Builtin),
+    ("affine_scan", Backend::Kernel),
+    ("associative_scan", Backend::Kernel),
     ("chunked_cross_attention", Backend::Kernel),
     ("paged_attention", Backend::Builtin),
     ("quantized_linear", Backend::Kernel),
@@ -34,6 +37,7 @@ const REFUSING: &[(&str, Backend, &str)] = &[
         Backend::Builtin,
         "MLX's fused attention takes sinks of the dtype of the queries",
     ),
+    ("associative_scan", Backend::Builtin, "MLX's scans know no segments"),
     ("rope_qk", Backend::Builtin, ROPE_POSITIONS),
     ("qk_norm_rope", Backend::Builtin, ROPE_POSITIONS),
 ];

@@ -1,0 +1,142 @@
+//! A checked call.
+
+use mlx_rs::{Array, Dtype, ops::zeros_dtype};
+
+use super::{
+    builtin,
+    frame::Frame,
+    options::{ScanOperator, ScanOptions},
+    reference,
+    rule::{Rule, wide},
+    segments,
+};
+use crate::{
+    check::Check,
+    dispatch::{Backend, Context},
+    error::Result,
+    kernel::stand_in,
+};
+
+/// What backends are given: the decay, which broadcasts to `[O, L, I]`; `x`, `[O, L, I]`; the states that segments begin
+/// with, `[O, N, I]`, wide; and where they end, `[N + 1]`.
+pub(super) type Inputs = [Array; 4];
+
+/// What a scan does, apart from its arrays.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mode {
+    pub(super) rule: Rule,
+    pub(super) exclusive: bool,
+    pub(super) reverse: bool,
+    /// Whether the caller gave a state.
+    pub(super) stateful: bool,
+    pub(super) segmented: bool,
+}
+
+pub(super) struct Problem {
+    pub(super) mode: Mode,
+    pub(super) inputs: Inputs,
+    frame: Frame,
+}
+
+impl Problem {
+    pub(super) fn of_operator(
+        check: Check,
+        x: &Array,
+        operator: ScanOperator,
+        options: &ScanOptions,
+    ) -> Result<Self> {
+        check.floating("x", x)?;
+        let frame = Frame::new(check, x, options)?;
+        Self::new(check, frame, Rule::Operator(operator), [&stand_in(), x], options)
+    }
+
+    pub(super) fn affine(
+        check: Check,
+        a: &Array,
+        x: &Array,
+        options: &ScanOptions,
+    ) -> Result<Self> {
+        let dtypes = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16, Dtype::Complex64];
+        let of_each = [check.dtype_among("a", a, &dtypes)?, check.dtype_among("x", x, &dtypes)?];
+        let complex = of_each.contains(&Dtype::Complex64);
+        let frame = Frame::new(check, x, options)?;
+        check.broadcasts_to("a", a, x.shape())?;
+        let a = frame.folded_small(a)?;
+        if !complex {
+            return Self::new(check, frame, Rule::Affine, [&a, x], options);
+        }
+        let (a, x) = (a.as_dtype(Dtype::Complex64)?, x.as_dtype(Dtype::Complex64)?);
+        Self::new(check, frame, Rule::Affine, [&a, &x], options)
+    }
+
+    fn new(
+        check: Check,
+        frame: Frame,
+        rule: Rule,
+        [decay, x]: [&Array; 2],
+        options: &ScanOptions,
+    ) -> Result<Self> {
+        let wide = wide(x.dtype());
+        if let Some(state) = options.initial_state {
+            let dtypes = [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16, Dtype::Complex64];
+            let taken = if wide == Dtype::Complex64 { 4 } else { 3 };
+            check.dtype_among("initial_state", state, &dtypes[..taken])?;
+            frame.check_state(check, state)?;
+        }
+        let mode = Mode {
+            rule,
+            exclusive: options.exclusive,
+            reverse: options.reverse,
+            stateful: options.initial_state.is_some(),
+            segmented: options.segments.is_some(),
+        };
+        let state = frame.state(options.initial_state, rule.nothing(), wide)?;
+        let bounds = match options.segments {
+            Some(segments) => segments::bounds(segments, frame.length())?,
+            None => Array::from_slice(&[0, frame.length()], &[2]),
+        };
+        let inputs = [decay.clone(), frame.folded(x)?, state, bounds];
+        Ok(Self { mode, inputs, frame })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.inputs[1].size() == 0
+    }
+
+    pub(super) fn choose(&self, _: &str, _: &Context) -> Backend {
+        match self.refusal_of_builtin() {
+            Some(_) => Backend::Reference,
+            None => Backend::Builtin,
+        }
+    }
+
+    pub(super) fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+        match backend {
+            Backend::Builtin => self.refusal_of_builtin(),
+            Backend::Kernel => Some(crate::dispatch::NO_KERNEL),
+            Backend::Reference => None,
+        }
+    }
+
+    fn refusal_of_builtin(&self) -> Option<&'static str> {
+        if self.mode.rule == Rule::Affine {
+            return Some("MLX has no affine scan");
+        }
+        self.mode.segmented.then_some("MLX's scans know no segments")
+    }
+
+    pub(super) fn run(&self, backend: Backend) -> Result<(Array, Array)> {
+        let outputs = match backend {
+            _ if self.is_empty() => self.nothing()?,
+            Backend::Builtin => builtin::scan(self.mode, &self.inputs)?,
+            Backend::Kernel | Backend::Reference => reference::scan(self.mode, &self.inputs)?,
+        };
+        self.frame.unfolded(outputs)
+    }
+
+    /// No element: the states go through.
+    fn nothing(&self) -> Result<[Array; 2]> {
+        let [_, x, state, _] = &self.inputs;
+        Ok([zeros_dtype(x.shape(), x.dtype())?, state.clone()])
+    }
+}

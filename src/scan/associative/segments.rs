@@ -1,0 +1,96 @@
+//! Sequences of several lengths along the axis.
+
+use mlx_rs::{
+    Array, Dtype,
+    ops::{arange, clip, concatenate, indexing::TryIndexOp, select, sort},
+};
+
+use super::chunked::{Combine, part};
+use crate::{check::Check, error::Result};
+
+/// Checks all of `segments` but its numbers; returns how many there are.
+pub(super) fn check(check: Check, segments: &Array) -> Result<i32> {
+    check.dtype_among("segments", segments, &[Dtype::Int32])?;
+    let count = if segments.ndim() == 1 { segments.dim(0) - 1 } else { 0 };
+    if count < 1 {
+        check.shape("segments", segments, crate::check::axes!["N + 1"])?;
+        check.value(false, "segments", "hold two numbers or more", segments.size())?;
+    }
+    Ok(count)
+}
+
+/// Where segments end that cover the axis in order, whatever the numbers: `[N + 1]`, from 0 to `length`.
+pub(super) fn bounds(segments: &Array, length: i32) -> Result<Array> {
+    let (first, last) = (Array::from_int(0), Array::from_int(length));
+    let within = clip(sort(segments)?, (&first, &last))?;
+    let inner = part(&within, 1..segments.dim(0) - 1)?;
+    Ok(concatenate(&[first.reshape(&[1])?, inner, last.reshape(&[1])?], 0)?)
+}
+
+/// Where segments lie along the axis.
+pub(super) struct Places {
+    /// `[L]`: the segment of each element.
+    owners: Array,
+    /// `[L]`: whether an element is the first of its segment, in the order of the scan.
+    pub(super) starts: Array,
+    /// `[N]`: the last element of each segment, in the order of the scan, or any.
+    ends: Array,
+    /// `[N]`: whether a segment has no element.
+    empty: Array,
+}
+
+impl Places {
+    /// `bounds` is that of [`bounds`], for at least one element.
+    pub(super) fn new(bounds: &Array, length: i32, reverse: bool) -> Result<Self> {
+        let count = bounds.dim(0) - 1;
+        let (begins, ends) = (part(bounds, 0..count)?, part(bounds, 1..count + 1)?);
+        let empty = begins.ge(&ends)?;
+        let place = arange::<_, i32>(0, length, 1)?.expand_dims(1)?;
+        let passed = place.ge(part(bounds, 1..count)?)?.as_dtype(Dtype::Int32)?;
+        let owners = passed.sum_axis(-1, false)?.as_dtype(Dtype::Int32)?;
+        let changes = part(&owners, 1..length)?.ne(part(&owners, 0..length - 1)?)?;
+        let yes = Array::from_bool(true).reshape(&[1])?;
+        let (starts, ends) = match reverse {
+            true => (concatenate(&[changes, yes], 0)?, begins),
+            false => (concatenate(&[yes, changes], 0)?, ends.subtract(Array::from_int(1))?),
+        };
+        let ends = clip(ends, (Array::from_int(0), Array::from_int(length - 1)))?;
+        Ok(Self { owners, starts, ends, empty })
+    }
+
+    /// The state that the segment of each element begins with; `states` has one for each along axis 0.
+    pub(super) fn states(&self, states: &Array) -> Result<Array> {
+        Ok(states.try_index(&self.owners)?)
+    }
+
+    /// One where the first elements of segments are, the other elsewhere; both count elements along axis 0.
+    pub(super) fn at_starts(&self, first: &Array, others: &Array) -> Result<Array> {
+        Ok(select(beside(&self.starts, others)?, first, others)?)
+    }
+
+    /// Of each segment the last of `scanned`, or its state where it is empty.
+    pub(super) fn last(&self, scanned: &Array, states: &Array) -> Result<Array> {
+        let last = scanned.try_index(&self.ends)?;
+        Ok(select(beside(&self.empty, &last)?, states, last)?)
+    }
+}
+
+/// `flags`, `[L]`, such that they broadcast to `array`, `[L, ...]`.
+fn beside(flags: &Array, array: &Array) -> Result<Array> {
+    let mut shape = vec![1; array.ndim()];
+    shape[0] = flags.dim(0);
+    Ok(flags.reshape(&shape)?)
+}
+
+/// Combines elements of which the last array, `[L]`, says whether they are the first of a segment.
+pub(super) fn combine(first: &[Array], second: &[Array], inner: Combine) -> Result<Vec<Array>> {
+    let (Some((after, first)), Some((starts, second))) = (first.split_last(), second.split_last())
+    else {
+        return Ok(Vec::new());
+    };
+    let joined = inner(first, second)?;
+    let chosen = joined.iter().zip(second);
+    let chosen = chosen.map(|(joined, alone)| Ok(select(beside(starts, alone)?, alone, joined)?));
+    let flags = starts.logical_or(after)?;
+    chosen.chain([Ok(flags)]).collect()
+}

@@ -1,0 +1,133 @@
+//! Gradients in every mode against finite differences of the oracle.
+
+use mlx_primitives::scan::{
+    ScanOperator, ScanOptions, affine_scan_with_state, associative_scan_with_state,
+};
+use mlx_rs::{Array, Dtype, ops::concatenate};
+
+use super::{
+    affine::decays,
+    oracle::{self, Ask},
+};
+use crate::support::{gradient::gradients_on_each_backend, sample::normal, tensor::Tensor};
+
+const SEGMENTS: [i32; 4] = [0, 3, 3, 7];
+
+/// Result and last state in a row, so that both have a share in the loss.
+fn joined([y, last]: [Tensor; 2]) -> Tensor {
+    let values = [y.values, last.values].concat();
+    Tensor::new(&[values.len()], values)
+}
+
+fn joined_arrays((y, last): (Array, Array)) -> mlx_primitives::Result<Array> {
+    Ok(concatenate(&[y.flatten(None, None)?, last.flatten(None, None)?], 0)?)
+}
+
+fn tensor(seed: u64, shape: &[i32]) -> Tensor {
+    Tensor::of(&normal(seed, shape, Dtype::Float32))
+}
+
+/// Every combination of the options, with and without segments.
+fn asks() -> impl Iterator<Item = Ask<'static>> {
+    (0..8).map(|bits| Ask {
+        axis: 1,
+        exclusive: bits & 1 == 1,
+        reverse: bits & 2 == 2,
+        segments: (bits & 4 == 4).then_some(&SEGMENTS[..]),
+    })
+}
+
+fn options<'a>(ask: Ask, state: &'a Array, segments: &'a Array) -> ScanOptions<'a> {
+    ScanOptions {
+        axis: ask.axis as i32,
+        exclusive: ask.exclusive,
+        reverse: ask.reverse,
+        initial_state: Some(state),
+        segments: ask.segments.map(|_| segments),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn gradients_of_affine_scans_match_finite_differences() {
+    let segments = Array::from_slice(&SEGMENTS, &[4]);
+    for (number, ask) in asks().enumerate() {
+        // Decays of their own, one for each channel, one for each step, and along two axes.
+        let of_decay = [[2, 7, 3], [1, 1, 3], [1, 7, 1], [2, 7, 1]][number % 4];
+        let states = if ask.segments.is_some() { &[2, 3, 3][..] } else { &[2, 3] };
+        let a = Tensor::of(&decays(1, &of_decay, Dtype::Float32));
+        let inputs = [a, tensor(2, &[2, 7, 3]), tensor(3, states)];
+        gradients_on_each_backend(
+            "affine_scan",
+            &inputs,
+            |inputs| joined(oracle::affine(&inputs[0], &inputs[1], Some(&inputs[2]), ask)),
+            |arrays, dispatch| {
+                let options = ScanOptions { dispatch, ..options(ask, &arrays[2], &segments) };
+                joined_arrays(affine_scan_with_state(&arrays[0], &arrays[1], options)?)
+            },
+        );
+    }
+}
+
+/// The axis last, and long enough for chunks.
+#[test]
+fn gradients_along_rows_match_finite_differences() {
+    for (exclusive, reverse) in [(false, false), (true, true)] {
+        let ask = Ask { exclusive, reverse, ..Ask::along(1) };
+        let a = Tensor::of(&decays(1, &[2, 41], Dtype::Float32));
+        let inputs = [a, tensor(2, &[2, 41]), tensor(3, &[2])];
+        gradients_on_each_backend(
+            "affine_scan",
+            &inputs,
+            |inputs| joined(oracle::affine(&inputs[0], &inputs[1], Some(&inputs[2]), ask)),
+            |arrays, dispatch| {
+                let options = ScanOptions { dispatch, ..options(ask, &arrays[2], &arrays[2]) };
+                joined_arrays(affine_scan_with_state(&arrays[0], &arrays[1], options)?)
+            },
+        );
+    }
+}
+
+#[test]
+fn gradients_of_every_operator_match_finite_differences() {
+    let segments = Array::from_slice(&SEGMENTS, &[4]);
+    let operators = [
+        ScanOperator::Add,
+        ScanOperator::Mul,
+        ScanOperator::Max,
+        ScanOperator::Min,
+        ScanOperator::LogAddExp,
+    ];
+    for operator in operators {
+        for ask in asks() {
+            let states = if ask.segments.is_some() { &[2, 3, 3][..] } else { &[2, 3] };
+            gradients_on_each_backend(
+                "associative_scan",
+                &[tensor(2, &[2, 7, 3]), tensor(3, states)],
+                |inputs| joined(oracle::associative(operator, &inputs[0], Some(&inputs[1]), ask)),
+                |arrays, dispatch| {
+                    let options = ScanOptions { dispatch, ..options(ask, &arrays[1], &segments) };
+                    joined_arrays(associative_scan_with_state(&arrays[0], operator, options)?)
+                },
+            );
+        }
+    }
+}
+
+/// A product that holds a zero, which no quotient of products survives.
+#[test]
+fn gradients_of_products_with_zeros_match_finite_differences() {
+    let mut x = tensor(2, &[1, 6, 1]);
+    x.values[2] = 0.0;
+    x.values[4] = 0.0;
+    let ask = Ask::along(1);
+    gradients_on_each_backend(
+        "associative_scan",
+        &[x],
+        |inputs| joined(oracle::associative(ScanOperator::Mul, &inputs[0], None, ask)),
+        |arrays, dispatch| {
+            let options = ScanOptions { axis: 1, dispatch, ..Default::default() };
+            joined_arrays(associative_scan_with_state(&arrays[0], ScanOperator::Mul, options)?)
+        },
+    );
+}

@@ -1,0 +1,10 @@
+mod affine;
+mod associative;
+mod cases;
+mod complex;
+mod generic;
+mod gradient;
+mod long;
+mod oracle;
+mod properties;
+mod refusal;

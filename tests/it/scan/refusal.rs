@@ -1,0 +1,117 @@
+use mlx_primitives::scan::{ScanOperator, ScanOptions, affine_scan, associative_scan};
+use mlx_primitives::{Backend, Dispatch};
+use mlx_rs::{Array, Dtype};
+
+use crate::support::sample::normal;
+
+fn affine(a: &Array, x: &Array, options: ScanOptions) -> String {
+    affine_scan(a, x, options).unwrap_err().to_string()
+}
+
+fn sum(x: &Array, options: ScanOptions) -> String {
+    associative_scan(x, ScanOperator::Add, options).unwrap_err().to_string()
+}
+
+#[test]
+fn bad_arrays_are_errors_that_name_them() {
+    let x = normal(1, &[2, 8, 3], Dtype::Float32);
+    let ints = Array::from_slice(&[1_i32; 8], &[8]);
+    let options = ScanOptions { axis: 1, ..Default::default() };
+    assert_eq!(
+        affine(&normal(1, &[8], Dtype::Float32), &x, options),
+        "[affine_scan] a must have shape broadcastable to [2, 8, 3] but got [8]"
+    );
+    assert!(affine(&ints, &x, options).starts_with(
+        "[affine_scan] a must have dtype Float32 or Float16 or Bfloat16 or Complex64"
+    ));
+    assert!(affine(&x, &ints, options).starts_with("[affine_scan] x must have dtype"));
+    assert!(sum(&ints, options).starts_with("[associative_scan] x must have dtype Float32"));
+    let complex = x.as_dtype(Dtype::Complex64).unwrap();
+    assert!(sum(&complex, options).ends_with("but got Complex64"));
+}
+
+#[test]
+fn bad_axes_are_errors() {
+    let x = normal(1, &[2, 8], Dtype::Float32);
+    for axis in [2, -3, i32::MIN, i32::MAX] {
+        let expected =
+            format!("[associative_scan] axis must be an axis of x, which has 2 but got {axis}");
+        assert_eq!(sum(&x, ScanOptions { axis, ..Default::default() }), expected);
+    }
+    let scalar = Array::from_f32(1.0);
+    let refused = affine(&scalar, &scalar, ScanOptions::default());
+    assert_eq!(refused, "[affine_scan] axis must be an axis of x, which has 0 but got -1");
+}
+
+#[test]
+fn bad_states_are_errors() {
+    let x = normal(1, &[2, 8, 3], Dtype::Float32);
+    let ask = |state: &Array, segments: Option<&Array>| {
+        sum(&x, ScanOptions { axis: 1, initial_state: Some(state), segments, ..Default::default() })
+    };
+    assert_eq!(
+        ask(&x, None),
+        "[associative_scan] initial_state must have shape [2, 3] but got [2, 8, 3]"
+    );
+    let segments = Array::from_slice(&[0, 4, 8], &[3]);
+    assert_eq!(
+        ask(&normal(1, &[2, 3], Dtype::Float32), Some(&segments)),
+        "[associative_scan] initial_state must have shape [2, 2, 3] but got [2, 3]"
+    );
+    let ints = Array::from_slice(&[0_i32; 6], &[2, 3]);
+    assert!(
+        ask(&ints, None).starts_with("[associative_scan] initial_state must have dtype Float32")
+    );
+    let complex = ints.as_dtype(Dtype::Complex64).unwrap();
+    assert!(ask(&complex, None).ends_with("but got Complex64"));
+}
+
+#[test]
+fn bad_segments_are_errors() {
+    let x = normal(1, &[2, 8, 3], Dtype::Float32);
+    let ask = |segments: &Array| {
+        sum(&x, ScanOptions { axis: 1, segments: Some(segments), ..Default::default() })
+    };
+    let ints = Array::from_slice(&[0, 4, 8, 8], &[2, 2]);
+    assert_eq!(ask(&ints), "[associative_scan] segments must have shape [N + 1] but got [2, 2]");
+    assert_eq!(
+        ask(&Array::from_slice(&[0], &[1])),
+        "[associative_scan] segments must hold two numbers or more but got 1"
+    );
+    let wide = ints.as_dtype(Dtype::Int64).unwrap();
+    assert_eq!(ask(&wide), "[associative_scan] segments must have dtype Int32 but got Int64");
+}
+
+#[test]
+fn a_backend_that_cannot_is_refused_in_words() {
+    let x = normal(1, &[8], Dtype::Float32);
+    let builtin = Dispatch::Only(Backend::Builtin);
+    let segments = Array::from_slice(&[0, 8], &[2]);
+    assert_eq!(
+        affine(&x, &x, ScanOptions { dispatch: builtin, ..Default::default() }),
+        "[affine_scan] backend builtin is unavailable: MLX has no affine scan"
+    );
+    assert_eq!(
+        sum(&x, ScanOptions { dispatch: builtin, segments: Some(&segments), ..Default::default() }),
+        "[associative_scan] backend builtin is unavailable: MLX's scans know no segments"
+    );
+}
+
+#[test]
+fn nothing_to_scan_leaves_the_state() {
+    for shape in [&[0][..], &[2, 0, 3], &[0, 4], &[4, 0]] {
+        let x = normal(1, shape, Dtype::Float16);
+        for axis in 0..shape.len() {
+            let rest = [&shape[..axis], &shape[axis + 1..]].concat();
+            let state = normal(2, &rest, Dtype::Float32);
+            let options = ScanOptions {
+                axis: axis as i32,
+                initial_state: Some(&state),
+                ..Default::default()
+            };
+            let (y, last) = mlx_primitives::scan::affine_scan_with_state(&x, &x, options).unwrap();
+            assert_eq!((y.shape(), y.dtype()), (shape, Dtype::Float16));
+            assert!(last.all_close(&state, None, None, None).unwrap(), "{shape:?} along {axis}");
+        }
+    }
+}
