@@ -11,13 +11,24 @@ use mlx_rs::{
     ops::{concatenate, indexing::TryIndexOp, stack},
 };
 
-use crate::error::Result;
+use crate::{
+    dispatch::{Context, Target},
+    error::Result,
+};
 
 /// Combines pairs of elements, along axis 0.
 pub(super) type Combine<'a> = &'a dyn Fn(&[Array], &[Array]) -> Result<Vec<Array>>;
 
+/// The fewest steps of a chunk: more chunks have more totals to scan.
+const LEAST_STEPS: i32 = 16;
+
 /// The least numbers that a step should work on, for its work to outweigh its overhead.
-const WORTH_A_STEP: usize = 1 << 14;
+fn worth_a_step() -> Result<usize> {
+    Ok(match Context::current()?.target {
+        Target::Cpu => 1 << 14,
+        Target::Metal | Target::Cuda => 1 << 20,
+    })
+}
 
 /// Scans elements, counted along axis 0.
 #[derive(Clone, Copy)]
@@ -33,7 +44,8 @@ impl Scanner<'_> {
     pub(super) fn scan(self, elements: &[Array], start: &[Array]) -> Result<Vec<Array>> {
         let Some(first) = elements.first() else { return Ok(Vec::new()) };
         let length = first.dim(0);
-        let chunks = chunks(length, elements.iter().map(Array::size).max().unwrap_or(0));
+        let size = elements.iter().map(Array::size).max().unwrap_or(0);
+        let chunks = chunks(length, size, worth_a_step()?);
         if chunks <= 1 {
             return self.one_by_one(elements, start);
         }
@@ -111,13 +123,10 @@ impl Scanner<'_> {
     }
 }
 
-/// How many chunks `length` steps of `size` numbers are cut into.
-fn chunks(length: i32, size: usize) -> i32 {
-    let length = length.unsigned_abs();
-    let row = (size / (length as usize).max(1)).max(1);
-    let wanted = WORTH_A_STEP / row;
-    let most = length.isqrt();
-    i32::try_from(wanted).unwrap_or(i32::MAX).min(most.cast_signed())
+/// How many chunks `length` steps of `size` numbers are cut into, so that a step works on `worth` of them or more.
+fn chunks(length: i32, size: usize, worth: usize) -> i32 {
+    let steps = i32::try_from(size / worth).unwrap_or(i32::MAX).max(LEAST_STEPS);
+    length / steps
 }
 
 /// Joins the steps of each array.
@@ -142,11 +151,11 @@ mod tests {
 
     #[test]
     fn short_rows_are_cut_into_chunks_and_long_ones_are_not() {
-        assert_eq!(chunks(65536, 65536), 256);
-        assert_eq!(chunks(65536, 65536 * 512), 32);
-        assert_eq!(chunks(2048, 2048 * 16384), 1);
-        assert_eq!(chunks(2048, 2048 * 65536), 0);
-        assert_eq!(chunks(1, 1), 1);
-        assert_eq!(chunks(3, 3), 1);
+        assert_eq!(chunks(65536, 65536, 1 << 14), 4096);
+        assert_eq!(chunks(65536, 65536 * 512, 1 << 14), 32);
+        assert_eq!(chunks(2048, 2048 * 16384, 1 << 14), 1);
+        assert_eq!(chunks(2048, 2048 * 65536, 1 << 14), 0);
+        assert_eq!(chunks(31, 31, 1 << 14), 1);
+        assert_eq!(chunks(0, 0, 1 << 14), 0);
     }
 }
