@@ -1,6 +1,6 @@
 //! Every kernel of the crate.
 
-use crate::{activation, attention, kernel::Kernel, norm, rope};
+use crate::{activation, attention, kernel::Kernel, norm, rope, scan};
 
 /// Every kernel of the crate, in the order of the operations.
 pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
@@ -21,4 +21,5 @@ const OPERATIONS: &[&[&Kernel]] = &[
     attention::FLASH_KERNELS,
     attention::DECODE_KERNELS,
     attention::PAGED_KERNELS,
+    scan::SCAN_KERNELS,
 ];

@@ -2,7 +2,7 @@
 
 use std::{env, sync::OnceLock};
 
-/// Thresholds that decide between backends. No operation has a kernel yet, so none reads them yet.
+/// Thresholds that decide between backends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {

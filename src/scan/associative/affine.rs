@@ -13,7 +13,8 @@ use crate::{
 ///
 /// `h_{−1}` is [`ScanOptions::initial_state`], or zero. With `exclusive` the result is `h_{t−1}`, with `reverse`
 /// `h_t = a_t · h_{t+1} + x_t`. It is computed in f32 and rounded to the dtype of `x` when it is written, whatever that of `a`.
-/// No product of decays is divided by, so decays of any size, zeros and long axes are safe.
+/// Nothing is divided by a product of decays, so zeros and long axes are safe; only where decays beyond 1 overflow f32
+/// together may NaN stand for infinity.
 ///
 /// # Shapes
 /// - `a`: broadcastable to the shape of `x`: f32, f16, bf16 or complex64
@@ -38,8 +39,11 @@ use crate::{
 /// ```
 ///
 /// # Backends
-/// MLX has no such scan, so there is no `Builtin`. `Reference` steps through time on whole rows, or, where those are short,
-/// through chunks of it side by side.
+/// MLX has no such scan, so there is no `Builtin`. `Kernel` reads and writes memory once, forward and back, along any axis and
+/// with segments, and reads twice where there are few rows of more than 1024 elements, which it cuts into pieces; it takes no
+/// complex numbers. `Reference` steps through time on whole rows, or, where those are short, through chunks of it side by side.
+/// `Auto` takes the kernel for large arrays where it was measured to win, and never for axes shorter than
+/// [`Settings::min_seq_for_metal`](crate::config::Settings::min_seq_for_metal).
 ///
 /// Martin and Cundy, [Parallelizing Linear Recurrent Neural Nets Over Sequence
 /// Length](https://arxiv.org/abs/1709.04057), 2017.

@@ -5,11 +5,14 @@ mod builtin;
 mod chunked;
 mod frame;
 mod generic;
+mod kernel;
 mod options;
 mod problem;
 mod reference;
 mod rule;
 mod segments;
+
+pub(crate) use kernel::KERNELS;
 
 pub use affine::{affine_scan, affine_scan_with_state};
 pub use generic::{GenericScanOptions, generic_scan};
@@ -52,8 +55,10 @@ use crate::{
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's own scan, in f32, and knows no segments. `Reference` scans chunks side by side, and is what `Auto`
-/// takes for segments.
+/// `Builtin` is MLX's own scan, in f32, and knows no segments. `Kernel` reads and writes memory once, along any axis and with
+/// segments, and reads twice where there are few rows of more than 1024 elements, which it cuts into pieces. It has a gradient
+/// of its own for sums; others have that of `Reference`, which scans chunks side by side, and is what `Auto`
+/// takes for segments where no kernel was measured to win.
 ///
 /// Blelloch, [Prefix Sums and Their Applications](https://www.cs.cmu.edu/~guyb/papers/Ble93.pdf), 1990.
 pub fn associative_scan(

@@ -5,6 +5,7 @@ use mlx_rs::{Array, Dtype, ops::zeros_dtype};
 use super::{
     builtin,
     frame::Frame,
+    kernel,
     options::{ScanOperator, ScanOptions},
     reference,
     rule::{Rule, wide},
@@ -103,17 +104,22 @@ impl Problem {
         self.inputs[1].size() == 0
     }
 
-    pub(super) fn choose(&self, _: &str, _: &Context) -> Backend {
+    pub(super) fn choose(&self, op: &str, context: &Context) -> Backend {
+        let long = self.frame.length() >= context.settings.min_seq_for_metal;
+        let wins = long && context.kernel_wins(op, self.inputs[1].size());
+        if wins && self.refusal(Backend::Kernel, context).is_none() {
+            return Backend::Kernel;
+        }
         match self.refusal_of_builtin() {
             Some(_) => Backend::Reference,
             None => Backend::Builtin,
         }
     }
 
-    pub(super) fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+    pub(super) fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
         match backend {
             Backend::Builtin => self.refusal_of_builtin(),
-            Backend::Kernel => Some(crate::dispatch::NO_KERNEL),
+            Backend::Kernel => context.obstacle.or_else(|| kernel::refusal(&self.inputs)),
             Backend::Reference => None,
         }
     }
@@ -129,7 +135,8 @@ impl Problem {
         let outputs = match backend {
             _ if self.is_empty() => self.nothing()?,
             Backend::Builtin => builtin::scan(self.mode, &self.inputs)?,
-            Backend::Kernel | Backend::Reference => reference::scan(self.mode, &self.inputs)?,
+            Backend::Kernel => kernel::scan(self.mode, &self.inputs)?,
+            Backend::Reference => reference::scan(self.mode, &self.inputs)?,
         };
         self.frame.unfolded(outputs)
     }

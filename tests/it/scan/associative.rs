@@ -7,7 +7,7 @@ use mlx_rs::{Array, Dtype, error::Exception, transforms::compile::compile};
 use super::{cases::CASES, oracle};
 use crate::support::{
     FLOATING,
-    backends::on_each_backend,
+    backends::{on_backends, on_each_backend, with_kernels},
     compare::{Tolerance, assert_close},
     sample::normal,
     tensor::Tensor,
@@ -33,7 +33,8 @@ fn results_match_the_oracle_on_every_backend() {
             let expected =
                 oracle::associative(operator, &Tensor::of(&x), wide_state.as_ref(), case.ask);
             let op = format!("{OP} {operator:?}");
-            on_each_backend(
+            on_backends(
+                with_kernels(turn == number % OPERATORS.len()),
                 OP,
                 |dispatch| {
                     let options = case.options(state.as_ref(), segments.as_ref(), dispatch);

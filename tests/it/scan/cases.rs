@@ -96,6 +96,7 @@ pub(super) const CASES: &[Case] = &[
     case("long rows", &[2, 1031], 1).stateful(),
     case("long rows backwards", &[2, 1100], 1).reverse().exclusive(),
     case("long columns", &[521, 2], 0).stateful().strided(),
+    case("longest columns", &[1, 2100, 3], 1).reverse().stateful(),
     case("many channels", &[300, 67], 0).reverse(),
     case("segments", &[2, 9, 3], 1).segments(&[0, 4, 9]),
     case("segments with states", &[2, 9, 3], 1).segments(&[0, 4, 4, 9]).stateful(),

@@ -9,7 +9,12 @@ use super::{
     affine::decays,
     oracle::{self, Ask},
 };
-use crate::support::{gradient::gradients_on_each_backend, sample::normal, tensor::Tensor};
+use crate::support::{
+    backends::with_kernels,
+    gradient::{gradients_on_backends, gradients_on_each_backend},
+    sample::normal,
+    tensor::Tensor,
+};
 
 const SEGMENTS: [i32; 4] = [0, 3, 3, 7];
 
@@ -88,6 +93,26 @@ fn gradients_along_rows_match_finite_differences() {
     }
 }
 
+/// In pieces, which a kernel scans side by side.
+#[test]
+fn gradients_along_long_axes_match_finite_differences() {
+    for (shape, exclusive, reverse) in [([1, 1030, 1], false, false), ([1, 1030, 2], true, true)] {
+        let ask = Ask { exclusive, reverse, ..Ask::along(1) };
+        let state = [shape[0], shape[2]];
+        let a = Tensor::of(&decays(1, &[1, 1030, 1], Dtype::Float32));
+        let inputs = [a, tensor(2, &shape), tensor(3, &state)];
+        gradients_on_each_backend(
+            "affine_scan",
+            &inputs,
+            |inputs| joined(oracle::affine(&inputs[0], &inputs[1], Some(&inputs[2]), ask)),
+            |arrays, dispatch| {
+                let options = ScanOptions { dispatch, ..options(ask, &arrays[2], &arrays[2]) };
+                joined_arrays(affine_scan_with_state(&arrays[0], &arrays[1], options)?)
+            },
+        );
+    }
+}
+
 #[test]
 fn gradients_of_every_operator_match_finite_differences() {
     let segments = Array::from_slice(&SEGMENTS, &[4]);
@@ -101,7 +126,9 @@ fn gradients_of_every_operator_match_finite_differences() {
     for operator in operators {
         for ask in asks() {
             let states = if ask.segments.is_some() { &[2, 3, 3][..] } else { &[2, 3] };
-            gradients_on_each_backend(
+            // The others have the gradient of the reference.
+            gradients_on_backends(
+                with_kernels(operator == ScanOperator::Add),
                 "associative_scan",
                 &[tensor(2, &[2, 7, 3]), tensor(3, states)],
                 |inputs| joined(oracle::associative(operator, &inputs[0], Some(&inputs[1]), ask)),

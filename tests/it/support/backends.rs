@@ -9,8 +9,6 @@ use super::host;
 const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
     ("affine_scan", Backend::Builtin),
-    ("affine_scan", Backend::Kernel),
-    ("associative_scan", Backend::Kernel),
     ("chunked_cross_attention", Backend::Kernel),
     ("paged_attention", Backend::Builtin),
     ("quantized_linear", Backend::Kernel),

@@ -1,10 +1,10 @@
 //! Gradients against central differences of the f64 oracle.
 
-use mlx_primitives::{Dispatch, Result};
+use mlx_primitives::{Backend, Dispatch, Result};
 use mlx_rs::{Array, Dtype, error::Exception, transforms::fallible_vjp};
 
 use super::{
-    backends::on_each_backend,
+    backends::on_backends,
     compare::{Tolerance, assert_close},
     sample::Random,
     tensor::Tensor,
@@ -20,8 +20,20 @@ pub(crate) fn gradients_on_each_backend(
     oracle: impl Fn(&[Tensor]) -> Tensor,
     ours: impl Fn(&[Array], Dispatch) -> Result<Array>,
 ) {
+    gradients_on_backends(Backend::ALL, op, inputs, oracle, ours);
+}
+
+/// [`gradients_on_each_backend`] with some of the backends.
+pub(crate) fn gradients_on_backends(
+    backends: &[Backend],
+    op: &str,
+    inputs: &[Tensor],
+    oracle: impl Fn(&[Tensor]) -> Tensor,
+    ours: impl Fn(&[Array], Dispatch) -> Result<Array>,
+) {
     let arrays = to_arrays(inputs);
-    on_each_backend(
+    on_backends(
+        backends,
         op,
         |dispatch| ours(&arrays, dispatch),
         |backend, _| {

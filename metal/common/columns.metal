@@ -1,0 +1,143 @@
+// Arrays [O, L, I] scanned along L, where neighbouring lanes take neighbouring channels of I: a group takes 32 · WIDTH
+// channels of one piece of L, and each of its simdgroups STEPS steps of a tile.
+
+// Neighbouring channels of one step.
+template <typename T, int WIDTH>
+struct Pack {
+  T values[WIDTH];
+};
+
+// Whether packs from here on, each of which follows another, can be loaded and stored at once.
+template <typename T, int WIDTH, typename Pointer>
+METAL_FUNC bool in_packs(Pointer at) {
+#ifdef METAL_CUDA
+  return is_aligned<WIDTH * sizeof(T)>(at);
+#else
+  return true;
+#endif
+}
+
+#ifdef METAL_CUDA
+template <int BYTES>
+struct Word;
+template <>
+struct Word<2> {
+  typedef ushort type;
+};
+template <>
+struct Word<4> {
+  typedef uint type;
+};
+template <>
+struct Word<8> {
+  typedef uint2 type;
+};
+template <>
+struct Word<16> {
+  typedef uint4 type;
+};
+#endif
+
+// The channels at `at`, `step` from each other; by one load where they are `whole`.
+template <typename T, int WIDTH, typename Pointer>
+METAL_FUNC Pack<T, WIDTH> load_pack(Pointer at, long step, bool whole) {
+  Pack<T, WIDTH> pack;
+#ifdef METAL_CUDA
+  if (whole) {
+    typedef typename Word<WIDTH * sizeof(T)>::type Bits;
+    const Bits raw = *reinterpret_cast<const Bits*>(at);
+    memcpy(pack.values, &raw, sizeof(raw));
+    return pack;
+  }
+#endif
+  UNROLL
+  for (int i = 0; i < WIDTH; i++) pack.values[i] = at[i * step];
+  return pack;
+}
+
+template <typename T, int WIDTH>
+METAL_FUNC void store_pack(device T* at, Pack<T, WIDTH> pack, bool whole) {
+#ifdef METAL_CUDA
+  if (whole) {
+    typedef typename Word<WIDTH * sizeof(T)>::type Bits;
+    Bits raw;
+    memcpy(&raw, pack.values, sizeof(raw));
+    *reinterpret_cast<Bits*>(at) = raw;
+    return;
+  }
+#endif
+  UNROLL
+  for (int i = 0; i < WIDTH; i++) at[i] = pack.values[i];
+}
+
+// What a thread works on: its first channel, and whether there is one; the row and the piece of its group.
+struct Column {
+  uint channel;
+  uint piece;
+  uint row;
+  bool real;
+};
+
+template <int WIDTH>
+METAL_FUNC Column column_of(uint group, uint lane, uint channels, uint pieces) {
+  const uint tiles = (channels + 32 * WIDTH - 1) / (32 * WIDTH);
+  Column column;
+  column.channel = (group % tiles * 32 + lane) * WIDTH;
+  column.piece = group / tiles % pieces;
+  column.row = group / tiles / pieces;
+  // WIDTH divides the number of channels.
+  column.real = column.channel < channels;
+  return column;
+}
+
+// Loads the packs of steps `first` and after; those beyond the end of the stretch keep zeros.
+template <typename T, int WIDTH, int STEPS, typename Pointer>
+METAL_FUNC void load_steps(
+    thread Pack<T, WIDTH>* packs,
+    Pointer base,
+    long time_step,
+    long channel_step,
+    bool whole,
+    Stretch stretch,
+    uint first,
+    bool real) {
+  UNROLL
+  for (int r = 0; r < STEPS; r++) {
+    if (real && first + r < stretch.count) {
+      const long time = stretch.first + long(first + r) * stretch.by;
+      packs[r] = load_pack<T, WIDTH>(base + time * time_step, channel_step, whole);
+    } else {
+      UNROLL
+      for (int i = 0; i < WIDTH; i++) packs[r].values[i] = T(0.0f);
+    }
+  }
+}
+
+// Tells the group what this simdgroup's steps do, and takes from it what happens before them: `before` becomes the state
+// before this simdgroup's steps, and `carry` that after all of the tile's. `shared` holds 2 · SIMDS · 32 · WIDTH numbers; it is
+// free again when the group has passed the barrier of another call with other memory.
+template <int RULE, int SIMDS, int WIDTH>
+METAL_FUNC void tell(thread const Step* own, threadgroup float* shared, uint simdgroup, uint lane) {
+  UNROLL
+  for (int i = 0; i < WIDTH; i++) {
+    const uint at = (simdgroup * WIDTH + i) * 32 + lane;
+    if (RULE == 0) shared[SIMDS * WIDTH * 32 + at] = own[i].decay;
+    shared[at] = own[i].value;
+  }
+}
+template <int RULE, int SIMDS, int WIDTH>
+METAL_FUNC void hear(
+    thread float* before, thread float* carry, threadgroup const float* shared, uint simdgroup, uint lane) {
+  UNROLL
+  for (int i = 0; i < WIDTH; i++) {
+    float state = carry[i];
+    UNROLL
+    for (int s = 0; s < SIMDS; s++) {
+      if (uint(s) == simdgroup) before[i] = state;
+      const uint at = (s * WIDTH + i) * 32 + lane;
+      const float decay = RULE == 0 ? shared[SIMDS * WIDTH * 32 + at] : 1.0f;
+      state = pass<RULE>(state, step_of(decay, shared[at]));
+    }
+    carry[i] = state;
+  }
+}

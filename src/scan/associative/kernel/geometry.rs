@@ -1,0 +1,171 @@
+//! How a scan is shared out over threads.
+
+use mlx_rs::{Array, Dtype};
+
+use crate::kernel::{Constant, Launch};
+
+/// Threads of a simdgroup, on Apple GPUs and NVIDIA's alike.
+const SIMD: i32 = 32;
+/// The most simdgroups that scan one tile.
+const SIMDS: i32 = 8;
+/// Steps of time that a thread takes at once.
+const STEPS: i32 = 8;
+/// Runs of 16 bytes that a thread takes at once, of long rows.
+const CHUNKS: i32 = 2;
+/// Simdgroups of a group, where each scans a row by itself.
+const TEAMS: i32 = 8;
+/// The longest axis that is never cut into pieces, and the least that is worth one.
+const WORTH_A_PIECE: i32 = 1024;
+/// Groups that keep a GPU busy.
+const ENOUGH_GROUPS: i32 = 256;
+
+/// Arrays `[O, L, I]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Geometry {
+    pub(super) outer: i32,
+    length: i32,
+    inner: i32,
+    /// Elements of 16 bytes.
+    run: i32,
+}
+
+impl Geometry {
+    pub(super) fn of(x: &Array) -> Self {
+        let run = if x.dtype() == Dtype::Float32 { 4 } else { 8 };
+        Self { outer: x.dim(0), length: x.dim(1), inner: x.dim(2), run }
+    }
+
+    /// Whether the scanned axis is the last in memory.
+    pub(super) fn in_rows(&self) -> bool {
+        self.inner == 1
+    }
+
+    /// Neighbouring channels that a thread takes, so that it loads 4 bytes at once: on an NVIDIA GPU more of them would
+    /// leave too few threads.
+    fn width(&self) -> i32 {
+        if self.run == 8 && self.inner % 2 == 0 { 2 } else { 1 }
+    }
+
+    /// Simdgroups that share a tile.
+    fn simds(&self) -> i32 {
+        let unit = if self.in_rows() { SIMD * self.run } else { STEPS };
+        let wanted = (self.length - 1) / unit + 1;
+        (wanted.unsigned_abs().next_power_of_two().min(SIMDS.unsigned_abs())).cast_signed()
+    }
+
+    /// Groups for one piece of all rows.
+    fn groups(&self) -> i32 {
+        let across = if self.in_rows() { 1 } else { (self.inner - 1) / (SIMD * self.width()) + 1 };
+        self.outer.saturating_mul(across)
+    }
+
+    /// How many pieces a long axis is cut into: as many as leave no core of a GPU idle.
+    pub(super) fn pieces(&self) -> i32 {
+        if self.length <= WORTH_A_PIECE || self.groups() > ENOUGH_GROUPS / 2 {
+            return 1;
+        }
+        let wanted = ENOUGH_GROUPS / self.groups();
+        wanted.min((self.length - 1) / WORTH_A_PIECE + 1)
+    }
+
+    /// The constants that say it, and the launch.
+    pub(super) fn plan(&self, pieces: i32) -> (Vec<Constant>, Launch) {
+        match self.in_rows() {
+            true => self.plan_of_rows(pieces, self.simds()),
+            false => self.plan_of_columns(pieces, self.simds()),
+        }
+    }
+
+    /// The same for what pieces do as a whole.
+    pub(super) fn plan_totals(&self, pieces: i32) -> (Vec<Constant>, Launch) {
+        match self.in_rows() {
+            true => {
+                let (_, launch) = self.plan_of_rows(pieces, 1);
+                (Vec::new(), Launch { threadgroup_bytes: 0, ..launch })
+            }
+            false => self.plan_of_columns(pieces, SIMDS),
+        }
+    }
+
+    fn plan_of_rows(&self, pieces: i32, simds: i32) -> (Vec<Constant>, Launch) {
+        let chunks = if simds == SIMDS { CHUNKS } else { 1 };
+        let teams = self.outer.saturating_mul(pieces);
+        let (groups, in_group) =
+            if simds == 1 { ((teams - 1) / TEAMS + 1, TEAMS) } else { (teams, simds) };
+        let launch = launch(groups, in_group, 16 * chunks * simds);
+        (vec![Constant::Int(simds), Constant::Int(chunks)], launch)
+    }
+
+    fn plan_of_columns(&self, pieces: i32, simds: i32) -> (Vec<Constant>, Launch) {
+        let width = self.width();
+        let groups = self.groups().saturating_mul(pieces);
+        let launch = launch(groups, simds, 512 * simds * width);
+        (vec![Constant::Int(simds), Constant::Int(width), Constant::Int(STEPS)], launch)
+    }
+}
+
+fn launch(groups: i32, simds: i32, bytes: i32) -> Launch {
+    Launch {
+        groups: [groups.unsigned_abs(), 1, 1],
+        group: [(simds * SIMD).unsigned_abs(), 1, 1],
+        threadgroup_bytes: bytes.unsigned_abs(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn geometry(outer: i32, length: i32, inner: i32, run: i32) -> Geometry {
+        Geometry { outer, length, inner, run }
+    }
+
+    #[test]
+    fn few_long_rows_are_cut_into_pieces() {
+        for (geometry, pieces) in [
+            (geometry(4, 2048, 2048, 4), 1),
+            (geometry(1, 65536, 256, 4), 32),
+            (geometry(1, 65536, 1, 4), 64),
+            (geometry(1, 1024, 1, 4), 1),
+            (geometry(1, 1025, 1, 4), 2),
+            (geometry(1000, 65536, 1, 8), 1),
+            (geometry(i32::MAX, 65536, 65536, 8), 1),
+        ] {
+            assert_eq!(geometry.pieces(), pieces, "{geometry:?}");
+        }
+    }
+
+    #[test]
+    fn every_channel_and_row_has_a_group() {
+        for (outer, inner, run) in [(1, 1, 4), (7, 1, 8), (3, 33, 4), (3, 66, 8), (5, 64, 8)] {
+            for length in [1, 8, 9, 100, 5000] {
+                for pieces in [1, 3] {
+                    let geometry = geometry(outer, length, inner, run);
+                    for (constants, launch) in [geometry.plan(pieces), geometry.plan_totals(pieces)]
+                    {
+                        assert!(launch.check("scan").is_ok(), "{launch:?}");
+                        let simds = (launch.groups[0] * launch.group[0] / 32).cast_signed();
+                        let work = match geometry.in_rows() {
+                            true => outer * pieces,
+                            false => {
+                                let width = geometry.width();
+                                assert_eq!(
+                                    (constants[1], inner % width),
+                                    (Constant::Int(width), 0)
+                                );
+                                outer * pieces * ((inner - 1) / (32 * width) + 1)
+                            }
+                        };
+                        assert!(simds >= work, "{geometry:?}: {launch:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn short_axes_take_few_simdgroups() {
+        assert_eq!([1, 8, 9, 40, 1000].map(|n| geometry(1, n, 64, 4).simds()), [1, 1, 2, 8, 8]);
+        assert_eq!([1, 128, 129, 2000].map(|n| geometry(1, n, 1, 4).simds()), [1, 1, 2, 8]);
+    }
+}

@@ -1,0 +1,153 @@
+//! One pass over memory by kernels of this crate, forward and back; two where there are few rows.
+
+mod geometry;
+mod texts;
+
+pub(crate) use texts::KERNELS;
+
+use mlx_rs::{
+    Array, Dtype,
+    ops::{broadcast_to, concatenate, indexing::TryIndexOp, zeros_like},
+};
+
+use self::{
+    geometry::Geometry,
+    texts::{Direction, Texts},
+};
+use super::{Inputs, Mode, ScanOperator, reference, rule::Rule};
+use crate::{
+    error::Result,
+    kernel::{self, Vjp, differentiable, differentiable_by_reference},
+};
+
+pub(super) fn refusal([decay, x, state, _]: &Inputs) -> Option<&'static str> {
+    if [decay, x].iter().any(|array| array.dtype() == Dtype::Complex64) {
+        return Some("the kernel takes no complex numbers");
+    }
+    kernel::refusal([x, state])
+}
+
+pub(super) fn scan(mode: Mode, inputs: &Inputs) -> Result<[Array; 2]> {
+    let forward = move |inputs: &Inputs| forward(mode, inputs);
+    let reference = move |inputs: &Inputs| reference::scan(mode, inputs);
+    match mode.rule {
+        Rule::Affine => {
+            let backward = move |vjp: Vjp<'_, 4, 2>| affine_backward(mode, vjp);
+            differentiable(inputs.each_ref(), forward, backward, reference)
+        }
+        Rule::Operator(ScanOperator::Add) => {
+            let backward = move |vjp: Vjp<'_, 4, 2>| sum_backward(mode, vjp);
+            differentiable(inputs.each_ref(), forward, backward, reference)
+        }
+        Rule::Operator(_) => differentiable_by_reference(inputs.each_ref(), forward, reference),
+    }
+}
+
+fn forward(mode: Mode, [decay, x, state, bounds]: &Inputs) -> Result<[Array; 2]> {
+    let decay = match mode.rule {
+        Rule::Affine => broadcast_to(decay, x.shape())?,
+        Rule::Operator(_) => x.clone(),
+    };
+    let texts = Texts::of(x);
+    let direction = Direction { exclusive: mode.exclusive, reverse: mode.reverse };
+    let Some(pieces) = Pieces::of(mode, x, &texts.geometry) else {
+        return texts.scan(mode.rule, direction, [&decay, x, state, bounds]);
+    };
+    let states = pieces.states(mode, direction, &texts, [&decay, x, state], false)?;
+    let [y, lasts] = texts.scan(mode.rule, direction, [&decay, x, &states, &pieces.bounds])?;
+    Ok([y, pieces.last(&lasts, direction)?])
+}
+
+/// The gradient of a sum is a sum the other way.
+fn sum_backward(mode: Mode, vjp: Vjp<'_, 4, 2>) -> Result<Inputs> {
+    let ([decay, _, _, bounds], [dy, dlast]) = (vjp.inputs, vjp.cotangents);
+    let back = Mode { reverse: !mode.reverse, ..mode };
+    let inputs = [decay.clone(), dy.clone(), dlast.clone(), bounds.clone()];
+    let [dx, dstate] = forward(back, &inputs)?;
+    Ok([zeros_like(decay)?, dx, dstate, zeros_like(bounds)?])
+}
+
+fn affine_backward(mode: Mode, vjp: Vjp<'_, 4, 2>) -> Result<Inputs> {
+    let ([decay, x, state, bounds], [y, _]) = (vjp.inputs, vjp.outputs);
+    let [dy, dlast] = vjp.cotangents;
+    // What is summed up over axes afterwards is not rounded before.
+    let shared = decay.shape() != x.shape();
+    let wide = if shared { decay.as_dtype(Dtype::Float32)? } else { decay.clone() };
+    let decays = broadcast_to(&wide, x.shape())?;
+    let texts = Texts::of(x);
+    let back = Direction { exclusive: mode.exclusive, reverse: !mode.reverse };
+    let [dx, ddecay, dstate] = match Pieces::of(mode, x, &texts.geometry) {
+        None => texts.affine_backward(back, [&decays, y, dy, state, dlast, bounds])?,
+        Some(pieces) => {
+            let flows = pieces.states(mode, back, &texts, [&decays, dy, dlast], !mode.exclusive)?;
+            let states = match mode.exclusive {
+                true => flows.clone(),
+                false => pieces.states_before(y, state, mode.reverse)?,
+            };
+            let inputs = [&decays, y, dy, &states, &flows, &pieces.bounds];
+            let [dx, ddecay, dstates] = texts.affine_backward(back, inputs)?;
+            [dx, ddecay, pieces.last(&dstates, back)?]
+        }
+    };
+    let axes = (0..3).filter(|&axis| decay.dim(axis) != x.dim(axis)).collect::<Vec<_>>();
+    let ddecay = if shared { ddecay.sum_axes(&axes, true)? } else { ddecay };
+    Ok([ddecay.as_dtype(decay.dtype())?, dx, dstate, zeros_like(bounds)?])
+}
+
+/// The axis in pieces that groups scan side by side, where rows alone are too few for a GPU.
+struct Pieces {
+    numbers: Vec<i32>,
+    /// `[P + 1]`
+    bounds: Array,
+}
+
+impl Pieces {
+    fn of(mode: Mode, x: &Array, geometry: &Geometry) -> Option<Self> {
+        // Segments are pieces themselves.
+        let count = if mode.segmented { 1 } else { geometry.pieces() };
+        let length = x.dim(1);
+        let each = (length - 1) / count + 1;
+        let numbers = (0..count).map(|piece| piece * each).take_while(|&begin| begin < length);
+        let numbers = numbers.chain([length]).collect::<Vec<_>>();
+        let bounds = Array::from_slice(&numbers, &[numbers.len() as i32]);
+        (numbers.len() > 2).then_some(Self { numbers, bounds })
+    }
+
+    fn count(&self) -> i32 {
+        self.numbers.len() as i32 - 1
+    }
+
+    /// What each piece begins with, where the first in the order of the scan begins with `state`: `[O, P, I]`.
+    fn states(
+        &self,
+        mode: Mode,
+        direction: Direction,
+        texts: &Texts,
+        [decay, x, state]: [&Array; 3],
+        scaled: bool,
+    ) -> Result<Array> {
+        let reverse = direction.reverse;
+        let [decays, values] =
+            texts.totals(mode.rule, reverse, scaled, [decay, x, &self.bounds])?;
+        let over_pieces = Mode { exclusive: true, reverse, segmented: false, ..mode };
+        let inputs = [decays, values, state.clone(), self.bounds.clone()];
+        let [states, _] = reference::scan(over_pieces, &inputs)?;
+        Ok(states)
+    }
+
+    /// The same read off the states after each step.
+    fn states_before(&self, y: &Array, state: &Array, reverse: bool) -> Result<Array> {
+        let inner = &self.numbers[1..self.numbers.len() - 1];
+        let beside = inner.iter().map(|&begin| if reverse { begin } else { begin - 1 });
+        let beside = Array::from_slice(&beside.collect::<Vec<_>>(), &[self.count() - 1]);
+        let inner = y.take_axis(&beside, 1)?.as_dtype(Dtype::Float32)?;
+        let in_memory = if reverse { [&inner, state] } else { [state, &inner] };
+        Ok(concatenate(&in_memory, 1)?)
+    }
+
+    /// That of the last piece in the order of the scan.
+    fn last(&self, states: &Array, direction: Direction) -> Result<Array> {
+        let last = if direction.reverse { 0 } else { self.count() - 1 };
+        Ok(states.try_index((.., last..last + 1))?)
+    }
+}
