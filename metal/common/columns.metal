@@ -1,22 +1,6 @@
 // Arrays [O, L, I] scanned along L, where neighbouring lanes take neighbouring channels of I: a group takes 32 · WIDTH
 // channels of one piece of L, and each of its simdgroups STEPS steps of a tile.
 
-// Neighbouring channels of one step.
-template <typename T, int WIDTH>
-struct Pack {
-  T values[WIDTH];
-};
-
-// Whether packs from here on, each of which follows another, can be loaded and stored at once.
-template <typename T, int WIDTH, typename Pointer>
-METAL_FUNC bool in_packs(Pointer at) {
-#ifdef METAL_CUDA
-  return is_aligned<WIDTH * sizeof(T)>(at);
-#else
-  return true;
-#endif
-}
-
 #ifdef METAL_CUDA
 template <int BYTES>
 struct Word;
@@ -38,36 +22,88 @@ struct Word<16> {
 };
 #endif
 
-// The channels at `at`, `step` from each other; by one load where they are `whole`.
+// Neighbouring channels of one step, as they lie in memory.
+template <typename T, int WIDTH>
+struct Pack {
+#ifdef METAL_CUDA
+  typename Word<WIDTH * sizeof(T)>::type bits;
+
+  METAL_FUNC float at(int i) const {
+    T values[WIDTH];
+    memcpy(values, &bits, sizeof(bits));
+    return float(values[i]);
+  }
+#else
+  T values[WIDTH];
+
+  METAL_FUNC float at(int i) const { return float(values[i]); }
+#endif
+};
+
+// Keeps a compiler from holding the numbers of a pack, which take more registers than it does, from before to after.
+template <typename T, int WIDTH>
+METAL_FUNC void hold_packed(thread Pack<T, WIDTH>& pack) {
+#ifdef METAL_CUDA
+  if (sizeof(T) < 4) metal::forget(pack.bits);
+#endif
+}
+
+// Whether packs from here on, each of which follows another, can be loaded and stored at once.
 template <typename T, int WIDTH, typename Pointer>
-METAL_FUNC Pack<T, WIDTH> load_pack(Pointer at, long step, bool whole) {
+METAL_FUNC bool in_packs(Pointer at) {
+#ifdef METAL_CUDA
+  return is_aligned<WIDTH * sizeof(T)>(at);
+#else
+  return true;
+#endif
+}
+
+template <typename T, int WIDTH>
+METAL_FUNC Pack<T, WIDTH> pack_of(thread const T* values) {
   Pack<T, WIDTH> pack;
 #ifdef METAL_CUDA
-  if (whole) {
-    typedef typename Word<WIDTH * sizeof(T)>::type Bits;
-    const Bits raw = *reinterpret_cast<const Bits*>(at);
-    memcpy(pack.values, &raw, sizeof(raw));
-    return pack;
-  }
-#endif
+  memcpy(&pack.bits, values, sizeof(pack.bits));
+#else
   UNROLL
-  for (int i = 0; i < WIDTH; i++) pack.values[i] = at[i * step];
+  for (int i = 0; i < WIDTH; i++) pack.values[i] = values[i];
+#endif
   return pack;
 }
 
 template <typename T, int WIDTH>
-METAL_FUNC void store_pack(device T* at, Pack<T, WIDTH> pack, bool whole) {
+METAL_FUNC Pack<T, WIDTH> no_pack() {
+  T values[WIDTH];
+  UNROLL
+  for (int i = 0; i < WIDTH; i++) values[i] = T(0.0f);
+  return pack_of<T, WIDTH>(values);
+}
+
+// The channels at `at`, `step` from each other; by one load where they are `whole`.
+template <typename T, int WIDTH, typename Pointer>
+METAL_FUNC Pack<T, WIDTH> load_pack(Pointer at, long step, bool whole) {
 #ifdef METAL_CUDA
   if (whole) {
-    typedef typename Word<WIDTH * sizeof(T)>::type Bits;
-    Bits raw;
-    memcpy(&raw, pack.values, sizeof(raw));
-    *reinterpret_cast<Bits*>(at) = raw;
+    Pack<T, WIDTH> pack;
+    pack.bits = *reinterpret_cast<const typename Word<WIDTH * sizeof(T)>::type*>(at);
+    return pack;
+  }
+#endif
+  T values[WIDTH];
+  UNROLL
+  for (int i = 0; i < WIDTH; i++) values[i] = at[i * step];
+  return pack_of<T, WIDTH>(values);
+}
+
+template <typename T, int WIDTH>
+METAL_FUNC void store_pack(device T* at, thread const T* values, bool whole) {
+#ifdef METAL_CUDA
+  if (whole) {
+    *reinterpret_cast<typename Word<WIDTH * sizeof(T)>::type*>(at) = pack_of<T, WIDTH>(values).bits;
     return;
   }
 #endif
   UNROLL
-  for (int i = 0; i < WIDTH; i++) at[i] = pack.values[i];
+  for (int i = 0; i < WIDTH; i++) at[i] = values[i];
 }
 
 // What a thread works on: its first channel, and whether there is one; the row and the piece of its group.
@@ -107,8 +143,7 @@ METAL_FUNC void load_steps(
       const long time = stretch.first + long(first + r) * stretch.by;
       packs[r] = load_pack<T, WIDTH>(base + time * time_step, channel_step, whole);
     } else {
-      UNROLL
-      for (int i = 0; i < WIDTH; i++) packs[r].values[i] = T(0.0f);
+      packs[r] = no_pack<T, WIDTH>();
     }
   }
 }

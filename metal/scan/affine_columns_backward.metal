@@ -59,8 +59,8 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
     UNROLL
     for (int r = 0; r < STEPS; r++) {
       if (own + r < stretch.count) {
-        const float by = float(decays[r].values[i]);
-        const float flow = float(flows[r].values[i]);
+        const float by = decays[r].at(i);
+        const float flow = flows[r].at(i);
         total[i].decay *= by;
         total[i].value = EXCLUSIVE ? by * total[i].value + flow : by * (total[i].value + flow);
       }
@@ -78,22 +78,27 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
   load_steps<A, WIDTH, STEPS>(
       next_decays, decay + decay_offset, decay_time, decay_channel, decay_whole, stretch, next, column.real);
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  UNROLL
+  for (int r = 0; r < STEPS; r++) {
+    hold_packed(flows[r]);
+    hold_packed(decays[r]);
+  }
   float c[WIDTH];
   hear<0, SIMDS, WIDTH>(c, carry, half_of_shared, simdgroup, lane);
   UNROLL
   for (int r = 0; r < STEPS; r++) {
     const bool real = column.real && own + r < stretch.count;
     const bool first = !EXCLUSIVE && own + r + 1 == stretch.count;
-    Pack<T, WIDTH> of_x;
-    Pack<A, WIDTH> of_decay;
+    T of_x[WIDTH];
+    A of_decay[WIDTH];
     UNROLL
     for (int i = 0; i < WIDTH; i++) {
-      const float by = float(decays[r].values[i]);
-      const float flow = float(flows[r].values[i]);
-      const float before = first ? state[state_offset + i] : float(states[r].values[i]);
+      const float by = decays[r].at(i);
+      const float flow = flows[r].at(i);
+      const float before = first ? state[state_offset + i] : states[r].at(i);
       const float reached = EXCLUSIVE ? c[i] : flow + c[i];
-      of_x.values[i] = T(reached);
-      of_decay.values[i] = A(reached * before);
+      of_x[i] = T(reached);
+      of_decay[i] = A(reached * before);
       c[i] = EXCLUSIVE ? by * c[i] + flow : by * reached;
     }
     if (real) {

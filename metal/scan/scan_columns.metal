@@ -48,9 +48,9 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
     UNROLL
     for (int r = 0; r < STEPS; r++) {
       if (own + r < stretch.count) {
-        const float decay_of_step = RULE == 0 ? float(decays[r].values[i]) : 1.0f;
+        const float decay_of_step = RULE == 0 ? decays[r].at(i) : 1.0f;
         total[i].decay *= decay_of_step;
-        total[i].value = advance<RULE>(total[i].value, step_of(decay_of_step, float(values[r].values[i])));
+        total[i].value = advance<RULE>(total[i].value, step_of(decay_of_step, values[r].at(i)));
       }
     }
   }
@@ -66,16 +66,21 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
         next_decays, decay + decay_offset, decay_time, decay_channel, decay_whole, stretch, next, column.real);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
+  UNROLL
+  for (int r = 0; r < STEPS; r++) {
+    hold_packed(values[r]);
+    if (RULE == 0) hold_packed(decays[r]);
+  }
   float h[WIDTH];
   hear<RULE, SIMDS, WIDTH>(h, carry, half_of_shared, simdgroup, lane);
   UNROLL
   for (int r = 0; r < STEPS; r++) {
-    Pack<T, WIDTH> result;
+    T result[WIDTH];
     UNROLL
     for (int i = 0; i < WIDTH; i++) {
-      const float decay_of_step = RULE == 0 ? float(decays[r].values[i]) : 1.0f;
-      const float after = advance<RULE>(h[i], step_of(decay_of_step, float(values[r].values[i])));
-      result.values[i] = T(EXCLUSIVE ? h[i] : after);
+      const float decay_of_step = RULE == 0 ? decays[r].at(i) : 1.0f;
+      const float after = advance<RULE>(h[i], step_of(decay_of_step, values[r].at(i)));
+      result[i] = T(EXCLUSIVE ? h[i] : after);
       h[i] = after;
     }
     if (column.real && own + r < stretch.count) {

@@ -46,8 +46,8 @@ for (uint tile = 0; tile < part.count; tile += STEPS) {
     if (tile + r < part.count) {
       UNROLL
       for (int i = 0; i < WIDTH; i++) {
-        const float decay_of_step = RULE == 0 ? float(by[r].values[i]) : 1.0f;
-        const float value = float(steps[r].values[i]) * (SCALED ? decay_of_step : 1.0f);
+        const float decay_of_step = RULE == 0 ? by[r].at(i) : 1.0f;
+        const float value = steps[r].at(i) * (SCALED ? decay_of_step : 1.0f);
         total[i].decay *= decay_of_step;
         total[i].value = advance<RULE>(total[i].value, step_of(decay_of_step, value));
       }

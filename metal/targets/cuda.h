@@ -98,6 +98,15 @@ METAL_FUNC void begin_copy_16(void* to, const void* from) {
 }
 METAL_FUNC void finish_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
+// ---- registers, for common/columns.metal: what is computed from these bits before is computed anew after
+
+METAL_FUNC void forget(ushort& bits) { asm volatile("" : "+h"(bits)); }
+METAL_FUNC void forget(uint& bits) { asm volatile("" : "+r"(bits)); }
+METAL_FUNC void forget(uint2& bits) { asm volatile("" : "+r"(bits.x), "+r"(bits.y)); }
+METAL_FUNC void forget(uint4& bits) {
+  asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w));
+}
+
 // ---- matrices, for common/tile.metal: MSL has them as simdgroup_matrix, of other sizes
 
 // Loads 16 by 16 numbers of 16 bits by quarters, of which each lane gets two neighbours. Lane 8 i + j gives the start of
