@@ -14,6 +14,7 @@ mod norm;
 mod quant;
 mod rope;
 mod rows;
+mod scan;
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -40,6 +41,7 @@ const SUITES: &[(&str, Suite)] = &[
     ("rope", rope::cases),
     ("heads", heads::cases),
     ("attention", attention::cases),
+    ("scan", scan::cases),
     ("quant", quant::cases),
 ];
 

@@ -1,0 +1,179 @@
+//! Scans along an axis: nothing but memory.
+
+use anyhow::Result;
+use mlx_primitives::{
+    Backend, Dispatch,
+    dispatch::Target,
+    scan::{ScanOperator, ScanOptions, affine_scan, associative_scan},
+};
+use mlx_rs::{
+    Array, Dtype,
+    error::Exception,
+    ops::{self, LogCumsumExpOptions, broadcast_to, concatenate, indexing::TryIndexOp},
+};
+
+use crate::support::{
+    Case, Setting, Tolerance, Work, compiled, mlx, normal, ours, reference, sizes, with_gradients,
+};
+
+const REFERENCE: Dispatch = Dispatch::Only(Backend::Reference);
+
+pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
+    let dispatch = setting.dispatch;
+    let mut cases = Vec::new();
+    let Sizes { dtypes, affine, sums } =
+        if setting.target == Target::Cpu { ON_CPU } else { ON_GPU };
+    for &dtype in dtypes {
+        for &shape in affine {
+            cases.push(affine_case(shape, dtype, dispatch)?);
+        }
+        cases.push(gradient_case(affine[0], dtype, dispatch)?);
+        for &(shape, axis) in sums {
+            cases.push(sum_case(shape, axis, dtype, dispatch)?);
+        }
+    }
+    cases.push(exponentials_case(sums[0].0, dispatch)?);
+    Ok(cases)
+}
+
+struct Sizes {
+    dtypes: &'static [Dtype],
+    affine: &'static [[i32; 3]],
+    /// With the axis to scan.
+    sums: &'static [(&'static [i32], i32)],
+}
+
+const ON_CPU: Sizes = Sizes {
+    dtypes: &[Dtype::Float32],
+    affine: &[[1, 2048, 256], [1, 65536, 4]],
+    sums: &[(&[2, 1024, 512], 1), (&[2048, 512], 1)],
+};
+
+const ON_GPU: Sizes = Sizes {
+    dtypes: &[Dtype::Float32, Dtype::Bfloat16],
+    affine: &[[4, 2048, 2048], [1, 65536, 256]],
+    sums: &[(&[8, 4096, 2048], 1), (&[16384, 4096], 1)],
+};
+
+fn options(axis: i32, dispatch: Dispatch) -> ScanOptions<'static> {
+    ScanOptions { axis, dispatch, ..Default::default() }
+}
+
+/// Decays between 0 and 1, and what is added.
+fn affine_inputs(shape: [i32; 3], dtype: Dtype) -> Result<Vec<Array>, Exception> {
+    let decay = ops::sigmoid(normal(1, &shape, Dtype::Float32)?)?.as_dtype(dtype)?;
+    Ok(vec![decay, normal(2, &shape, dtype)?])
+}
+
+fn affine_case(shape: [i32; 3], dtype: Dtype, dispatch: Dispatch) -> Result<Case, Exception> {
+    let inputs = affine_inputs(shape, dtype)?;
+    Ok(Case {
+        op: "affine_scan",
+        shape: sizes(&shape),
+        dtype,
+        work: Work::Bytes(3 * inputs[1].nbytes()),
+        inputs,
+        ours: ours(move |x| affine_scan(&x[0], &x[1], options(1, dispatch))),
+        baselines: vec![("doubling", mlx(doubling)), ("compiled", compiled(doubling))],
+        reference: reference(|x| affine_scan(&x[0], &x[1], options(1, REFERENCE))),
+        // A state sums up what has come, and some of it cancels.
+        tolerance: Tolerance::of(dtype).with_atol(2e-5),
+    })
+}
+
+fn gradient_case(shape: [i32; 3], dtype: Dtype, dispatch: Dispatch) -> Result<Case, Exception> {
+    let mut inputs = affine_inputs(shape, dtype)?;
+    inputs.push(normal(3, &shape, dtype)?);
+    let scan = |dispatch| {
+        move |x: &[Array]| -> Result<Array, Exception> {
+            Ok(affine_scan(&x[0], &x[1], options(1, dispatch))?)
+        }
+    };
+    Ok(Case {
+        op: "affine_scan and gradients",
+        shape: sizes(&shape),
+        dtype,
+        // Forward reads two and writes one; back reads decays, results and what flows back, and writes two.
+        work: Work::Bytes(8 * inputs[1].nbytes()),
+        inputs,
+        ours: with_gradients(2, scan(dispatch)),
+        baselines: vec![("doubling", with_gradients(2, doubling))],
+        reference: {
+            let mut run = with_gradients(2, scan(REFERENCE));
+            Box::new(move |inputs| {
+                let wide = inputs.iter().map(|input| input.as_dtype(Dtype::Float32));
+                run(&wide.collect::<Result<Vec<_>, _>>()?)
+            })
+        },
+        // The gradient of a decay is taken from results that were rounded.
+        tolerance: match dtype {
+            Dtype::Float32 => Tolerance::of(dtype).with_atol(1e-4),
+            _ => Tolerance::of(dtype).with_atol(6e-2),
+        },
+    })
+}
+
+/// Passes over twice as many steps each, in f32: what there is in MLX alone.
+fn doubling(x: &[Array]) -> Result<Array, Exception> {
+    let (mut decay, mut state) = (x[0].as_dtype(Dtype::Float32)?, x[1].as_dtype(Dtype::Float32)?);
+    let length = state.dim(1);
+    let mut step = 1;
+    while step < length {
+        let earlier = |array: &Array, nothing: f32| -> Result<Array, Exception> {
+            let shape = [array.dim(0), step, array.dim(2)];
+            let nothing = broadcast_to(Array::from_f32(nothing), &shape)?;
+            concatenate(&[nothing, array.try_index((.., ..length - step))?], 1)
+        };
+        state = decay.multiply(earlier(&state, 0.0)?)?.add(&state)?;
+        decay = decay.multiply(earlier(&decay, 1.0)?)?;
+        step *= 2;
+    }
+    state.as_dtype(x[1].dtype())
+}
+
+fn sum_case(shape: &[i32], axis: i32, dtype: Dtype, dispatch: Dispatch) -> Result<Case, Exception> {
+    let inputs = vec![normal(1, shape, dtype)?];
+    Ok(Case {
+        op: "associative_scan Add",
+        shape: format!("{} along {axis}", sizes(shape)),
+        dtype,
+        work: Work::Bytes(2 * inputs[0].nbytes()),
+        inputs,
+        ours: ours(move |x| associative_scan(&x[0], ScanOperator::Add, options(axis, dispatch))),
+        baselines: vec![(
+            "cumsum",
+            mlx(move |x| {
+                let wide = x[0].as_dtype(Dtype::Float32)?;
+                wide.cumsum(axis, None, None)?.as_dtype(x[0].dtype())
+            }),
+        )],
+        reference: reference(move |x| {
+            associative_scan(&x[0], ScanOperator::Add, options(axis, REFERENCE))
+        }),
+        // Sums reach some hundreds and come back to zero.
+        tolerance: Tolerance::of(dtype).with_atol(2e-3),
+    })
+}
+
+fn exponentials_case(shape: &[i32], dispatch: Dispatch) -> Result<Case, Exception> {
+    let dtype = Dtype::Float32;
+    let inputs = vec![normal(1, shape, dtype)?];
+    let scan = |x: &[Array], dispatch| {
+        associative_scan(&x[0], ScanOperator::LogAddExp, options(1, dispatch))
+    };
+    Ok(Case {
+        op: "associative_scan LogAddExp",
+        shape: format!("{} along 1", sizes(shape)),
+        dtype,
+        work: Work::Bytes(2 * inputs[0].nbytes()),
+        inputs,
+        ours: ours(move |x| scan(x, dispatch)),
+        baselines: vec![(
+            "logcumsumexp",
+            mlx(|x| x[0].logcumsumexp(LogCumsumExpOptions { axis: Some(1), ..Default::default() })),
+        )],
+        reference: reference(move |x| scan(x, REFERENCE)),
+        // Thousands of logarithms, each rounded.
+        tolerance: Tolerance::of(dtype).with_atol(1e-4),
+    })
+}
