@@ -1,10 +1,13 @@
 //! Scans along an axis: each result is what has come before, combined.
 
 mod associative;
+mod fading;
+mod ssd;
 
 pub use associative::{
     GenericScanOptions, ScanOperator, ScanOptions, affine_scan, affine_scan_with_state,
     associative_scan, associative_scan_with_state, generic_scan,
 };
+pub use ssd::{SsdInput, SsdOptions, SsdStep, ssd_scan, ssd_scan_with_state, ssd_step};
 
 pub(crate) use associative::KERNELS as SCAN_KERNELS;

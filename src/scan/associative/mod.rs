@@ -10,7 +10,7 @@ mod options;
 mod problem;
 mod reference;
 mod rule;
-mod segments;
+pub(super) mod segments;
 
 pub(crate) use kernel::KERNELS;
 

@@ -9,7 +9,7 @@ use super::chunked::{Combine, part};
 use crate::{check::Check, error::Result};
 
 /// Checks all of `segments` but its numbers; returns how many there are.
-pub(super) fn check(check: Check, segments: &Array) -> Result<i32> {
+pub(in crate::scan) fn check(check: Check, segments: &Array) -> Result<i32> {
     check.dtype_among("segments", segments, &[Dtype::Int32])?;
     let count = if segments.ndim() == 1 { segments.dim(0) - 1 } else { 0 };
     if count < 1 {
@@ -20,7 +20,7 @@ pub(super) fn check(check: Check, segments: &Array) -> Result<i32> {
 }
 
 /// Where segments end that cover the axis in order, whatever the numbers: `[N + 1]`, from 0 to `length`.
-pub(super) fn bounds(segments: &Array, length: i32) -> Result<Array> {
+pub(in crate::scan) fn bounds(segments: &Array, length: i32) -> Result<Array> {
     let (first, last) = (Array::from_int(0), Array::from_int(length));
     let within = clip(sort(segments)?, (&first, &last))?;
     let inner = part(&within, 1..segments.dim(0) - 1)?;
@@ -28,11 +28,11 @@ pub(super) fn bounds(segments: &Array, length: i32) -> Result<Array> {
 }
 
 /// Where segments lie along the axis.
-pub(super) struct Places {
+pub(in crate::scan) struct Places {
     /// `[L]`: the segment of each element.
     owners: Array,
     /// `[L]`: whether an element is the first of its segment, in the order of the scan.
-    pub(super) starts: Array,
+    pub(in crate::scan) starts: Array,
     /// `[N]`: the last element of each segment, in the order of the scan, or any.
     ends: Array,
     /// `[N]`: whether a segment has no element.
@@ -41,7 +41,7 @@ pub(super) struct Places {
 
 impl Places {
     /// `bounds` is that of [`bounds`], for at least one element.
-    pub(super) fn new(bounds: &Array, length: i32, reverse: bool) -> Result<Self> {
+    pub(in crate::scan) fn new(bounds: &Array, length: i32, reverse: bool) -> Result<Self> {
         let count = bounds.dim(0) - 1;
         let (begins, ends) = (part(bounds, 0..count)?, part(bounds, 1..count + 1)?);
         let empty = begins.ge(&ends)?;
@@ -58,18 +58,30 @@ impl Places {
         Ok(Self { owners, starts, ends, empty })
     }
 
+    pub(in crate::scan) fn owners(&self) -> &Array {
+        &self.owners
+    }
+
+    pub(in crate::scan) fn ends(&self) -> &Array {
+        &self.ends
+    }
+
+    pub(in crate::scan) fn empty(&self) -> &Array {
+        &self.empty
+    }
+
     /// The state that the segment of each element begins with; `states` has one for each along axis 0.
-    pub(super) fn states(&self, states: &Array) -> Result<Array> {
+    pub(in crate::scan) fn states(&self, states: &Array) -> Result<Array> {
         Ok(states.try_index(&self.owners)?)
     }
 
     /// One where the first elements of segments are, the other elsewhere; both count elements along axis 0.
-    pub(super) fn at_starts(&self, first: &Array, others: &Array) -> Result<Array> {
+    pub(in crate::scan) fn at_starts(&self, first: &Array, others: &Array) -> Result<Array> {
         Ok(select(beside(&self.starts, others)?, first, others)?)
     }
 
     /// Of each segment the last of `scanned`, or its state where it is empty.
-    pub(super) fn last(&self, scanned: &Array, states: &Array) -> Result<Array> {
+    pub(in crate::scan) fn last(&self, scanned: &Array, states: &Array) -> Result<Array> {
         let last = scanned.try_index(&self.ends)?;
         Ok(select(beside(&self.empty, &last)?, states, last)?)
     }
@@ -83,7 +95,11 @@ fn beside(flags: &Array, array: &Array) -> Result<Array> {
 }
 
 /// Combines elements of which the last array, `[L]`, says whether they are the first of a segment.
-pub(super) fn combine(first: &[Array], second: &[Array], inner: Combine) -> Result<Vec<Array>> {
+pub(in crate::scan) fn combine(
+    first: &[Array],
+    second: &[Array],
+    inner: Combine,
+) -> Result<Vec<Array>> {
     let (Some((after, first)), Some((starts, second))) = (first.split_last(), second.split_last())
     else {
         return Ok(Vec::new());

@@ -8,3 +8,4 @@ mod long;
 mod oracle;
 mod properties;
 mod refusal;
+mod ssd;

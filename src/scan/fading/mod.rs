@@ -1,0 +1,65 @@
+//! States that fade and grow by outer products, in chunks: `S ← decay · S + k vᵀ`, read by `q`.
+//!
+//! Within a chunk a query meets earlier keys directly, as attention without a softmax does; what came before the chunk is a
+//! state that an affine scan carries from chunk to chunk. All of it is products of matrices. Decays are kept as
+//! logarithms, and only differences of their sums from a later to an earlier step are ever exponents, so that nothing
+//! overflows where no decay is above 1.
+
+mod decay;
+mod layout;
+mod places;
+
+pub(super) use decay::Fade;
+pub(super) use layout::Layout;
+pub(super) use places::Places;
+
+use mlx_rs::{Array, Dtype};
+
+use super::associative::{ScanOptions, affine_scan_with_state};
+use crate::{
+    dispatch::{Context, Target},
+    error::Result,
+};
+
+/// The dtype in which to multiply matrices whose results are wanted in `dtype`: MLX's CPU back end multiplies half
+/// precision without BLAS.
+pub(super) fn operand(dtype: Dtype) -> Result<Dtype> {
+    Ok(match Context::current()?.target {
+        Target::Cpu => Dtype::Float32,
+        Target::Metal | Target::Cuda => dtype,
+    })
+}
+
+/// Sequences cut into chunks by a [`Layout`].
+pub(super) struct Chunks {
+    /// `[B, n, G, 1, Q, K]`
+    pub(super) queries: Array,
+    /// `[B, n, G, 1, Q, K]`
+    pub(super) keys: Array,
+    /// `[B, n, G, R, Q, V]`
+    pub(super) values: Array,
+    pub(super) fade: Fade,
+}
+
+impl Chunks {
+    /// What queries read, `[B, n, G, R, Q, V]` in f32, and the states after the last chunk, `[B, G, R, K, V]`, or after each
+    /// segment, `[B, N, G, R, K, V]`. `state` is the one before the first chunk.
+    pub(super) fn run(&self, state: &Array) -> Result<[Array; 2]> {
+        let added = self.fade.gathered(&self.keys, &self.values)?;
+        let options = ScanOptions {
+            axis: 1,
+            exclusive: true,
+            initial_state: Some(state),
+            ..Default::default()
+        };
+        let (carried, last) = affine_scan_with_state(self.fade.through()?, added, options)?;
+        let near = self.fade.scores(&self.queries, &self.keys)?.as_dtype(self.values.dtype())?;
+        let near = near.matmul(&self.values)?.as_dtype(Dtype::Float32)?;
+        let read = near.add(self.fade.read(&self.queries, &carried)?)?;
+        let last = match &self.fade.places {
+            Some(places) => places.states(&self.fade, [&self.keys, &self.values, &carried])?,
+            None => last,
+        };
+        Ok([read, last])
+    }
+}

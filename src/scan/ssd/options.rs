@@ -1,0 +1,150 @@
+//! What a caller gives and may ask for.
+
+use mlx_rs::Array;
+
+use crate::{
+    check::{Axis, Check, axes},
+    error::Result,
+    scan::associative::segments,
+};
+
+pub(super) const OP: &str = "ssd_scan";
+
+/// What [`ssd_scan`](super::ssd_scan) scans; its documentation says what each is.
+#[derive(Debug, Clone, Copy)]
+pub struct SsdInput<'a> {
+    /// `[B, L, H, P]`
+    pub x: &'a Array,
+    /// `[B, L, H]`
+    pub dt: &'a Array,
+    /// `[H]`
+    pub a: &'a Array,
+    /// `[B, L, G, N]`
+    pub b: &'a Array,
+    /// `[B, L, G, N]`
+    pub c: &'a Array,
+}
+
+/// Options of [`ssd_scan`](super::ssd_scan).
+#[derive(Debug, Clone, Copy)]
+pub struct SsdOptions<'a> {
+    /// Steps that are taken together: more make more work, fewer more memory for states. Default: 64.
+    pub chunk_size: i32,
+    /// `[H]` or `[H, P]`: how much of `x` is added to the result. Default: nothing.
+    pub d: Option<&'a Array>,
+    /// `[B, L, H, P]`: a gate, of which the result is multiplied by the silu. Default: none.
+    pub z: Option<&'a Array>,
+    /// `[H]`: added to `dt`. Default: nothing.
+    pub dt_bias: Option<&'a Array>,
+    /// Whether steps are the softplus of `dt`. Default: no.
+    pub dt_softplus: bool,
+    /// The shortest and the longest step, which `dt` is cut to in the end. Default: any.
+    pub dt_limit: Option<(f32, f32)>,
+    /// `[B, H, P, N]`: the state before the first step; there may be none with segments. Default: zero.
+    pub initial_state: Option<&'a Array>,
+    /// `[N + 1]`, i32: sequences of several lengths one after another, as
+    /// [`ScanOptions::segments`](crate::scan::ScanOptions::segments), each of which begins with nothing. Default: one.
+    pub segments: Option<&'a Array>,
+}
+
+impl SsdOptions<'_> {
+    /// The default of [`SsdOptions::chunk_size`].
+    pub const DEFAULT_CHUNK_SIZE: i32 = 64;
+}
+
+impl Default for SsdOptions<'_> {
+    fn default() -> Self {
+        Self {
+            chunk_size: Self::DEFAULT_CHUNK_SIZE,
+            d: None,
+            z: None,
+            dt_bias: None,
+            dt_softplus: false,
+            dt_limit: None,
+            initial_state: None,
+            segments: None,
+        }
+    }
+}
+
+/// A checked call.
+pub(super) struct Problem<'a> {
+    pub(super) input: SsdInput<'a>,
+    pub(super) options: SsdOptions<'a>,
+    /// `B`, `L`, `H`, `P`
+    pub(super) sizes: [i32; 4],
+    pub(super) groups: i32,
+    pub(super) state_size: i32,
+    segments: Option<i32>,
+}
+
+impl<'a> Problem<'a> {
+    pub(super) fn new(input: SsdInput<'a>, options: &SsdOptions<'a>) -> Result<Self> {
+        let check = Check::op(OP);
+        let SsdInput { x, dt, a, b, c } = input;
+        for (name, array) in [("x", x), ("dt", dt), ("a", a), ("b", b), ("c", c)] {
+            check.floating(name, array)?;
+        }
+        check.shape("x", x, axes!["B", "L", "H", "P"])?;
+        let sizes = [x.dim(0), x.dim(1), x.dim(2), x.dim(3)];
+        let [batch, length, heads, size] = sizes;
+        check.shape("dt", dt, axes![batch, length, heads])?;
+        check.shape("a", a, axes![heads])?;
+        check.shape("b", b, axes![batch, length, "G", "N"])?;
+        check.same_shape("c", c, b)?;
+        check.dtype_among("c", c, &[b.dtype()])?;
+        let groups = b.dim(2);
+        let divides = groups > 0 && heads % groups == 0;
+        check.value(
+            divides,
+            "b",
+            format_args!("have groups that divide the {heads} heads"),
+            groups,
+        )?;
+        check.at_least("chunk_size", options.chunk_size, 1)?;
+        check_heads(check, options, [heads, size])?;
+        if let Some(z) = options.z {
+            check.floating("z", z)?;
+            check.same_shape("z", z, x)?;
+        }
+        let segments = options.segments.map(|array| segments::check(check, array)).transpose()?;
+        let problem =
+            Self { input, options: *options, sizes, groups, state_size: b.dim(3), segments };
+        if let Some(state) = options.initial_state {
+            let alone = options.segments.is_none();
+            check.value(alone, "initial_state", "be none where there are segments", "one")?;
+            check.floating("initial_state", state)?;
+            let axes: Vec<_> = problem.state_shape().into_iter().map(Axis::Is).collect();
+            check.shape("initial_state", state, &axes)?;
+        }
+        Ok(problem)
+    }
+
+    pub(super) fn state_shape(&self) -> Vec<i32> {
+        let [batch, _, heads, size] = self.sizes;
+        let rest = [heads, size, self.state_size];
+        [batch].into_iter().chain(self.segments).chain(rest).collect()
+    }
+}
+
+/// What a head or all steps have in common.
+pub(super) fn check_heads(
+    check: Check,
+    options: &SsdOptions,
+    [heads, size]: [i32; 2],
+) -> Result<()> {
+    if let Some(skip) = options.d {
+        check.floating("d", skip)?;
+        let whole = axes![heads, size];
+        check.shape("d", skip, if skip.ndim() == 1 { &whole[..1] } else { whole })?;
+    }
+    if let Some(bias) = options.dt_bias {
+        check.floating("dt_bias", bias)?;
+        check.shape("dt_bias", bias, axes![heads])?;
+    }
+    if let Some((low, high)) = options.dt_limit {
+        let found = format_args!("{low} to {high}").to_string();
+        check.value(low <= high, "dt_limit", "be a range", found)?;
+    }
+    Ok(())
+}
