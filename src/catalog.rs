@@ -22,4 +22,5 @@ const OPERATIONS: &[&[&Kernel]] = &[
     attention::DECODE_KERNELS,
     attention::PAGED_KERNELS,
     scan::SCAN_KERNELS,
+    scan::SELECTIVE_SCAN_KERNELS,
 ];

@@ -14,7 +14,9 @@
 //! | `F` | hidden size of a feed-forward block |
 //! | `I`, `O` | input and output features |
 //! | `V` | vocabulary size |
-//! | `G` | quantization group size |
+//! | `G` | quantization group size; groups of a scan |
+//! | `L` | length of a scanned sequence |
+//! | `N` | size of the state of a channel |
 //! | `...` | any number of leading axes |
 
 // Modules stand in dependency order: each may use those above it and none below.

@@ -11,3 +11,11 @@ pub use associative::{
 pub use ssd::{SsdInput, SsdOptions, SsdStep, ssd_scan, ssd_scan_with_state, ssd_step};
 
 pub(crate) use associative::KERNELS as SCAN_KERNELS;
+
+mod segments;
+mod selective;
+
+pub use selective::{
+    SelectiveScanOptions, SelectiveStepOptions, selective_scan, selective_scan_with_state,
+    selective_state_update,
+};

@@ -9,3 +9,5 @@ mod oracle;
 mod properties;
 mod refusal;
 mod ssd;
+mod selective;
+mod selective_oracle;

@@ -13,6 +13,7 @@ const ABSENT: &[(&str, Backend)] = &[
     ("paged_attention", Backend::Builtin),
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),
+    ("selective_scan", Backend::Builtin),
 ];
 
 /// Backends that refuse some problems on some devices, which is no failure of theirs.

@@ -1,0 +1,23 @@
+//! Sequences of several lengths, laid one after another in a batch of one.
+
+use crate::{check::Check, error::Result};
+
+/// How many sequences there are: each row of the batch, or each of `segments`, which must cut the one row of `length`
+/// steps into as many.
+pub(super) fn count(
+    check: Check,
+    segments: Option<&[i32]>,
+    batch: i32,
+    length: i32,
+) -> Result<i32> {
+    let Some(segments) = segments else { return Ok(batch) };
+    check.value(batch == 1, "segments", "come with a batch of one", batch)?;
+    let first = check.known(segments.first(), "segments", "have a first number", "none")?;
+    check.value(*first == 0, "segments", "start at 0", first)?;
+    let falls = segments.windows(2).find(|pair| pair[0] > pair[1]);
+    check.value(falls.is_none(), "segments", "not fall", format_args!("{falls:?}"))?;
+    let last = segments.last().unwrap_or(first);
+    check.value(*last == length, "segments", format_args!("end at L = {length}"), last)?;
+    let count = i32::try_from(segments.len() - 1).ok();
+    check.known(count, "segments", "be fewer than 2^31", segments.len())
+}

@@ -1,0 +1,285 @@
+//! One pass over the sequence, and one back that computes the states between saved ones anew.
+
+use mlx_rs::{Array, Dtype, ops::zeros};
+
+use super::{
+    problem::{Operands, Problem, Rule, Sizes},
+    reference,
+};
+use crate::{
+    error::Result,
+    kernel::{
+        self, Argument, Constant, Kernel, Launch, MAX_ELEMENTS, Plan, Vjp, differentiable, metal,
+        stand_in,
+    },
+};
+
+/// The kernels of this operation.
+pub(crate) const KERNELS: &[&Kernel] = &[&FORWARD, &BACKWARD];
+
+static FORWARD: Kernel = Kernel {
+    name: "selective_scan",
+    inputs: &[
+        Argument::of("T", "u", &["T", "D"]),
+        Argument::of("T", "delta", &["T", "D"]),
+        Argument::of("T", "z", &["any z"]),
+        Argument::fixed(Dtype::Float32, "a", &["D", "N"]),
+        Argument::of("T", "b", &["T", "G", "N"]),
+        Argument::of("T", "c", &["T", "G", "N"]),
+        Argument::fixed(Dtype::Float32, "skip", &["any skip"]),
+        Argument::fixed(Dtype::Float32, "bias", &["any bias"]),
+        Argument::fixed(Dtype::Float32, "state", &["any state"]),
+        Argument::fixed(Dtype::Int32, "places", &["R", "2"]),
+    ],
+    outputs: &[
+        Argument::of("T", "y", &["T", "D"]),
+        Argument::fixed(Dtype::Float32, "last", &["S", "D", "N"]),
+        Argument::fixed(Dtype::Float32, "saved", &["P", "D", "N"]),
+    ],
+    constants: &[
+        "LANES", "STATES", "WIDTH", "THREADS", "STEPS", "PERIOD", "GATED", "SKIPS", "BIASED",
+        "SOFTPLUS", "STARTED",
+    ],
+    fragments: &[metal!("common/curve.metal"), metal!("common/selective.metal")],
+    file: metal!("scan/selective_scan.metal"),
+};
+
+static BACKWARD: Kernel = Kernel {
+    name: "selective_scan_backward",
+    inputs: &[
+        Argument::of("T", "u", &["T", "D"]),
+        Argument::of("T", "delta", &["T", "D"]),
+        Argument::of("T", "z", &["any z"]),
+        Argument::fixed(Dtype::Float32, "a", &["D", "N"]),
+        Argument::of("T", "b", &["T", "G", "N"]),
+        Argument::of("T", "c", &["T", "G", "N"]),
+        Argument::fixed(Dtype::Float32, "skip", &["any skip"]),
+        Argument::fixed(Dtype::Float32, "bias", &["any bias"]),
+        Argument::fixed(Dtype::Int32, "places", &["R", "2"]),
+        Argument::fixed(Dtype::Float32, "saved", &["P", "D", "N"]),
+        Argument::of("T", "dy", &["T", "D"]),
+        Argument::fixed(Dtype::Float32, "dlast", &["S", "D", "N"]),
+    ],
+    outputs: &[
+        Argument::of("T", "du", &["T", "D"]),
+        Argument::of("T", "ddelta", &["T", "D"]),
+        Argument::of("T", "dz", &["Z"]),
+        Argument::fixed(Dtype::Float32, "da", &["S", "D", "N"]),
+        Argument::fixed(Dtype::Float32, "db", &["B", "T", "G", "N"]),
+        Argument::fixed(Dtype::Float32, "dc", &["B", "T", "G", "N"]),
+        Argument::fixed(Dtype::Float32, "dskip", &["S", "D"]),
+        Argument::fixed(Dtype::Float32, "dbias", &["S", "D"]),
+        Argument::fixed(Dtype::Float32, "dstate", &["S", "D", "N"]),
+    ],
+    constants: &[
+        "LANES", "STATES", "WIDTH", "THREADS", "STEPS", "PERIOD", "GATED", "SKIPS", "BIASED",
+        "SOFTPLUS",
+    ],
+    file: metal!("scan/selective_scan_backward.metal"),
+    ..FORWARD
+};
+
+/// The most states of a channel.
+const MAX_STATES: i32 = 256;
+
+/// Why the kernel cannot take this problem, if it cannot.
+pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
+    let Operands { u, b, .. } = &problem.operands;
+    let Sizes { states, sequences, .. } = problem.sizes;
+    if states > MAX_STATES {
+        return Some("the kernel takes 256 states at most");
+    }
+    if sequences.unsigned_abs() > Launch::MAX_GROUPS_ASIDE {
+        return Some("the kernel takes no more than 65535 sequences");
+    }
+    let geometry = Geometry::new(problem.sizes);
+    let state = problem.sizes.channels as usize * states as usize;
+    let blocks = geometry.blocks as usize;
+    let most = [sequences as usize * state, geometry.most_saved() * state, blocks * b.size()];
+    if most.into_iter().any(|size| size > MAX_ELEMENTS) {
+        return Some("the kernel writes no more than 2^31 elements");
+    }
+    kernel::refusal([u, b])
+}
+
+/// How channels, states and steps are shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Geometry {
+    sizes: Sizes,
+    /// Lanes of a channel.
+    lanes: i32,
+    /// States of a lane.
+    states: i32,
+    /// Of a group.
+    threads: i32,
+    /// Steps that go through threadgroup memory at once, forward and back.
+    steps: [i32; 2],
+    /// Groups of threads for the channels of one group.
+    blocks: i32,
+}
+
+impl Geometry {
+    /// Channels of a thread.
+    const WIDTH: i32 = 1;
+    /// Steps from one saved state to the next: what is saved of 16 states takes 2 bytes a step and channel.
+    const PERIOD: i32 = 32;
+
+    fn new(sizes: Sizes) -> Self {
+        let [lanes, states, threads, forward, back] = match sizes.states {
+            ..=16 => [4, 4, 128, 16, 16],
+            17..=32 => [8, 4, 128, 16, 16],
+            33..=64 => [16, 4, 128, 16, 8],
+            65..=128 => [32, 4, 128, 16, 4],
+            _ => [32, 8, 64, 8, 4],
+        };
+        let of_block = threads / lanes * Self::WIDTH;
+        let blocks = (sizes.channels / sizes.groups - 1) / of_block + 1;
+        Self { sizes, lanes, states, threads, steps: [forward, back], blocks }
+    }
+
+    /// Not fewer than are saved.
+    fn most_saved(&self) -> usize {
+        let Sizes { batch, length, sequences, .. } = self.sizes;
+        batch as usize * (length / Self::PERIOD) as usize + sequences as usize + 1
+    }
+
+    fn constants(&self, steps: i32, rule: &Rule) -> Vec<Constant> {
+        let sizes = [self.lanes, self.states, Self::WIDTH, self.threads, steps, Self::PERIOD];
+        let flags = [rule.gated, rule.skips, rule.biased, rule.softplus];
+        sizes.map(Constant::Int).into_iter().chain(flags.map(Constant::Bool)).collect()
+    }
+
+    fn launch(&self, threadgroup_bytes: i32) -> Launch {
+        let groups = self.blocks * self.sizes.groups;
+        Launch {
+            groups: [groups.unsigned_abs(), self.sizes.sequences.unsigned_abs(), 1],
+            group: [self.threads.unsigned_abs(), 1, 1],
+            threadgroup_bytes: threadgroup_bytes.unsigned_abs(),
+        }
+    }
+
+    fn forward(&self, rule: &Rule, saved: i32) -> Plan {
+        let [steps, _] = self.steps;
+        let mut constants = self.constants(steps, rule);
+        constants.push(Constant::Bool(rule.started));
+        let bytes = steps * (12 * self.channels_of_block() + 8 * self.lanes * self.states);
+        let extents = vec![("S", self.sizes.sequences), ("P", saved)];
+        Plan { constants, extents, launch: self.launch(bytes) }
+    }
+
+    fn backward(&self, rule: &Rule, gates: i32) -> Plan {
+        let [_, steps] = self.steps;
+        let of_states = 8 * self.lanes * self.states * (1 + self.threads / 32);
+        let bytes = steps * (24 * self.channels_of_block() + of_states) + 8 * self.threads;
+        let extents = vec![("B", self.blocks), ("Z", gates)];
+        let constants = self.constants(steps, rule);
+        Plan { constants, extents, launch: self.launch(bytes) }
+    }
+
+    fn channels_of_block(&self) -> i32 {
+        self.threads / self.lanes * Self::WIDTH
+    }
+}
+
+/// The first step of each sequence and the row of its first saved state, and the ends of both: `[S + 1, 2]`.
+fn places(sizes: Sizes, rule: &Rule) -> Vec<[i32; 2]> {
+    let starts: Vec<_> = match &rule.segments {
+        Some(segments) => segments.clone(),
+        None => (0..=sizes.batch).map(|row| row * sizes.length).collect(),
+    };
+    let mut saved = 0;
+    let mut places = vec![[0, 0]];
+    for pair in starts.windows(2) {
+        saved += (pair[1] - pair[0] + Geometry::PERIOD - 1) / Geometry::PERIOD;
+        places.push([pair[1], saved]);
+    }
+    places
+}
+
+/// `[B, L, D]` of the dtype of `u`, and the final states, f32.
+pub(super) fn scan(problem: &Problem) -> Result<[Array; 2]> {
+    let (sizes, rule) = (problem.sizes, problem.rule.clone());
+    let places = places(sizes, &rule);
+    let (rule_back, places_back, rule_of_reference) = (rule.clone(), places.clone(), rule.clone());
+    let saved = places.last().map_or(0, |last| last[1]);
+    let [y, state, _] = differentiable(
+        problem.operands.in_order(),
+        move |arrays| forward(&Operands::of(arrays), sizes, &rule, &places),
+        move |vjp| backward(vjp, sizes, &rule_back, &places_back),
+        move |arrays| {
+            let [y, state] = reference::scan(&Operands::of(arrays), &rule_of_reference)?;
+            // Nobody reads what the gradient's kernel alone needs.
+            Ok([y, state, zeros::<f32>(&[saved, sizes.channels, sizes.states])?])
+        },
+    )?;
+    Ok([y, state])
+}
+
+/// The operands as kernels take them.
+struct Flat([Array; 10]);
+
+impl Flat {
+    fn new(operands: &Operands<&Array>, sizes: Sizes, places: &[[i32; 2]]) -> Result<Self> {
+        let Sizes { batch, length, channels, groups, states, .. } = sizes;
+        let by_channel = [batch * length, channels];
+        let by_state = [batch * length, groups, states];
+        let float = |array: &Array| array.as_dtype(Dtype::Float32);
+        let count = i32::try_from(places.len()).unwrap_or(i32::MAX);
+        let z = operands.z.reshape(&[-1])?;
+        Ok(Self([
+            operands.u.reshape(&by_channel)?,
+            operands.delta.reshape(&by_channel)?,
+            z.as_dtype(operands.u.dtype())?,
+            float(operands.a)?,
+            operands.b.reshape(&by_state)?,
+            operands.c.reshape(&by_state)?,
+            float(operands.d)?,
+            float(operands.bias)?,
+            operands.state.reshape(&[-1])?,
+            Array::from_slice(places.as_flattened(), &[count, 2]),
+        ]))
+    }
+}
+
+fn forward(
+    operands: &Operands<&Array>,
+    sizes: Sizes,
+    rule: &Rule,
+    places: &[[i32; 2]],
+) -> Result<[Array; 3]> {
+    let Flat(arrays) = Flat::new(operands, sizes, places)?;
+    let saved = places.last().map_or(0, |last| last[1]);
+    let plan = Geometry::new(sizes).forward(rule, saved);
+    let [y, last, saved] = FORWARD.call(&arrays.each_ref(), plan)?;
+    Ok([y.reshape(operands.u.shape())?, last, saved])
+}
+
+fn backward(
+    vjp: Vjp<'_, 9, 3>,
+    sizes: Sizes,
+    rule: &Rule,
+    places: &[[i32; 2]],
+) -> Result<[Array; 9]> {
+    let operands = Operands::of(vjp.inputs);
+    let Flat([u, delta, z, a, b, c, skip, bias, _, places]) = Flat::new(&operands, sizes, places)?;
+    let ([_, _, saved], [dy, dlast, _]) = (vjp.outputs, vjp.cotangents);
+    let dy = dy.reshape(u.shape())?;
+    let inputs = [&u, &delta, &z, &a, &b, &c, &skip, &bias, &places, saved, &dy, dlast];
+    let plan = Geometry::new(sizes).backward(rule, z.dim(0));
+    let [du, ddelta, dz, da, db, dc, dskip, dbias, dstate] = BACKWARD.call(&inputs, plan)?;
+    let summed = |parts: Array, like: &Array| -> Result<Array> {
+        Ok(parts.sum_axis(0, false)?.reshape(like.shape())?.as_dtype(like.dtype())?)
+    };
+    let none = stand_in;
+    Ok([
+        du.reshape(operands.u.shape())?,
+        ddelta.reshape(operands.u.shape())?,
+        if rule.gated { dz.reshape(operands.u.shape())? } else { none() },
+        summed(da, operands.a)?,
+        summed(db, operands.b)?,
+        summed(dc, operands.c)?,
+        if rule.skips { summed(dskip, operands.d)? } else { none() },
+        if rule.biased { summed(dbias, operands.bias)? } else { none() },
+        if rule.started { dstate } else { none() },
+    ])
+}
