@@ -12,9 +12,14 @@ pub use ssd::{SsdInput, SsdOptions, SsdStep, ssd_scan, ssd_scan_with_state, ssd_
 
 pub(crate) use associative::KERNELS as SCAN_KERNELS;
 
+mod causal_conv;
 mod segments;
 mod selective;
 
+pub use causal_conv::{
+    CausalConv1d, CausalConv1dBuilder, CausalConvOptions, causal_conv1d, causal_conv1d_with_state,
+};
+pub(crate) use selective::KERNELS as SELECTIVE_SCAN_KERNELS;
 pub use selective::{
     SelectiveScanOptions, SelectiveStepOptions, selective_scan, selective_scan_with_state,
     selective_state_update,

@@ -511,6 +511,44 @@ fn scans(hostile: &mut Hostile) {
     } else {
         judge("affine_scan", affine_scan(&a, &x, options), x.shape(), like.dtype());
     }
+fn selective_scans(hostile: &mut Hostile) {
+    let [batch, length, channels, states] = [0; 4].map(|_| hostile.pick(&SIZES));
+    let groups = hostile.or(1, &SIZES);
+    let grouped = [&[batch, length, groups, states][..], &[batch, length, states]];
+    let by_state = hostile.pick(&grouped);
+    let [u, delta, z] = [0; 3].map(|_| hostile.array(&[batch, length, channels], dtype));
+    let [b, c] = [0; 2].map(|_| hostile.array(by_state, dtype));
+    let [d, bias] = [0; 2].map(|_| hostile.array(&[channels], Float32));
+    let a = hostile.array(&[channels, states], Float32);
+    let segments = [0, length / 2, hostile.or(length, &INTEGERS)];
+    let segments = hostile.or(None, &[Some(&segments[..]), Some(&[][..])]);
+    let sequences = segments.map_or(batch, |cuts| cuts.len() as i32 - 1).max(0);
+    let state = hostile.array(&[sequences, channels, states], Float32);
+    let options = SelectiveScanOptions {
+        d: hostile.maybe(&d),
+        z: hostile.maybe(&z),
+        delta_bias: hostile.maybe(&bias),
+        delta_softplus: hostile.pick(&[true, false]),
+        initial_state: Some(&state),
+        segments,
+        dispatch: hostile.pick(&[Dispatch::Auto, Dispatch::Only(Backend::Builtin)]),
+    };
+    let result = selective_scan_with_state(&u, &delta, &a, &b, &c, options);
+    judge_both("selective_scan", result, [&u, &state]);
+    let [u, delta] = [0; 2].map(|_| hostile.array(&[batch, channels], dtype));
+    let [b, c] = [0; 2].map(|_| hostile.array(&[batch, states], dtype));
+    let result = selective_state_update(&state, &u, &delta, &a, &b, &c, Default::default());
+    judge_both("selective_state_update", result, [&u, &state]);
+    let [x, before] =
+        [length, states - 1].map(|l| hostile.array(&[batch, l.max(0), channels], dtype));
+    let weight = hostile.array(&[channels, states], Float32);
+    let options = CausalConvOptions {
+        bias: options.d,
+        silu: options.delta_softplus,
+        initial_state: Some(&before),
+        segments,
+    };
+    judge_both("causal_conv1d", causal_conv1d_with_state(&x, &weight, options), [&x, &before]);
 }
 
 fn ask_all(asks: &[fn(&mut Hostile)]) {
@@ -532,5 +570,5 @@ fn whatever_is_asked_is_answered_or_refused() {
 #[test]
 fn what_is_asked_of_compositions_is_answered_or_refused() {
     ask_all(&[attention_biases, linear_attentions, sparse_attentions, attention_layers]);
-    ask_all(&[attention_of_stretches]);
+    ask_all(&[attention_of_stretches, selective_scans]);
 }

@@ -9,5 +9,6 @@ mod oracle;
 mod properties;
 mod refusal;
 mod ssd;
+mod causal_conv;
 mod selective;
 mod selective_oracle;
