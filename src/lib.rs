@@ -44,6 +44,7 @@ pub mod quant;
 pub mod sampling;
 
 pub mod layers;
+pub mod ssm;
 
 pub mod cache;
 

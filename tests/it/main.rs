@@ -18,4 +18,5 @@ mod quant;
 mod rope;
 mod sampling;
 mod scan;
+mod ssm;
 mod tile;
