@@ -15,6 +15,7 @@ mod quant;
 mod rope;
 mod rows;
 mod scan;
+mod selective_scan;
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -43,6 +44,7 @@ const SUITES: &[(&str, Suite)] = &[
     ("attention", attention::cases),
     ("scan", scan::cases),
     ("quant", quant::cases),
+    ("selective_scan", selective_scan::cases),
 ];
 
 /// Checks operations, then times them beside the best of MLX.
