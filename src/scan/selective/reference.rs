@@ -9,7 +9,7 @@ use mlx_rs::{
 use super::problem::{Operands, Rule};
 use crate::{
     error::Result,
-    ffi::{checkpoint, exactly},
+    kernel::{Vjp, differentiable},
 };
 
 /// Steps of a block: what is computed for all of them at once is this many times the state.
@@ -95,11 +95,8 @@ impl Inputs {
         let (b, c) = (by_time(&self.b)?, by_time(&self.c)?);
         let mut outputs = Vec::new();
         for i in 0..delta.len() {
-            let inputs = [&state, &delta[i], &entering[i], &self.a, &b[i], &c[i]].map(Array::clone);
-            // A gradient keeps none of the states of a block, but computes them again.
-            let results =
-                if cuts.is_empty() { block(&inputs)? } else { checkpoint(block, inputs)? };
-            let [y, end] = exactly(results)?;
+            let inputs = [&state, &delta[i], &entering[i], &self.a, &b[i], &c[i]];
+            let [y, end] = differentiable(inputs, block, block_gradient, block)?;
             outputs.push(y);
             state = end;
         }
@@ -111,22 +108,113 @@ impl Inputs {
 ///
 /// Of the state before it, `[B, D, N]`, of `delta` and `entering`, `[Q, B, D]`, of `a`, and of `b` and `c`,
 /// `[Q, B, G, N]`.
-fn block(inputs: &[Array]) -> Result<Vec<Array>, Exception> {
-    let [state, delta, entering, a, b, c] = &exactly(inputs.to_vec())?;
-    let (steps, batch, channels) = (delta.dim(0), delta.dim(1), delta.dim(2));
-    let (groups, states) = (b.dim(2), b.dim(3));
-    let by_group = [steps, batch, groups, channels / groups, 1];
-    let decays = delta.expand_dims(-1)?.multiply(a)?.exp()?;
-    let added = entering.reshape(&by_group)?.multiply(b.expand_dims(-2)?)?;
-    let added = added.reshape(&[steps, batch, channels, states])?;
-    let (decays, added) = (decays.split_equal(steps, 0)?, added.split_equal(steps, 0)?);
-    let mut reached: Vec<Array> = Vec::new();
-    for (decay, added) in decays.iter().zip(&added) {
-        let before = reached.last().unwrap_or(state);
-        reached.push(decay.multiply(before)?.add(added)?);
+fn block(inputs: &[Array; 6]) -> Result<[Array; 2]> {
+    let [state, delta, _, _, _, c] = inputs;
+    let states = States::of(inputs)?;
+    let y = states.sizes.by_group(&states.after()?)?.matmul(c.expand_dims(-1)?)?;
+    let end = states.reached.last().unwrap_or(state).reshape(state.shape())?;
+    Ok([y.reshape(delta.shape())?, end])
+}
+
+/// The gradient of [`block`], of which nothing is kept: the states are computed anew.
+///
+/// MLX would derive it step by step. Only that of the states is; of all else it is a product over the whole block.
+fn block_gradient(vjp: Vjp<'_, 6, 2>) -> Result<[Array; 6]> {
+    let ([state, delta, entering, a, b, c], [dy, dend]) = (vjp.inputs, vjp.cotangents);
+    let states = States::of(vjp.inputs)?;
+    let sizes = states.sizes;
+    let column = |array: &Array| array.reshape(&sizes.column());
+    let row = |array: &Array| array.reshape(&sizes.row());
+    let read = column(dy)?.multiply(c.expand_dims(-2)?)?.reshape(&sizes.all())?;
+    let read = read.split_equal(sizes.steps, 0)?;
+    let mut coming = dend.clone();
+    let mut slopes = Vec::new();
+    for (decay, read) in states.decays.iter().zip(&read).rev() {
+        let slope = read.add(&coming)?;
+        coming = decay.multiply(&slope)?;
+        slopes.push(slope);
     }
-    let end = reached.last().unwrap_or(state).reshape(&[batch, channels, states])?;
-    let by_group = [steps, batch, groups, channels / groups, states];
-    let y = concatenate(&reached, 0)?.reshape(&by_group)?.matmul(c.expand_dims(-1)?)?;
-    Ok(vec![y.reshape(&[steps, batch, channels])?, end])
+    slopes.reverse();
+    let slopes = concatenate(&slopes, 0)?;
+    // Of the exponents delta · a, and of the products that enter.
+    let moved =
+        slopes.multiply(concatenate(&states.decays, 0)?)?.multiply(states.before(state)?)?;
+    let slopes = sizes.by_group(&slopes)?;
+    let dentering = slopes.matmul(b.expand_dims(-1)?)?;
+    let db = row(entering)?.matmul(&slopes)?;
+    let dc = row(dy)?.matmul(sizes.by_group(&states.after()?)?)?;
+    Ok([
+        coming.reshape(state.shape())?,
+        moved.multiply(a)?.sum_axis(-1, false)?,
+        dentering.reshape(delta.shape())?,
+        moved.multiply(delta.expand_dims(-1)?)?.sum_axes(&[0, 1], false)?,
+        db.reshape(b.shape())?,
+        dc.reshape(c.shape())?,
+    ])
+}
+
+/// What the arrays of a block are made of.
+#[derive(Debug, Clone, Copy)]
+struct BlockSizes {
+    steps: i32,
+    batch: i32,
+    channels: i32,
+    groups: i32,
+    states: i32,
+}
+
+impl BlockSizes {
+    fn all(self) -> [i32; 4] {
+        [self.steps, self.batch, self.channels, self.states]
+    }
+
+    /// Of an array by channel, so that it multiplies one by state.
+    fn column(self) -> [i32; 5] {
+        [self.steps, self.batch, self.groups, self.channels / self.groups, 1]
+    }
+
+    /// Of an array by channel, so that it is multiplied with one by channel and state.
+    fn row(self) -> [i32; 5] {
+        [self.steps, self.batch, self.groups, 1, self.channels / self.groups]
+    }
+
+    /// `[Q, B, D, N]` as `[Q, B, G, D / G, N]`.
+    fn by_group(self, array: &Array) -> Result<Array, Exception> {
+        let [steps, batch, groups, channels, _] = self.column();
+        array.reshape(&[steps, batch, groups, channels, self.states])
+    }
+}
+
+/// The states of a block, each `[1, B, D, N]`.
+struct States {
+    sizes: BlockSizes,
+    decays: Vec<Array>,
+    reached: Vec<Array>,
+}
+
+impl States {
+    fn of([state, delta, entering, a, b, _]: &[Array; 6]) -> Result<Self> {
+        let [steps, batch, channels] = [delta.dim(0), delta.dim(1), delta.dim(2)];
+        let sizes = BlockSizes { steps, batch, channels, groups: b.dim(2), states: b.dim(3) };
+        let decays = delta.expand_dims(-1)?.multiply(a)?.exp()?.split_equal(steps, 0)?;
+        let added = entering.reshape(&sizes.column())?.multiply(b.expand_dims(-2)?)?;
+        let added = added.reshape(&sizes.all())?.split_equal(steps, 0)?;
+        let mut reached: Vec<Array> = Vec::new();
+        for (decay, added) in decays.iter().zip(&added) {
+            let before = reached.last().unwrap_or(state);
+            reached.push(decay.multiply(before)?.add(added)?);
+        }
+        Ok(Self { sizes, decays, reached })
+    }
+
+    fn after(&self) -> Result<Array, Exception> {
+        concatenate(&self.reached, 0)
+    }
+
+    /// The state before each step.
+    fn before(&self, first: &Array) -> Result<Array, Exception> {
+        let first = first.expand_dims(0)?;
+        let others = self.reached.iter().take(self.reached.len() - 1);
+        concatenate(&[&first].into_iter().chain(others).collect::<Vec<_>>(), 0)
+    }
 }
