@@ -132,6 +132,8 @@ impl Geometry {
             65..=128 => [32, 4, 128, 16, 4],
             _ => [32, 8, 64, 8, 4],
         };
+        // A few steps fill no tile of many.
+        let (forward, back) = if sizes.length <= 4 { (4, 4) } else { (forward, back) };
         let of_block = threads / lanes * Self::WIDTH;
         let blocks = (sizes.channels / sizes.groups - 1) / of_block + 1;
         Self { sizes, lanes, states, threads, steps: [forward, back], blocks }
@@ -282,4 +284,51 @@ fn backward(
         if rule.biased { summed(dbias, operands.bias)? } else { none() },
         if rule.started { dstate } else { none() },
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(length: i32, channels: i32, states: i32) -> Sizes {
+        Sizes { batch: 2, length, channels, groups: 1, states, sequences: 2 }
+    }
+
+    const EVERY: Rule = Rule {
+        gated: true,
+        skips: true,
+        biased: true,
+        softplus: true,
+        started: true,
+        segments: None,
+    };
+
+    #[test]
+    fn every_channel_and_state_has_a_lane_and_every_gpu_can_run_it() {
+        for length in [1, 4, 5, 100_000] {
+            for channels in [1, 31, 32, 33, 4096] {
+                for states in [1, 16, 17, 32, 33, 64, 65, 128, 129, 256] {
+                    let geometry = Geometry::new(sizes(length, channels, states));
+                    let Geometry { lanes, states: of_lane, threads, blocks, steps, .. } = geometry;
+                    assert!(lanes * of_lane >= states, "{geometry:?}");
+                    assert!(blocks * threads / lanes >= channels, "{geometry:?}");
+                    // A period is a whole number of tiles, and a tile of fours.
+                    assert!(
+                        steps.iter().all(|steps| Geometry::PERIOD % steps == 0 && steps % 4 == 0)
+                    );
+                    for plan in [geometry.forward(&EVERY, 7), geometry.backward(&EVERY, 1)] {
+                        assert!(plan.launch.check("selective_scan").is_ok(), "{plan:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn states_are_saved_for_each_period_that_begins() {
+        let of_rows = places(sizes(65, 1, 1), &EVERY);
+        assert_eq!(of_rows, [[0, 0], [65, 3], [130, 6]]);
+        let rule = Rule { segments: Some(vec![0, 0, 32, 65]), ..EVERY };
+        assert_eq!(places(sizes(65, 1, 1), &rule), [[0, 0], [0, 0], [32, 1], [65, 3]]);
+    }
 }

@@ -227,6 +227,8 @@ fn gradients_of_long_sequences_match_finite_differences() {
 fn gradients_of_kernels_are_those_of_the_reference() {
     for (case, dtype) in [
         (Case { options: true, softplus: true, ..case("mamba", [2, 70, 40], 16) }, Dtype::Float32),
+        (Case { options: true, softplus: true, ..case("bf16", [1, 37, 33], 7) }, Dtype::Bfloat16),
+        (Case { groups: Some(2), ..case("f16", [1, 20, 6], 16) }, Dtype::Float16),
         (Case { groups: Some(2), ..case("64 states", [1, 45, 10], 50) }, Dtype::Float32),
         (Case { options: true, ..case("128 states", [1, 37, 5], 128) }, Dtype::Float32),
         (Case { softplus: true, ..case("256 states", [1, 35, 3], 200) }, Dtype::Float32),
@@ -250,7 +252,11 @@ fn gradients_of_kernels_are_those_of_the_reference() {
                 let got = gradients(Dispatch::Only(backend));
                 for (which, (got, expected)) in got.iter().zip(&expected).enumerate() {
                     let what = format!("{} on {backend}: gradient {which}", case.name);
-                    assert_close(&what, got, &Tensor::of(expected), Tolerance::GRADIENT);
+                    let tolerance = match got.dtype() {
+                        Dtype::Float32 => Tolerance::GRADIENT,
+                        dtype => Tolerance::of(OP, dtype),
+                    };
+                    assert_close(&what, got, &Tensor::of(expected), tolerance);
                 }
             },
         );
