@@ -12,7 +12,7 @@ use mlx_rs::{
     ops::{
         arange, broadcast_to, expm1,
         indexing::{Ellipsis, TryIndexOp},
-        matmul, ones,
+        matmul, ones, pad,
     },
     random::{normal, uniform},
     with_device,
@@ -78,6 +78,11 @@ impl Complex {
         })
     }
 
+    fn plus(&self, other: &Self) -> Result<Self, Exception> {
+        let real = self.real.add(&other.real)?;
+        Ok(Self { real, imaginary: self.imaginary.add(&other.imaginary)? })
+    }
+
     fn map(&self, each: impl Fn(&Array) -> Result<Array, Exception>) -> Result<Self, Exception> {
         Ok(Self { real: each(&self.real)?, imaginary: each(&self.imaginary)? })
     }
@@ -120,31 +125,21 @@ impl DiagonalSsm {
         u: &Array,
         state: Option<&DiagonalState>,
     ) -> Result<(Array, DiagonalState)> {
-        let length = u.dim(1);
         let exponent = self.exponent()?;
-        let weight = self.weight(&exponent)?;
-        let mut y = u.multiply(self.D.expand_dims(-1)?)?;
+        let weight = self.weight(&exponent)?.map(|part| part.expand_dims(-2))?;
+        let grid = Grid::new(&exponent, u.dim(1));
         // As in a matrix product: sequences to the front, time last.
         let by_sequence = u.transpose_axes(&[0, 2, 3, 1])?;
-        let steps = arange::<_, f32>(None, length, None)?;
-        let powers = powers(&exponent, &steps)?;
-        let kernel = read(&weight.map(|part| part.expand_dims(-2))?, &powers)?;
-        let mut seen = causal_product(&by_sequence, &kernel)?;
-        let to_end = steps.subtract(Array::from_f32((length - 1) as f32))?.negative()?;
-        let to_end = self::powers(&exponent, &to_end)?;
-        let mut end = to_end.map(|part| matmul(&by_sequence, part.swap_axes(-1, -2)?))?;
+        let mut seen = causal_product(&by_sequence, &grid.read(&weight, 0)?)?;
+        let mut end = grid.gather(&by_sequence)?;
         if let Some(state) = state {
             let held = Complex { real: state.real.clone(), imaginary: state.imaginary.clone() };
-            let row = |part: &Array| part.expand_dims(-2);
-            let once = steps.add(Array::from_f32(1.0))?;
-            let fading = self::powers(&exponent, &once)?;
-            seen = seen.add(read(&held.times(&weight.map(row)?)?, &fading)?)?;
-            let last = fading.map(|part| part.try_index((Ellipsis, length - 1)))?;
-            let kept = held.times(&last.map(row)?)?;
-            end.real = end.real.add(kept.real)?;
-            end.imaginary = end.imaginary.add(kept.imaginary)?;
+            seen = seen.add(grid.read(&held.times(&weight)?, 1)?)?;
+            let fading = powers(&exponent, &Array::from_f32(u.dim(1) as f32))?;
+            end = end.plus(&held.times(&fading.map(|part| part.expand_dims(-2))?)?)?;
         }
-        y = y.add(seen.transpose_axes(&[0, 3, 1, 2])?)?;
+        let seen = seen.transpose_axes(&[0, 3, 1, 2])?;
+        let y = u.multiply(self.D.expand_dims(-1)?)?.add(seen)?;
         Ok((y, DiagonalState { real: end.real, imaginary: end.imaginary }))
     }
 
@@ -235,11 +230,55 @@ fn powers(exponent: &Complex, steps: &Array) -> Result<Complex> {
     })
 }
 
-/// `2 Re (weights · powers)`: of `[..., H, M, N / 2]` and `[H, N / 2, L]` `[..., H, M, L]`.
-fn read(weights: &Complex, powers: &Complex) -> Result<Array> {
-    let real = matmul(&weights.real, &powers.real)?;
-    let product = real.subtract(matmul(&weights.imaginary, &powers.imaginary)?)?;
-    Ok(product.multiply(Array::from_f32(2.0))?)
+/// The steps of a sequence in rows of about as many as there are rows.
+///
+/// The power of a step is that of its row times that of its place in the row: powers of `2 √L` steps in place of `L`, and
+/// matrix products over them.
+struct Grid<'a> {
+    exponent: &'a Complex,
+    length: i32,
+    rows: i32,
+    columns: i32,
+}
+
+impl<'a> Grid<'a> {
+    fn new(exponent: &'a Complex, length: i32) -> Self {
+        let columns = (length.max(1) as f32).sqrt().ceil() as i32;
+        Self { exponent, length, rows: (length - 1) / columns + 1, columns }
+    }
+
+    /// `2 Re Σ weights · exp(exponent · t)` for each of `L` steps from `first` on: of `[..., H, M, N / 2]` `[..., H, M, L]`.
+    fn read(&self, weights: &Complex, first: i32) -> Result<Array> {
+        let starts = arange::<_, f32>(None, self.rows, None)?;
+        let starts = starts.multiply(Array::from_f32(self.columns as f32))?;
+        let starts = starts.add(Array::from_f32(first as f32))?;
+        // [H, 1, rows, N / 2] and [H, 1, N / 2, columns].
+        let of_rows =
+            powers(self.exponent, &starts)?.map(|part| part.swap_axes(-1, -2)?.expand_dims(1))?;
+        let places = arange::<_, f32>(None, self.columns, None)?;
+        let of_places = powers(self.exponent, &places)?.map(|part| part.expand_dims(1))?;
+        let begun = weights.map(|part| part.expand_dims(-2))?.times(&of_rows)?;
+        let real = matmul(&begun.real, &of_places.real)?;
+        let sums = real.subtract(matmul(&begun.imaginary, &of_places.imaginary)?)?;
+        let flat = [&weights.real.shape()[..weights.real.ndim() - 1], &[-1]].concat();
+        let steps = sums.reshape(&flat)?.try_index((Ellipsis, ..self.length))?;
+        Ok(steps.multiply(Array::from_f32(2.0))?)
+    }
+
+    /// `Σ_t exp(exponent · (L − 1 − t)) · u_t`: of `[B, H, M, L]` `[B, H, M, N / 2]`.
+    fn gather(&self, u: &Array) -> Result<Complex> {
+        let Self { rows, columns, .. } = *self;
+        let ahead = [(0, 0), (0, 0), (0, 0), (rows * columns - self.length, 0)];
+        let grid = [&u.shape()[..3], &[rows, columns]].concat();
+        let u = pad(u, &ahead, None, None)?.reshape(&grid)?;
+        let left = |count: i32| arange::<_, f32>(count - 1, -1, -1);
+        let of_places = powers(self.exponent, &left(columns)?)?;
+        let of_rows = left(rows)?.multiply(Array::from_f32(columns as f32))?;
+        let turned = |part: &Array| part.swap_axes(-1, -2)?.expand_dims(1);
+        let of_rows = powers(self.exponent, &of_rows)?.map(turned)?;
+        let by_row = of_places.map(|part| matmul(&u, turned(part)?))?;
+        Ok(by_row.times(&of_rows)?.map(|part| part.sum_axis(-2, false))?)
+    }
 }
 
 /// `y_t = Σ_s kernel_s · u_{t−s}` along the last axis of `[B, H, M, L]` and `[H, 1, L]`.

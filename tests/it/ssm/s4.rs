@@ -57,7 +57,7 @@ fn backwards(y: &Tensor) -> Tensor {
 fn the_convolution_matches_the_recurrence_in_f64() {
     for bidirectional in [false, true] {
         let mut layer = layer(bidirectional);
-        let x = normal(1, &[2, 40, 6], Dtype::Float32);
+        let x = normal(1, &[2, 43, 6], Dtype::Float32);
         let tensor = Tensor::of(&x);
         let mut y = diagonal_oracle(&layer.ssm, &tensor);
         if let Some(ssm) = &layer.reverse_ssm {
@@ -68,6 +68,16 @@ fn the_convolution_matches_the_recurrence_in_f64() {
         let what = format!("S4, bidirectional {bidirectional}");
         assert_close(&what, &layer.forward(&x).unwrap(), &expected, Tolerance::LAYER);
     }
+}
+
+/// Phases of fast modes and decays of slow ones add up over thousands of steps.
+#[test]
+fn a_long_convolution_matches_the_recurrence_in_f64() {
+    mlx_rs::random::seed(8).unwrap();
+    let mut layer = S4::new(2).unwrap();
+    let x = normal(1, &[1, 3000, 2], Dtype::Float32);
+    let expected = mixed(&layer, &diagonal_oracle(&layer.ssm, &Tensor::of(&x)));
+    assert_close("long S4", &layer.forward(&x).unwrap(), &expected, Tolerance::LAYER);
 }
 
 #[test]
