@@ -230,7 +230,7 @@ impl<'a, I: Into<H3Input<'a>>> Module<I> for H3 {
             self.check_state(state, x.dim(0))?;
         }
         if x.size() == 0 {
-            return Ok(x.clone());
+            return self.out_proj.forward(x);
         }
         let before = state.as_ref().and_then(|state| state.parts.clone()).unzip();
         let (queries, met, keys) = self.met(x, before.0.as_ref())?;

@@ -177,7 +177,7 @@ impl<'a, I: Into<S4Input<'a>>> Module<I> for S4 {
             self.check_state(state.as_ref(), x.dim(0))?;
         }
         if x.size() == 0 {
-            return Ok(x.clone());
+            return Ok(self.mixed(x, x.dtype())?);
         }
         let u = x.as_dtype(Dtype::Float32)?.expand_dims(-1)?;
         let before = state.as_ref().and_then(|state| (**state).clone());

@@ -5,7 +5,7 @@
 use Dtype::*;
 use mlx_primitives::{Backend, Dispatch, Error, Layout, Result};
 use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
-use mlx_primitives::{quant::*, rope::*, sampling::*, scan::*};
+use mlx_primitives::{quant::*, rope::*, sampling::*, scan::*, ssm::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 
 use crate::support::{FLOATING, host, sample::Random, sample::strided};
@@ -551,6 +551,38 @@ fn selective_scans(hostile: &mut Hostile) {
     judge_both("causal_conv1d", causal_conv1d_with_state(&x, &weight, options), [&x, &before]);
 }
 
+fn state_space_layers(hostile: &mut Hostile) {
+    let small = |hostile: &mut Hostile, usual| hostile.or(usual, &[0, 1, 3, -1, i32::MIN]);
+    let (states, dtype) = (small(hostile, 4), hostile.pick(&FLOATING));
+    let [batch, tokens] = [0; 2].map(|_| hostile.pick(&SIZES));
+    let ask = |op: &str, y: Result<Array, mlx_rs::error::Exception>, x: &Array| match y {
+        // Dense projections promote to the dtype of their weights.
+        Ok(y) => judge(op, Ok(y), x.shape(), Float32),
+        Err(error) => assert!(error.what().starts_with('['), "{op}: {error}"),
+    };
+    let x = hostile.array(&[batch, tokens, 6], dtype);
+    let token = hostile.array(&[batch, 6], dtype);
+    let builder = MambaBlockBuilder::new(6).d_state(states).d_conv(small(hostile, 4));
+    if let Ok(mut block) = builder.expand(small(hostile, 2)).dt_rank(small(hostile, 1)).build() {
+        let mut state = MambaState::default();
+        ask("MambaBlock", block.forward((&x, &mut state)), &x);
+        ask("MambaBlock", block.step(&token, &mut state).map_err(Into::into), &token);
+    }
+    let bidirectional = hostile.pick(&[true, false]);
+    if let Ok(mut layer) = S4Builder::new(6).d_state(states).bidirectional(bidirectional).build() {
+        let mut state = None;
+        ask("S4", layer.forward(&x), &x);
+        ask("S4", layer.forward((&x, &mut state)), &x);
+        ask("S4", layer.step(&token, &mut state).map_err(Into::into), &token);
+    }
+    let builder = H3Builder::new(6).d_state(states).d_shift(small(hostile, 3));
+    if let Ok(mut layer) = builder.head_dim(small(hostile, 2)).build() {
+        let mut state = H3State::default();
+        ask("H3", layer.forward((&x, &mut state)), &x);
+        ask("H3", layer.step(&token, &mut state).map_err(Into::into), &token);
+    }
+}
+
 fn ask_all(asks: &[fn(&mut Hostile)]) {
     for ask in asks {
         for seed in 0..250 {
@@ -570,5 +602,5 @@ fn whatever_is_asked_is_answered_or_refused() {
 #[test]
 fn what_is_asked_of_compositions_is_answered_or_refused() {
     ask_all(&[attention_biases, linear_attentions, sparse_attentions, attention_layers]);
-    ask_all(&[attention_of_stretches, selective_scans]);
+    ask_all(&[attention_of_stretches, selective_scans, state_space_layers]);
 }
