@@ -239,12 +239,13 @@ impl MambaBlock {
 
     /// Of the convolved: the step sizes but for their bias, and what enters and leaves the states.
     fn selected(&mut self, x: &Array) -> Result<[Array; 3]> {
-        let all = self.x_proj.forward(x)?;
+        // A dense projection promotes to the dtype of its weight, a quantized one does not.
+        let all = self.x_proj.forward(x)?.as_dtype(x.dtype())?;
         let (rank, states) = (self.dt_proj.weight.dim(1), self.A_log.dim(1));
         let dt = all.try_index((.., .., ..rank))?;
         let b = all.try_index((.., .., rank..rank + states))?;
         let c = all.try_index((.., .., rank + states..))?;
-        Ok([dt.matmul(self.dt_proj.weight.t())?, b, c])
+        Ok([dt.matmul(self.dt_proj.weight.t())?.as_dtype(x.dtype())?, b, c])
     }
 
     /// `a` of the scan.

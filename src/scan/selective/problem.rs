@@ -106,7 +106,7 @@ impl Problem {
         let [groups, states] = parameters(check, given, &[batch.into(), length.into()])?;
         let sequences = segments::count(check, given.options.segments, batch, length)?;
         let sizes = Sizes { batch, length, channels, groups, states, sequences };
-        check_options(check, given, &sizes)?;
+        check_options(check, given, &sizes, "initial_state")?;
         Self::new(given, sizes)
     }
 
@@ -121,7 +121,7 @@ impl Problem {
         let batch = given.u.dim(0);
         let [groups, states] = parameters(check, given, &[batch.into()])?;
         let sizes = Sizes { batch, length: 1, channels, groups, states, sequences: batch };
-        check_options(check, given, &sizes)?;
+        check_options(check, given, &sizes, "state")?;
         Self::new(given, sizes)
     }
 
@@ -191,7 +191,12 @@ fn parameters(check: Check, given: &Given, leading: &[Axis]) -> Result<[i32; 2]>
     Ok([groups, states])
 }
 
-fn check_options(check: Check, given: &Given, sizes: &Sizes) -> Result<()> {
+fn check_options(
+    check: Check,
+    given: &Given,
+    sizes: &Sizes,
+    name_of_state: &'static str,
+) -> Result<()> {
     let SelectiveScanOptions { d, z, delta_bias, initial_state, .. } = given.options;
     let Sizes { channels, states, sequences, .. } = *sizes;
     for (name, by_channel) in [("d", d), ("delta_bias", delta_bias)] {
@@ -205,8 +210,8 @@ fn check_options(check: Check, given: &Given, sizes: &Sizes) -> Result<()> {
         check.dtype_among("z", z, &[given.u.dtype()])?;
     }
     if let Some(state) = initial_state {
-        check.dtype_among("initial_state", state, &[Dtype::Float32])?;
-        check.shape("initial_state", state, axes![sequences, channels, states])?;
+        check.dtype_among(name_of_state, state, &[Dtype::Float32])?;
+        check.shape(name_of_state, state, axes![sequences, channels, states])?;
     }
     Ok(())
 }

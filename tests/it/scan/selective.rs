@@ -349,17 +349,19 @@ fn one_step_at_a_time_is_the_whole_sequence() {
     }
 }
 
-/// Decays next to one and next to zero, for as long as any model runs.
+/// Decays next to one and next to zero, for as long as any model runs; on kernels for what a sanitizer runs in seconds.
 #[test]
 fn it_is_stable_over_65536_steps() {
-    let length = 1 << 16;
+    assert_stable(1 << 16, with_kernels(false));
+    assert_stable(1 << 11, with_kernels(true));
+}
+
+fn assert_stable(length: i32, backends: &[Backend]) {
     let u = normal(1, &[1, length, 2], Dtype::Float32);
     let delta = Array::full::<f32>(&[1, length, 2], Array::from_slice(&[1e-4_f32, 50.0], &[2]));
     let delta = delta.unwrap();
     let a = Array::from_slice(&[-1e-3_f32, -1.0, -1e-3, -1.0], &[2, 2]);
     let b = normal(2, &[1, length, 2], Dtype::Float32);
-    let options = SelectiveScanOptions::default();
-    let (y, state) = selective_scan_with_state(&u, &delta, &a, &b, &b, options).unwrap();
     let (expected, expected_state) = selective_oracle::scan(&Arguments {
         u: &Tensor::of(&u),
         delta: &Tensor::of(&delta),
@@ -376,8 +378,19 @@ fn it_is_stable_over_65536_steps() {
     // A decay of 1 - 1e-7 is off by 2^-25, and 65536 of them by 2^-9 of what they keep; one of 0.95 by 2^-24 of states of
     // several hundreds.
     let tolerance = Tolerance { rtol: 2e-3, atol: 1e-3 };
-    assert_close("y", &y, &expected, tolerance);
-    assert_close("state", &state, &expected_state, tolerance);
+    on_backends(
+        backends,
+        OP,
+        |dispatch| {
+            let options = SelectiveScanOptions { dispatch, ..Default::default() };
+            selective_scan_with_state(&u, &delta, &a, &b, &b, options)
+        },
+        |backend, (y, state)| {
+            let what = format!("{length} steps on {backend}");
+            assert_close(&what, &y, &expected, tolerance);
+            assert_close(&format!("{what}: state"), &state, &expected_state, tolerance);
+        },
+    );
 }
 
 #[test]
@@ -476,6 +489,9 @@ fn bad_options_are_errors_that_name_them() {
         "[selective_scan] segments must come with a batch of one but got 2"
     );
     let one = float(&[2, 4]);
-    let step = selective_state_update(&one, &one, &one, a, &one, &one, Default::default());
-    assert!(step.unwrap_err().to_string().starts_with("[selective_state_update] "));
+    let states = float(&[2, 3]);
+    let step = selective_state_update(&one, &one, &one, a, &states, &states, Default::default());
+    let error = step.unwrap_err().to_string();
+    let message = "[selective_state_update] state must have shape [2, 4, 3] but got [2, 4]";
+    assert_eq!(error, message);
 }

@@ -188,6 +188,24 @@ fn a_model_is_a_module_named_as_in_mamba_ssm() {
 }
 
 #[test]
+fn a_block_of_mixed_precision_keeps_the_dtype_of_its_outer_weights() {
+    let mut exact = block();
+    let x = normal(1, &[2, 9, 6], Dtype::Float32);
+    let expected = Tensor::of(&exact.forward(&x).unwrap());
+    let mut half = exact.clone();
+    let outer = ["in_proj.weight", "out_proj.weight"];
+    let mut parameters = half.parameters_mut().flatten();
+    for name in outer {
+        let weight = parameters.get_mut(name).unwrap();
+        **weight = weight.as_dtype(Dtype::Bfloat16).unwrap();
+    }
+    let y = half.forward(&x.as_dtype(Dtype::Bfloat16).unwrap()).unwrap();
+    assert_eq!(y.dtype(), Dtype::Bfloat16);
+    // Four roundings to 2^-9 of numbers below one.
+    assert_close("bf16", &y, &expected, Tolerance { rtol: 8e-3, atol: 8e-3 });
+}
+
+#[test]
 fn bad_input_is_an_error_and_leaves_the_state() {
     assert!(MambaBlock::new(0).is_err());
     for builder in [
