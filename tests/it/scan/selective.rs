@@ -1,3 +1,5 @@
+use std::slice;
+
 use mlx_primitives::{
     Backend, Dispatch, Result,
     scan::{
@@ -9,7 +11,7 @@ use mlx_rs::{
     Array, Dtype,
     error::Exception,
     ops::{concatenate, indexing::IndexOp},
-    transforms::{compile::compile, fallible_vjp},
+    transforms::{compile::compile, fallible_jvp, fallible_vjp},
 };
 
 use super::selective_oracle::{self, Arguments};
@@ -299,17 +301,64 @@ fn a_sequence_cut_anywhere_is_the_whole_one() {
 
 #[test]
 fn segments_are_separate_runs() {
-    let segments: &[i32] = &[0, 1, 1, 30, 95, 96];
-    let case = Case { softplus: true, segments: Some(segments), ..case("runs", [1, 96, 3], 4) };
-    let inputs = Inputs::new(case, Dtype::Float32);
-    let (y, states) = ours(&inputs.arrays, &case, Dispatch::Auto).unwrap();
-    for (which, pair) in segments.windows(2).enumerate() {
-        let (alone, state) = part(&case, &inputs, [pair[0], pair[1]], None);
-        let (which, here) = (which as i32, y.index((.., pair[0]..pair[1])));
-        assert_close("segment", &here, &Tensor::of(&alone), Tolerance::EXACT);
-        let own = states.index(which..which + 1);
-        assert_close("its state", &own, &Tensor::of(&state), Tolerance::EXACT);
+    let mut random = Random::new(5);
+    for count in 1..6 {
+        let mut segments: Vec<_> = (0..count).map(|_| random.below(97) as i32).collect();
+        segments.extend([0, 96]);
+        segments.sort_unstable();
+        let case = Case { softplus: true, ..case("runs", [1, 96, 3], 4) };
+        let inputs = Inputs::new(case, Dtype::Float32);
+        let [u, delta, a, b, c] = &inputs.arrays[..] else { panic!("five arrays") };
+        let options = SelectiveScanOptions {
+            delta_softplus: true,
+            segments: Some(&segments),
+            ..Default::default()
+        };
+        let (y, states) = selective_scan_with_state(u, delta, a, b, c, options).unwrap();
+        for (which, pair) in (0..).zip(segments.windows(2)) {
+            let (alone, state) = part(&case, &inputs, [pair[0], pair[1]], None);
+            let here = y.index((.., pair[0]..pair[1]));
+            let what = format!("{which} of {segments:?}");
+            assert_close(&what, &here, &Tensor::of(&alone), Tolerance::EXACT);
+            let own = states.index(which..which + 1);
+            assert_close(&what, &own, &Tensor::of(&state), Tolerance::EXACT);
+        }
     }
+}
+
+/// Forward mode is that of the reference, reverse mode the kernel's: each is the other's transpose.
+#[test]
+fn forward_mode_is_the_transpose_of_reverse_mode() {
+    let case = Case { options: true, softplus: true, ..case("modes", [1, 20, 3], 4) };
+    let inputs = Inputs::new(case, Dtype::Float32).arrays;
+    let tangents: Vec<_> = (20..)
+        .zip(&inputs)
+        .map(|(seed, input)| normal(seed, input.shape(), Dtype::Float32))
+        .collect();
+    let cotangent = normal(40, &case.shape, Dtype::Float32);
+    let product = |x: &[Array], y: &[Array]| -> f64 {
+        let pairs = x.iter().zip(y).map(|(x, y)| (Tensor::of(x), Tensor::of(y)));
+        let of = |(x, y): (Tensor, Tensor)| -> f64 {
+            x.values.iter().zip(&y.values).map(|(x, y)| x * y).sum()
+        };
+        pairs.map(of).sum()
+    };
+    on_each_backend(
+        OP,
+        |dispatch| {
+            let run = |arrays: &[Array]| -> Result<Vec<Array>, Exception> {
+                Ok(vec![ours(arrays, &case, dispatch)?.0])
+            };
+            ours(&inputs, &case, dispatch)?;
+            let (_, pushed) = fallible_jvp(run, &inputs, &tangents)?;
+            let (_, pulled) = fallible_vjp(run, &inputs, slice::from_ref(&cotangent))?;
+            Ok([product(&pushed, slice::from_ref(&cotangent)), product(&pulled, &tangents)])
+        },
+        |backend, [forward, reverse]| {
+            let distance = (forward - reverse).abs();
+            assert!(distance < 1e-4 * forward.abs(), "{backend}: {forward} and {reverse}");
+        },
+    );
 }
 
 #[test]
