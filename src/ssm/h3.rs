@@ -132,7 +132,7 @@ impl H3 {
     pub const DEFAULT_D_STATE: i32 = 64;
 
     /// The default of [`H3Builder::d_shift`].
-    pub const DEFAULT_D_SHIFT: i32 = 4;
+    pub const DEFAULT_D_SHIFT: i32 = 64;
 
     /// A layer with heads of one element.
     ///

@@ -125,6 +125,8 @@ impl Geometry {
     const PERIOD: i32 = 32;
 
     fn new(sizes: Sizes) -> Self {
+        // Back, as many steps as fit: a lane holds two numbers for each of its states and steps in registers, and a group two
+        // for each state, step and simdgroup in its memory.
         let [lanes, states, threads, forward, back] = match sizes.states {
             ..=16 => [4, 4, 128, 16, 16],
             17..=32 => [8, 4, 128, 16, 16],
