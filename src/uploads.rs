@@ -2,7 +2,7 @@
 //!
 //! A GPU pays for its first look at memory that the host wrote: on an H200 some 20 µs of a call's time for each array.
 
-use std::{cell::RefCell, collections::VecDeque, iter::repeat_n};
+use std::{cell::RefCell, collections::VecDeque};
 
 use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
@@ -18,7 +18,7 @@ thread_local! {
 #[derive(Debug, Clone, PartialEq)]
 enum Contents {
     U64(Vec<u64>),
-    I32 { value: i32, count: i32 },
+    I32(Vec<i32>),
     F32,
     F16,
     Bf16,
@@ -31,9 +31,7 @@ impl Contents {
             Self::F16 => Array::from_slice(&[f16::ZERO], &[1]),
             Self::Bf16 => Array::from_slice(&[bf16::ZERO], &[1]),
             Self::U64(values) => Array::from_slice(values, &[values.len() as i32]),
-            Self::I32 { value, count } => {
-                Array::from_iter(repeat_n(*value, *count as usize), &[*count])
-            }
+            Self::I32(values) => Array::from_slice(values, &[values.len() as i32]),
         }
     }
 }
@@ -43,9 +41,9 @@ pub(crate) fn numbers(values: Vec<u64>) -> Array {
     kept(Contents::U64(values))
 }
 
-/// A vector of one number over and over.
-pub(crate) fn repeated(value: i32, count: i32) -> Array {
-    kept(Contents::I32 { value, count })
+/// A vector of these integers.
+pub(crate) fn integers(values: Vec<i32>) -> Array {
+    kept(Contents::I32(values))
 }
 
 /// A vector of one zero; f32 where `dtype` is none of f16, bf16 and int32.
@@ -53,7 +51,7 @@ pub(crate) fn zero(dtype: Dtype) -> Array {
     kept(match dtype {
         Dtype::Float16 => Contents::F16,
         Dtype::Bfloat16 => Contents::Bf16,
-        Dtype::Int32 => Contents::I32 { value: 0, count: 1 },
+        Dtype::Int32 => Contents::I32(vec![0]),
         _ => Contents::F32,
     })
 }
@@ -78,7 +76,11 @@ mod tests {
     fn each_gets_its_own_numbers() {
         for round in 0..2 {
             for value in 0..2 * KEPT as i32 {
-                assert_eq!(repeated(value, 3).as_slice::<i32>(), &[value; 3], "round {round}");
+                assert_eq!(
+                    integers(vec![value; 3]).as_slice::<i32>(),
+                    &[value; 3],
+                    "round {round}"
+                );
                 let value = value as u64;
                 assert_eq!(numbers(vec![value, 7]).as_slice::<u64>(), &[value, 7]);
             }
@@ -88,7 +90,7 @@ mod tests {
     #[test]
     fn no_more_is_kept_than_said() {
         for value in 0..2 * KEPT as i32 {
-            repeated(value, 2);
+            integers(vec![value, 2]);
         }
         RECENT.with_borrow(|recent| assert_eq!(recent.len(), KEPT));
     }

@@ -44,7 +44,7 @@ impl<'a> Pair<'a> {
     pub(super) fn starts(&self) -> Array {
         let batch = self.queries.dim(0);
         match self.offset {
-            RopeOffset::At(first) => uploads::repeated(first, batch),
+            RopeOffset::At(first) => uploads::integers(vec![first; batch.unsigned_abs() as usize]),
             RopeOffset::PerRow(firsts) => firsts.clone(),
         }
     }

@@ -16,6 +16,7 @@ use crate::{
     dispatch::{Backend, Context},
     error::Result,
     kernel::stand_in,
+    uploads,
 };
 
 /// What backends are given: the decay, which broadcasts to `[O, L, I]`; `x`, `[O, L, I]`; the states that segments begin
@@ -48,7 +49,7 @@ impl Problem {
     ) -> Result<Self> {
         check.floating("x", x)?;
         let frame = Frame::new(check, x, options)?;
-        Self::new(check, frame, Rule::Operator(operator), [&stand_in(), x], options)
+        Self::new(check, frame, Rule::Operator(operator), [&stand_in(Dtype::Float32), x], options)
     }
 
     pub(super) fn affine(
@@ -94,7 +95,7 @@ impl Problem {
         let state = frame.state(options.initial_state, rule.nothing(), wide)?;
         let bounds = match options.segments {
             Some(segments) => segments::bounds(segments, frame.length())?,
-            None => Array::from_slice(&[0, frame.length()], &[2]),
+            None => uploads::integers(vec![0, frame.length()]),
         };
         let inputs = [decay.clone(), frame.folded(x)?, state, bounds];
         Ok(Self { mode, inputs, frame })

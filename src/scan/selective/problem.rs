@@ -131,7 +131,8 @@ impl Problem {
         let Sizes { batch, length, channels, groups, states, .. } = sizes;
         let by_channel = [batch, length, channels];
         let by_state = [batch, length, groups, states];
-        let or_nothing = |array: Option<&Array>| array.cloned().unwrap_or_else(stand_in);
+        let or_nothing =
+            |array: Option<&Array>| array.cloned().unwrap_or_else(|| stand_in(Dtype::Float32));
         let z = z.map(|z| z.reshape(&by_channel)).transpose()?;
         let operands = Operands {
             u: given.u.reshape(&by_channel)?,

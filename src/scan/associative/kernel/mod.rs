@@ -18,6 +18,7 @@ use super::{Inputs, Mode, ScanOperator, reference, rule::Rule};
 use crate::{
     error::Result,
     kernel::{self, Vjp, differentiable, differentiable_by_reference},
+    uploads,
 };
 
 pub(super) fn refusal([decay, x, state, _]: &Inputs) -> Option<&'static str> {
@@ -109,7 +110,7 @@ impl Pieces {
         let each = (length - 1) / count + 1;
         let numbers = (0..count).map(|piece| piece * each).take_while(|&begin| begin < length);
         let numbers = numbers.chain([length]).collect::<Vec<_>>();
-        let bounds = Array::from_slice(&numbers, &[numbers.len() as i32]);
+        let bounds = uploads::integers(numbers.clone());
         (numbers.len() > 2).then_some(Self { numbers, bounds })
     }
 
@@ -139,7 +140,7 @@ impl Pieces {
     fn states_before(&self, y: &Array, state: &Array, reverse: bool) -> Result<Array> {
         let inner = &self.numbers[1..self.numbers.len() - 1];
         let beside = inner.iter().map(|&begin| if reverse { begin } else { begin - 1 });
-        let beside = Array::from_slice(&beside.collect::<Vec<_>>(), &[self.count() - 1]);
+        let beside = uploads::integers(beside.collect());
         let inner = y.take_axis(&beside, 1)?.as_dtype(Dtype::Float32)?;
         let in_memory = if reverse { [&inner, state] } else { [state, &inner] };
         Ok(concatenate(&in_memory, 1)?)
