@@ -5,6 +5,8 @@ mod causal_conv;
 mod fading;
 mod segments;
 mod selective;
+mod gated_delta;
+mod gated_linear;
 mod ssd;
 
 pub use associative::{
@@ -17,6 +19,10 @@ pub use causal_conv::{
 pub use selective::{
     SelectiveScanOptions, SelectiveStepOptions, selective_scan, selective_scan_with_state,
     selective_state_update,
+pub use gated_delta::{gated_delta_rule, gated_delta_rule_step, gated_delta_rule_with_state};
+pub use gated_linear::{
+    GatedLinearOptions, GatedLinearStep, gated_linear_attention, gated_linear_attention_step,
+    gated_linear_attention_with_state, retention_log_decays,
 };
 pub use ssd::{SsdInput, SsdOptions, SsdStep, ssd_scan, ssd_scan_with_state, ssd_step};
 

@@ -23,7 +23,7 @@ pub(in crate::scan) struct Fade {
 const PART: i32 = 16;
 
 /// The logarithm of a decay that leaves nothing in f32. Smaller ones, −∞ most of all, would spoil sums with others.
-const NOTHING_LEFT: f32 = -100.0;
+pub(in crate::scan) const NOTHING_LEFT: f32 = -100.0;
 
 impl Fade {
     /// `logarithms` has the shape of [`Fade::sums`].

@@ -9,7 +9,7 @@ mod decay;
 mod layout;
 mod places;
 
-pub(super) use decay::Fade;
+pub(super) use decay::{Fade, NOTHING_LEFT};
 pub(super) use layout::Layout;
 pub(super) use places::Places;
 

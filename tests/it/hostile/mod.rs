@@ -2,10 +2,13 @@
 //!
 //! A signal ends the test binary; `--nocapture` shows which seed raised it.
 
+mod scans;
+
 use Dtype::*;
 use mlx_primitives::{Backend, Dispatch, Error, Layout, Result};
 use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
 use mlx_primitives::{quant::*, rope::*, sampling::*, scan::*, ssm::*};
+use mlx_primitives::{quant::*, rope::*, sampling::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 
 mod scans;
@@ -480,7 +483,7 @@ fn ask_all(asks: &[fn(&mut Hostile)]) {
 #[test]
 fn whatever_is_asked_is_answered_or_refused() {
     host::install();
-    ask_all(&[norms_and_activations, norms_in_company, ropes, attention, scans]);
+    ask_all(&[norms_and_activations, norms_in_company, ropes, attention, scans::scans]);
     ask_all(&[paged, quantized, samplers, blocks]);
 }
 
@@ -488,4 +491,5 @@ fn whatever_is_asked_is_answered_or_refused() {
 fn what_is_asked_of_compositions_is_answered_or_refused() {
     ask_all(&[attention_biases, linear_attentions, sparse_attentions, attention_layers]);
     ask_all(&[attention_of_stretches, selective_scans, state_space_layers]);
+    ask_all(&[attention_of_stretches, scans::scans_of_states]);
 }

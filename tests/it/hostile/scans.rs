@@ -1,4 +1,7 @@
 //! Scans, and the layers that are made of them.
+//! Scans, asked as all else is.
+
+use mlx_primitives::scan::*;
 
 use super::*;
 
@@ -121,4 +124,52 @@ pub(super) fn state_space_layers(hostile: &mut Hostile) {
         ask("H3", layer.forward((&x, &mut state)), &x);
         ask("H3", layer.step(&token, &mut state).map_err(Into::into), &token);
     }
+pub(super) fn scans_of_states(hostile: &mut Hostile) {
+    let [batch, length, heads, size, width] = [0; 5].map(|_| hostile.pick(&[0, 1, 1, 2, 3, 33]));
+    let (groups, dtype) = (hostile.pick(&[1, heads, 2]), hostile.pick(&FLOATING));
+    let chunk_size = hostile.or(16, &INTEGERS);
+    let numbers = [0; 3].map(|_| hostile.pick(&INTEGERS));
+    let segments = hostile.maybe(Array::from_slice(&numbers, &[3]));
+    let segments = segments.as_ref();
+    let x = hostile.array(&[batch, length, heads, size], dtype);
+    let dt = hostile.array(&[batch, length, heads], dtype);
+    let a = hostile.array(&[heads], dtype);
+    let b = hostile.array(&[batch, length, groups, width], dtype);
+    let state = hostile.array(&[batch, heads, size, width], Float32);
+    let state = hostile.maybe(state);
+    let options = SsdOptions {
+        chunk_size,
+        dt_softplus: hostile.pick(&[true, false]),
+        dt_bias: hostile.maybe(&a),
+        d: hostile.maybe(&a),
+        z: hostile.maybe(&x),
+        initial_state: state.as_ref(),
+        ..Default::default()
+    };
+    let input = SsdInput { x: &x, dt: &dt, a: &a, b: &b, c: &b };
+    judge("ssd_scan", ssd_scan(input, options), x.shape(), x.dtype());
+    let decay_shape = [batch, length, heads, size];
+    let axes = hostile.pick(&[3, 4]);
+    let decay = hostile.array(&decay_shape[..axes], dtype);
+    let values = hostile.array(&[batch, length, heads, width], dtype);
+    let options = GatedLinearOptions {
+        log_decay: hostile.maybe(&decay),
+        scale: [None, Some(hostile.pick(&NUMBERS))][hostile.0.below(2)],
+        chunk_size,
+        initial_state: state.as_ref(),
+    };
+    let like = (values.shape(), values.dtype());
+    judge(
+        "gated_linear_attention",
+        gated_linear_attention(&x, &x, &values, options),
+        like.0,
+        like.1,
+    );
+    judge("gated_delta_rule", gated_delta_rule(&x, &x, &values, &dt, options), like.0, like.1);
+    let elements = [x.clone(), dt.clone()];
+    let axis = hostile.or(1, &INTEGERS);
+    let first = |first: &[Array], _: &[Array]| Ok(first.to_vec());
+    let generic = GenericScanOptions { axis, reverse: hostile.pick(&[true, false]), segments };
+    let scanned = generic_scan(&elements, first, generic).map(|mut scanned| scanned.remove(0));
+    judge("generic_scan", scanned, x.shape(), x.dtype());
 }

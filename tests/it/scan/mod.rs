@@ -2,6 +2,7 @@ mod affine;
 mod associative;
 mod cases;
 mod complex;
+mod gated;
 mod generic;
 mod gradient;
 mod long;
