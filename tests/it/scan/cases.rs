@@ -103,5 +103,7 @@ pub(super) const CASES: &[Case] = &[
     case("segments backwards", &[3, 40], 1).segments(&[0, 0, 13, 40, 40]).reverse().stateful(),
     case("segments, exclusive", &[40, 3], 0).segments(&[0, 1, 2, 39, 40]).exclusive().stateful(),
     case("long segments", &[1, 601, 3], 1).segments(&[0, 200, 601]).reverse().exclusive(),
+    case("segments in pieces", &[1, 2100, 3], 1).segments(&[0, 700, 700, 1400, 2100]).stateful(),
+    case("segments of rows in pieces", &[1, 2100], 1).segments(&[0, 5, 1300, 2100]).reverse(),
     case("one segment", &[5, 2], 0).segments(&[0, 5]).stateful(),
 ];

@@ -96,17 +96,21 @@ fn gradients_along_rows_match_finite_differences() {
 /// In pieces, which a kernel scans side by side.
 #[test]
 fn gradients_along_long_axes_match_finite_differences() {
-    for (shape, exclusive, reverse) in [([1, 1030, 1], false, false), ([1, 1030, 2], true, true)] {
-        let ask = Ask { exclusive, reverse, ..Ask::along(1) };
-        let state = [shape[0], shape[2]];
+    let numbers = [0, 520, 520, 1030];
+    let segments = Array::from_slice(&numbers, &[4]);
+    for (channels, exclusive, reverse, segmented) in
+        [(1, false, false, false), (2, true, true, false), (2, false, true, true)]
+    {
+        let ask = Ask { axis: 1, exclusive, reverse, segments: segmented.then_some(&numbers) };
+        let state = if segmented { &[1, 3, channels][..] } else { &[1, channels] };
         let a = Tensor::of(&decays(1, &[1, 1030, 1], Dtype::Float32));
-        let inputs = [a, tensor(2, &shape), tensor(3, &state)];
+        let inputs = [a, tensor(2, &[1, 1030, channels]), tensor(3, state)];
         gradients_on_each_backend(
             "affine_scan",
             &inputs,
             |inputs| joined(oracle::affine(&inputs[0], &inputs[1], Some(&inputs[2]), ask)),
             |arrays, dispatch| {
-                let options = ScanOptions { dispatch, ..options(ask, &arrays[2], &arrays[2]) };
+                let options = ScanOptions { dispatch, ..options(ask, &arrays[2], &segments) };
                 joined_arrays(affine_scan_with_state(&arrays[0], &arrays[1], options)?)
             },
         );

@@ -59,13 +59,13 @@ impl Geometry {
         self.outer.saturating_mul(across)
     }
 
-    /// How many pieces a long axis is cut into: as many as leave no core of a GPU idle.
-    pub(super) fn pieces(&self) -> i32 {
-        if self.length <= WORTH_A_PIECE || self.groups() > ENOUGH_GROUPS / 2 {
+    /// How many pieces a long axis with so many segments is cut into besides: as many as leave no core of a GPU idle.
+    pub(super) fn pieces(&self, segments: i32) -> i32 {
+        let groups = self.groups().saturating_mul(segments);
+        if self.length <= WORTH_A_PIECE || groups > ENOUGH_GROUPS / 2 {
             return 1;
         }
-        let wanted = ENOUGH_GROUPS / self.groups();
-        wanted.min((self.length - 1) / WORTH_A_PIECE + 1)
+        (ENOUGH_GROUPS / groups).min((self.length - 1) / WORTH_A_PIECE + 1)
     }
 
     /// The constants that say it, and the launch.
@@ -131,8 +131,10 @@ mod tests {
             (geometry(1000, 65536, 1, 8), 1),
             (geometry(i32::MAX, 65536, 65536, 8), 1),
         ] {
-            assert_eq!(geometry.pieces(), pieces, "{geometry:?}");
+            assert_eq!(geometry.pieces(1), pieces, "{geometry:?}");
         }
+        assert_eq!(geometry(1, 65536, 256, 4).pieces(4), 8);
+        assert_eq!(geometry(1, 65536, 256, 4).pieces(40), 1);
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub(crate) use texts::KERNELS;
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{broadcast_to, concatenate, indexing::TryIndexOp, zeros_like},
+    ops::{broadcast_to, concatenate, indexing::TryIndexOp, sort, zeros_like},
 };
 
 use self::{
@@ -25,7 +25,10 @@ pub(super) fn refusal([decay, x, state, _]: &Inputs) -> Option<&'static str> {
     if [decay, x].iter().any(|array| array.dtype() == Dtype::Complex64) {
         return Some("the kernel takes no complex numbers");
     }
-    kernel::refusal([x, state])
+    kernel::refusal([x, state]).or_else(|| {
+        let launches = Geometry::of(x).plan(state.dim(1)).1.check("scan").is_ok();
+        (!launches).then_some("the kernel takes fewer rows and segments")
+    })
 }
 
 pub(super) fn scan(mode: Mode, inputs: &Inputs) -> Result<[Array; 2]> {
@@ -51,12 +54,12 @@ fn forward(mode: Mode, [decay, x, state, bounds]: &Inputs) -> Result<[Array; 2]>
     };
     let texts = Texts::of(x);
     let direction = Direction { exclusive: mode.exclusive, reverse: mode.reverse };
-    let Some(pieces) = Pieces::of(mode, x, &texts.geometry) else {
+    let Some(pieces) = Pieces::of(mode, x, bounds, &texts.geometry)? else {
         return texts.scan(mode.rule, direction, [&decay, x, state, bounds]);
     };
-    let states = pieces.states(mode, direction, &texts, [&decay, x, state], false)?;
-    let [y, lasts] = texts.scan(mode.rule, direction, [&decay, x, &states, &pieces.bounds])?;
-    Ok([y, pieces.last(&lasts, direction)?])
+    let [states, last] = pieces.states(mode, direction, &texts, [&decay, x, state], false)?;
+    let [y, _] = texts.scan(mode.rule, direction, [&decay, x, &states, &pieces.bounds])?;
+    Ok([y, last])
 }
 
 /// The gradient of a sum is a sum the other way.
@@ -77,17 +80,16 @@ fn affine_backward(mode: Mode, vjp: Vjp<'_, 4, 2>) -> Result<Inputs> {
     let decays = broadcast_to(&wide, x.shape())?;
     let texts = Texts::of(x);
     let back = Direction { exclusive: mode.exclusive, reverse: !mode.reverse };
-    let [dx, ddecay, dstate] = match Pieces::of(mode, x, &texts.geometry) {
+    let [dx, ddecay, dstate] = match Pieces::of(mode, x, bounds, &texts.geometry)? {
         None => texts.affine_backward(back, [&decays, y, dy, state, dlast, bounds])?,
         Some(pieces) => {
-            let flows = pieces.states(mode, back, &texts, [&decays, dy, dlast], !mode.exclusive)?;
-            let states = match mode.exclusive {
-                true => flows.clone(),
-                false => pieces.states_before(y, state, mode.reverse)?,
-            };
+            let forth = Direction { exclusive: mode.exclusive, reverse: mode.reverse };
+            let [states, _] = pieces.states(mode, forth, &texts, [&decays, x, state], false)?;
+            let flowing = [&decays, dy, dlast];
+            let [flows, dstate] = pieces.states(mode, back, &texts, flowing, !mode.exclusive)?;
             let inputs = [&decays, y, dy, &states, &flows, &pieces.bounds];
-            let [dx, ddecay, dstates] = texts.affine_backward(back, inputs)?;
-            [dx, ddecay, pieces.last(&dstates, back)?]
+            let [dx, ddecay, _] = texts.affine_backward(back, inputs)?;
+            [dx, ddecay, dstate]
         }
     };
     let axes = (0..3).filter(|&axis| decay.dim(axis) != x.dim(axis)).collect::<Vec<_>>();
@@ -95,30 +97,45 @@ fn affine_backward(mode: Mode, vjp: Vjp<'_, 4, 2>) -> Result<Inputs> {
     Ok([ddecay.as_dtype(decay.dtype())?, dx, dstate, zeros_like(bounds)?])
 }
 
-/// The axis in pieces that groups scan side by side, where rows alone are too few for a GPU.
+/// The axis in pieces that groups scan side by side, where rows and segments alone are too few for a GPU.
 struct Pieces {
-    numbers: Vec<i32>,
-    /// `[P + 1]`
+    /// `[P + 1]`: where pieces begin and end. Segments begin and end with some of them.
     bounds: Array,
+    /// `[N + 1]`: which pieces those are.
+    of_segments: Array,
 }
 
 impl Pieces {
-    fn of(mode: Mode, x: &Array, geometry: &Geometry) -> Option<Self> {
-        // Segments are pieces themselves.
-        let count = if mode.segmented { 1 } else { geometry.pieces() };
-        let length = x.dim(1);
+    fn of(mode: Mode, x: &Array, bounds: &Array, geometry: &Geometry) -> Result<Option<Self>> {
+        let (length, segments) = (x.dim(1), bounds.dim(0) - 1);
+        let count = geometry.pieces(segments);
         let each = (length - 1) / count + 1;
         let numbers = (0..count).map(|piece| piece * each).take_while(|&begin| begin < length);
         let numbers = numbers.chain([length]).collect::<Vec<_>>();
         let bounds = uploads::integers(numbers.clone());
         (numbers.len() > 2).then_some(Self { numbers, bounds })
+        let inner = (1..count).map(|piece| piece * each).filter(|&begin| begin < length);
+        let inner = inner.collect::<Vec<_>>();
+        if inner.is_empty() {
+            return Ok(None);
+        }
+        let last = inner.len() as i32 + segments;
+        let inner = Array::from_slice(&inner, &[inner.len() as i32]);
+        let all = sort(concatenate(&[bounds, &inner], 0)?)?;
+        let of_segments = match mode.segmented {
+            // The first piece that does not begin before the segment; of several, all but one are empty.
+            true => {
+                let begins = bounds.try_index(..segments)?.expand_dims(1)?;
+                let earlier = all.lt(begins)?.as_dtype(Dtype::Int32)?.sum_axis(-1, false)?;
+                let last = Array::from_slice(&[last], &[1]);
+                concatenate(&[earlier.as_dtype(Dtype::Int32)?, last], 0)?
+            }
+            false => Array::from_slice(&[0, last], &[2]),
+        };
+        Ok(Some(Self { bounds: all, of_segments }))
     }
 
-    fn count(&self) -> i32 {
-        self.numbers.len() as i32 - 1
-    }
-
-    /// What each piece begins with, where the first in the order of the scan begins with `state`: `[O, P, I]`.
+    /// What each piece begins with, `[O, P, I]`, and what segments end with, `[O, N, I]`, where they begin with `state`.
     fn states(
         &self,
         mode: Mode,
@@ -126,7 +143,7 @@ impl Pieces {
         texts: &Texts,
         [decay, x, state]: [&Array; 3],
         scaled: bool,
-    ) -> Result<Array> {
+    ) -> Result<[Array; 2]> {
         let reverse = direction.reverse;
         let [decays, values] =
             texts.totals(mode.rule, reverse, scaled, [decay, x, &self.bounds])?;
@@ -150,5 +167,8 @@ impl Pieces {
     fn last(&self, states: &Array, direction: Direction) -> Result<Array> {
         let last = if direction.reverse { 0 } else { self.count() - 1 };
         Ok(states.try_index((.., last..last + 1))?)
+        let over_pieces = Mode { exclusive: true, reverse, ..mode };
+        let inputs = [decays, values, state.clone(), self.of_segments.clone()];
+        reference::scan(over_pieces, &inputs)
     }
 }
