@@ -4,7 +4,9 @@ use anyhow::Result;
 use mlx_primitives::{
     Backend, Dispatch,
     dispatch::Target,
-    scan::{ScanOperator, ScanOptions, affine_scan, associative_scan},
+    scan::{
+        ScanOperator, ScanOptions, SsdInput, SsdOptions, affine_scan, associative_scan, ssd_scan,
+    },
 };
 use mlx_rs::{
     Array, Dtype,
@@ -21,7 +23,7 @@ const REFERENCE: Dispatch = Dispatch::Only(Backend::Reference);
 pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
     let dispatch = setting.dispatch;
     let mut cases = Vec::new();
-    let Sizes { dtypes, affine, sums } =
+    let Sizes { dtypes, affine, sums, ssd } =
         if setting.target == Target::Cpu { ON_CPU } else { ON_GPU };
     for &dtype in dtypes {
         for &shape in affine {
@@ -31,6 +33,7 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
         for &(shape, axis) in sums {
             cases.push(sum_case(shape, axis, dtype, dispatch)?);
         }
+        cases.push(ssd_case(ssd, dtype)?);
     }
     cases.push(exponentials_case(sums[0].0, dispatch)?);
     Ok(cases)
@@ -41,18 +44,21 @@ struct Sizes {
     affine: &'static [[i32; 3]],
     /// With the axis to scan.
     sums: &'static [(&'static [i32], i32)],
+    ssd: [i32; 5],
 }
 
 const ON_CPU: Sizes = Sizes {
     dtypes: &[Dtype::Float32],
     affine: &[[1, 2048, 256], [1, 65536, 4]],
     sums: &[(&[2, 1024, 512], 1), (&[2048, 512], 1)],
+    ssd: [1, 1024, 8, 64, 64],
 };
 
 const ON_GPU: Sizes = Sizes {
     dtypes: &[Dtype::Float32, Dtype::Bfloat16],
     affine: &[[4, 2048, 2048], [1, 65536, 256]],
     sums: &[(&[8, 4096, 2048], 1), (&[16384, 4096], 1)],
+    ssd: [8, 4096, 32, 64, 128],
 };
 
 fn options(axis: i32, dispatch: Dispatch) -> ScanOptions<'static> {
@@ -176,4 +182,76 @@ fn exponentials_case(shape: &[i32], dispatch: Dispatch) -> Result<Case, Exceptio
         // Thousands of logarithms, each rounded.
         tolerance: Tolerance::of(dtype).with_atol(1e-4),
     })
+}
+
+/// Of Mamba-2: `B`, `L`, `H`, `P` and `N`, with one group.
+fn ssd_case(
+    [batch, length, heads, size, width]: [i32; 5],
+    dtype: Dtype,
+) -> Result<Case, Exception> {
+    let shape = [batch, length, heads, size];
+    let inputs = vec![
+        normal(1, &shape, dtype)?,
+        ops::sigmoid(normal(2, &shape[..3], dtype)?)?,
+        normal(3, &[heads], dtype)?.abs()?.negative()?,
+        normal(4, &[batch, length, 1, width], dtype)?,
+        normal(5, &[batch, length, 1, width], dtype)?,
+    ];
+    let scan = |x: &[Array]| {
+        let input = SsdInput { x: &x[0], dt: &x[1], a: &x[2], b: &x[3], c: &x[4] };
+        ssd_scan(input, SsdOptions::default())
+    };
+    Ok(Case {
+        op: "ssd_scan",
+        shape: format!("{} by {width}", sizes(&shape)),
+        dtype,
+        work: Work::Bytes(inputs.iter().map(Array::nbytes).sum::<usize>() + inputs[0].nbytes()),
+        inputs,
+        ours: ours(scan),
+        baselines: vec![
+            ("segments of sums, a loop", mlx(ssd_by_chunks)),
+            ("compiled", compiled(ssd_by_chunks)),
+        ],
+        reference: reference(scan),
+        // A result sums up hundreds of products of about 10, some of which cancel; in half precision each is rounded.
+        tolerance: match dtype {
+            Dtype::Float32 => Tolerance::of(dtype).with_atol(1e-3),
+            _ => Tolerance::of(dtype).with_atol(5e-1),
+        },
+    })
+}
+
+/// As models on MLX do it: chunks one after another, decays as exponentials of segments of sums.
+fn ssd_by_chunks(inputs: &[Array]) -> Result<Array, Exception> {
+    const CHUNK: i32 = 256;
+    let [x, dt, a, b, c] = inputs else { return Err(Exception::custom("five inputs")) };
+    let (length, dtype) = (x.dim(1), x.dtype());
+    let mut state: Option<Array> = None;
+    let mut results = Vec::new();
+    for start in (0..length).step_by(CHUNK as usize) {
+        let part = |array: &Array| array.try_index((.., start..length.min(start + CHUNK)));
+        let (x, dt, b, c) = (part(x)?, part(dt)?.as_dtype(Dtype::Float32)?, part(b)?, part(c)?);
+        // [B, H, Q]
+        let sums =
+            dt.multiply(a.as_dtype(Dtype::Float32)?)?.swap_axes(1, 2)?.cumsum(-1, None, None)?;
+        let between = sums.expand_dims(-1)?.subtract(sums.expand_dims(-2)?)?;
+        let between = ops::tril(between.exp()?, None)?;
+        let (b, c) = (b.transpose_axes(&[0, 2, 3, 1])?, c.swap_axes(1, 2)?);
+        let weights = c.matmul(&b)?.multiply(between)?.as_dtype(dtype)?;
+        let values = x.multiply(dt.expand_dims(-1)?)?.as_dtype(dtype)?.swap_axes(1, 2)?;
+        let mut y = weights.matmul(&values)?;
+        let left = sums.try_index((.., .., -1..))?.subtract(&sums)?.exp()?.expand_dims(-1)?;
+        let added = b.matmul(values.multiply(left)?.as_dtype(dtype)?)?.as_dtype(Dtype::Float32)?;
+        let through = sums.try_index((.., .., -1..))?.exp()?.expand_dims(-1)?;
+        state = Some(match state {
+            None => added,
+            Some(state) => {
+                let read = c.matmul(state.as_dtype(dtype)?)?;
+                y = y.add(read.multiply(sums.exp()?.expand_dims(-1)?)?.as_dtype(dtype)?)?;
+                state.multiply(through)?.add(added)?
+            }
+        });
+        results.push(y.swap_axes(1, 2)?);
+    }
+    concatenate(&results, 1)
 }
