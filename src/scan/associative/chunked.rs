@@ -50,11 +50,11 @@ impl Scanner<'_> {
             return self.one_by_one(elements, start);
         }
         let steps = length / chunks;
-        let (inside, rest) = self.cut(0..length, chunks * steps);
+        let (inside, rest) = cut(self.reverse, 0..length, chunks * steps);
         let local = self.local(&all(elements, inside)?, chunks, steps)?;
         let totals = if self.reverse { local.first() } else { local.last() };
         let carried = self.scan(totals.map_or(&[][..], |totals| totals), start)?;
-        let (before, after) = self.cut(0..chunks, chunks - 1);
+        let (before, after) = cut(self.reverse, 0..chunks, chunks - 1);
         let before = self.concatenated(start, &all(&carried, before)?)?;
         let steps = local.iter().map(|step| (self.combine)(&before, step));
         let steps = steps.collect::<Result<Vec<_>>>()?;
@@ -66,24 +66,10 @@ impl Scanner<'_> {
         self.concatenated(&scanned, &rest)
     }
 
-    /// The first `count` elements in the order of the scan, and the others.
-    pub(super) fn cut(self, range: Range<i32>, count: i32) -> (Range<i32>, Range<i32>) {
-        let Range { start, end } = range;
-        match self.reverse {
-            true => (end - count..end, start..end - count),
-            false => (start..start + count, start + count..end),
-        }
-    }
-
     /// `first` and `second` in the order of the scan, in one array each.
     pub(super) fn concatenated(self, first: &[Array], second: &[Array]) -> Result<Vec<Array>> {
         let pairs = first.iter().zip(second);
-        pairs.map(|(first, second)| self.joined(first, second)).collect()
-    }
-
-    pub(super) fn joined(self, first: &Array, second: &Array) -> Result<Array> {
-        let in_memory = if self.reverse { [second, first] } else { [first, second] };
-        Ok(concatenate(&in_memory, 0)?)
+        pairs.map(|(first, second)| joined(self.reverse, first, second)).collect()
     }
 
     /// Each chunk scanned by itself: for each step of all chunks, what is combined so far.
@@ -127,6 +113,21 @@ impl Scanner<'_> {
 fn chunks(length: i32, size: usize, worth: usize) -> i32 {
     let steps = i32::try_from(size / worth).unwrap_or(i32::MAX).max(LEAST_STEPS);
     length / steps
+}
+
+/// The first `count` elements in the order of a scan, and the others.
+pub(super) fn cut(reverse: bool, range: Range<i32>, count: i32) -> (Range<i32>, Range<i32>) {
+    let Range { start, end } = range;
+    match reverse {
+        true => (end - count..end, start..end - count),
+        false => (start..start + count, start + count..end),
+    }
+}
+
+/// `first` and `second` in the order of a scan.
+pub(super) fn joined(reverse: bool, first: &Array, second: &Array) -> Result<Array> {
+    let in_memory = if reverse { [second, first] } else { [first, second] };
+    Ok(concatenate(&in_memory, 0)?)
 }
 
 /// Joins the steps of each array.

@@ -3,7 +3,7 @@
 use mlx_rs::Array;
 
 use super::{
-    chunked::{Combine, Scanner, all},
+    chunked::{Combine, Scanner, all, cut},
     options::ScanOptions,
     segments::{self, Places},
 };
@@ -125,7 +125,7 @@ fn from_the_first(elements: &[Array], scanner: Scanner) -> Result<Vec<Array>> {
     if length == 1 {
         return Ok(elements.to_vec());
     }
-    let (first, others) = scanner.cut(0..length, 1);
+    let (first, others) = cut(scanner.reverse, 0..length, 1);
     let first = all(elements, first)?;
     scanner.concatenated(&first, &scanner.scan(&all(elements, others)?, &first)?)
 }

@@ -5,6 +5,7 @@ mod builtin;
 mod chunked;
 mod frame;
 mod generic;
+mod gradient;
 mod kernel;
 mod options;
 mod problem;

@@ -5,7 +5,7 @@ use mlx_rs::{Array, Dtype, ops::zeros_dtype};
 use super::{
     builtin,
     frame::Frame,
-    kernel,
+    gradient, kernel,
     options::{ScanOperator, ScanOptions},
     reference,
     rule::{Rule, wide},
@@ -101,6 +101,11 @@ impl Problem {
         Ok(Self { mode, inputs, frame })
     }
 
+    /// Of complex numbers MLX's own gradients are taken, whose conjugates are a convention of its own.
+    fn is_real_affine(&self) -> bool {
+        self.mode.rule == Rule::Affine && self.inputs[1].dtype() != Dtype::Complex64
+    }
+
     fn is_empty(&self) -> bool {
         self.inputs[1].size() == 0
     }
@@ -137,6 +142,9 @@ impl Problem {
             _ if self.is_empty() => self.nothing()?,
             Backend::Builtin => builtin::scan(self.mode, &self.inputs)?,
             Backend::Kernel => kernel::scan(self.mode, &self.inputs)?,
+            Backend::Reference if self.is_real_affine() => {
+                gradient::affine_scan(self.mode, &self.inputs)?
+            }
             Backend::Reference => reference::scan(self.mode, &self.inputs)?,
         };
         self.frame.unfolded(outputs)

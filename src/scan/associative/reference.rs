@@ -7,7 +7,7 @@ use mlx_rs::{
 
 use super::{
     Inputs, Mode,
-    chunked::{Scanner, all, part},
+    chunked::{Scanner, all, cut, joined, part},
     rule::{Rule, wide},
     segments::{self, Places},
 };
@@ -24,11 +24,36 @@ pub(super) fn scan(mode: Mode, [decay, x, state, bounds]: &Inputs) -> Result<[Ar
         Rule::Operator(_) => x.clone(),
     };
     let steps = Steps { mode, decay, x };
-    let [y, last] = match mode.segmented {
-        true => steps.in_segments(&state, &Places::new(bounds, length, mode.reverse)?)?,
-        false => steps.whole(&state)?,
+    let places = places(mode, bounds, length)?;
+    let [scanned, last] = match &places {
+        Some(places) => steps.in_segments(&state, places)?,
+        None => steps.whole(&state)?,
+    };
+    let y = match mode.exclusive {
+        true => shifted(mode, &scanned, &state, places.as_ref())?,
+        false => scanned,
     };
     Ok([y.swap_axes(0, 1)?.as_dtype(dtype)?, last.swap_axes(0, 1)?])
+}
+
+/// The states before steps, wide, given `y`, those after them, and `state`, those before segments; all as in [`Inputs`].
+pub(super) fn states_before(mode: Mode, y: &Array, state: &Array, bounds: &Array) -> Result<Array> {
+    let (scanned, places) = (time_first(y)?, places(mode, bounds, y.dim(1))?);
+    Ok(shifted(mode, &scanned, &time_first(state)?, places.as_ref())?.swap_axes(0, 1)?)
+}
+
+fn places(mode: Mode, bounds: &Array, length: i32) -> Result<Option<Places>> {
+    mode.segmented.then(|| Places::new(bounds, length, mode.reverse)).transpose()
+}
+
+/// The same with time first.
+fn shifted(mode: Mode, scanned: &Array, state: &Array, places: Option<&Places>) -> Result<Array> {
+    let length = scanned.dim(0);
+    let (before_last, _) = cut(mode.reverse, 0..length, length - 1);
+    let others = part(scanned, before_last)?;
+    let Some(places) = places else { return joined(mode.reverse, state, &others) };
+    let begun = places.states(state)?;
+    places.at_starts(&begun, &joined(mode.reverse, &part(&begun, 0..1)?, &others)?)
 }
 
 /// `[L, O, I]` of `[O, L, I]`, wide.
@@ -55,12 +80,9 @@ impl Steps {
         let start = self.elements(ones_like(part(&self.decay, 0..1)?)?, state.clone());
         let elements = self.elements(self.decay.clone(), self.x.clone());
         let scanned = scanner.scan(&elements, &start)?.pop().unwrap_or(self.x);
-        let (before_last, last) = scanner.cut(0..length, length - 1);
+        let (_, last) = cut(self.mode.reverse, 0..length, length - 1);
         let last = part(&scanned, last)?;
-        match self.mode.exclusive {
-            true => Ok([scanner.joined(state, &part(&scanned, before_last)?)?, last]),
-            false => Ok([scanned, last]),
-        }
+        Ok([scanned, last])
     }
 
     /// `states` is `[N, O, I]`.
@@ -72,7 +94,6 @@ impl Steps {
             },
             reverse: self.mode.reverse,
         };
-        let length = self.x.dim(0);
         let begun = places.states(states)?;
         let x = places.at_starts(&rule.step(&begun, &self.decay, &self.x)?, &self.x)?;
         let mut elements = self.elements(self.decay.clone(), x);
@@ -82,12 +103,7 @@ impl Steps {
         scanned.pop();
         let scanned = scanned.pop().unwrap_or(self.x);
         let last = places.last(&scanned, states)?;
-        if !self.mode.exclusive {
-            return Ok([scanned, last]);
-        }
-        let (before_last, _) = scanner.cut(0..length, length - 1);
-        let shifted = scanner.joined(&part(&begun, 0..1)?, &part(&scanned, before_last)?)?;
-        Ok([places.at_starts(&begun, &shifted)?, last])
+        Ok([scanned, last])
     }
 
     /// What the rule combines: steps, and before them decays if there are any.

@@ -14,7 +14,7 @@ use self::{
     geometry::Geometry,
     texts::{Direction, Texts},
 };
-use super::{Inputs, Mode, ScanOperator, reference, rule::Rule};
+use super::{Inputs, Mode, ScanOperator, gradient, reference, rule::Rule};
 use crate::{
     error::Result,
     kernel::{self, Vjp, differentiable, differentiable_by_reference},
@@ -75,8 +75,8 @@ fn affine_backward(mode: Mode, vjp: Vjp<'_, 4, 2>) -> Result<Inputs> {
     let ([decay, x, state, bounds], [y, _]) = (vjp.inputs, vjp.outputs);
     let [dy, dlast] = vjp.cotangents;
     // What is summed up over axes afterwards is not rounded before.
-    let shared = decay.shape() != x.shape();
-    let wide = if shared { decay.as_dtype(Dtype::Float32)? } else { decay.clone() };
+    let wide =
+        if decay.shape() != x.shape() { decay.as_dtype(Dtype::Float32)? } else { decay.clone() };
     let decays = broadcast_to(&wide, x.shape())?;
     let texts = Texts::of(x);
     let back = Direction { exclusive: mode.exclusive, reverse: !mode.reverse };
@@ -92,9 +92,7 @@ fn affine_backward(mode: Mode, vjp: Vjp<'_, 4, 2>) -> Result<Inputs> {
             [dx, ddecay, dstate]
         }
     };
-    let axes = (0..3).filter(|&axis| decay.dim(axis) != x.dim(axis)).collect::<Vec<_>>();
-    let ddecay = if shared { ddecay.sum_axes(&axes, true)? } else { ddecay };
-    Ok([ddecay.as_dtype(decay.dtype())?, dx, dstate, zeros_like(bounds)?])
+    Ok([gradient::shared(&ddecay, decay)?, dx, dstate, zeros_like(bounds)?])
 }
 
 /// The axis in pieces that groups scan side by side, where rows and segments alone are too few for a GPU.
