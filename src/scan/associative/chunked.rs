@@ -76,8 +76,10 @@ impl Scanner<'_> {
     fn local(self, elements: &[Array], chunks: i32, steps: i32) -> Result<Vec<Vec<Array>>> {
         let columns = elements.iter().map(|array| {
             let shape = [&[chunks, steps], &array.shape()[1..]].concat();
-            let columns = array.reshape(&shape)?.split_equal(steps, 1)?;
-            let columns = columns.iter().map(|column| column.squeeze_axes(&[1]));
+            // A step of all chunks in a row, for operations on it to be quick.
+            let columns = array.reshape(&shape)?.swap_axes(0, 1)?.contiguous()?;
+            let columns = columns.split_equal(steps, 0)?;
+            let columns = columns.iter().map(|column| column.squeeze_axes(&[0]));
             Ok(columns.collect::<Result<Vec<_>, _>>()?)
         });
         self.run(&columns.collect::<Result<Vec<_>>>()?, None)
