@@ -123,11 +123,12 @@ impl Extra {
     }
 
     fn attend(self, x: &[Array], dispatch: Dispatch) -> mlx_primitives::Result<Vec<Array>> {
+        let by_head = |option| (self == option).then(|| &x[3]);
         let options = FlashAttentionOptions {
             causal: true,
             soft_cap: (self == Self::SoftCap).then_some(SOFT_CAP),
-            alibi_slopes: (self == Self::Slopes).then_some(&x[3]),
-            sinks: (self == Self::Sinks).then_some(&x[3]),
+            alibi_slopes: by_head(Self::Slopes),
+            sinks: by_head(Self::Sinks),
             layout: Layout::Bhsd,
             dispatch,
             ..Default::default()

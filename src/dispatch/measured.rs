@@ -29,7 +29,7 @@ const WINS: &[Win] = &[
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
     on_cuda("flash_attention", 1 << 18),
-    on_cuda("associative_scan", 1 << 24),
+    on_cuda("associative_scan", 1 << 20),
     on_cuda("affine_scan", 1 << 20),
     on_cuda("selective_scan", 1 << 16),
     on_cuda("decode_attention", 1 << 23),

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     check::Check,
-    dispatch::{Backend, Context},
+    dispatch::{Backend, Context, Target},
     error::Result,
     kernel::stand_in,
     uploads,
@@ -116,7 +116,7 @@ impl Problem {
         if wins && self.refusal(Backend::Kernel, context).is_none() {
             return Backend::Kernel;
         }
-        match self.refusal_of_builtin() {
+        match self.refusal_of_builtin(context.target) {
             Some(_) => Backend::Reference,
             None => Backend::Builtin,
         }
@@ -124,17 +124,26 @@ impl Problem {
 
     pub(super) fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
         match backend {
-            Backend::Builtin => self.refusal_of_builtin(),
-            Backend::Kernel => context.obstacle.or_else(|| kernel::refusal(&self.inputs)),
+            Backend::Builtin => self.refusal_of_builtin(context.target),
+            Backend::Kernel => {
+                context.obstacle.or_else(|| kernel::refusal(&self.inputs, context.target))
+            }
             Backend::Reference => None,
         }
     }
 
-    fn refusal_of_builtin(&self) -> Option<&'static str> {
+    fn refusal_of_builtin(&self, target: Target) -> Option<&'static str> {
         if self.mode.rule == Rule::Affine {
             return Some("MLX has no affine scan");
         }
-        self.mode.segmented.then_some("MLX's scans know no segments")
+        if self.mode.segmented {
+            return Some("MLX's scans know no segments");
+        }
+        let x = &self.inputs[1];
+        let columns_of_several = x.dim(0) > 1 && x.dim(2) > 1;
+        (target == Target::Cuda && columns_of_several).then_some(
+            "MLX's CUDA scans along another axis than the last are wrong for several of them",
+        )
     }
 
     pub(super) fn run(&self, backend: Backend) -> Result<(Array, Array)> {

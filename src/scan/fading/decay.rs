@@ -10,7 +10,10 @@ use mlx_rs::{
 };
 
 use super::places::Places;
-use crate::error::Result;
+use crate::{
+    error::Result,
+    scan::{ScanOperator, ScanOptions, associative_scan},
+};
 
 /// Decays of chunks, as sums of logarithms from the start of each.
 pub(in crate::scan) struct Fade {
@@ -30,7 +33,8 @@ impl Fade {
     pub(in crate::scan) fn new(logarithms: &Array, places: Option<Places>) -> Result<Self> {
         let logarithms =
             maximum(logarithms.as_dtype(Dtype::Float32)?, Array::from_f32(NOTHING_LEFT))?;
-        let sums = logarithms.cumsum(-2, None, None)?;
+        let along_steps = ScanOptions { axis: -2, ..Default::default() };
+        let sums = associative_scan(&logarithms, ScanOperator::Add, along_steps)?;
         Ok(Self { sums, places })
     }
 

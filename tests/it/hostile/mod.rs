@@ -7,13 +7,13 @@ mod scans;
 use Dtype::*;
 use mlx_primitives::{Backend, Dispatch, Error, Layout, Result};
 use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
-use mlx_primitives::{quant::*, rope::*, sampling::*, scan::*, ssm::*};
 use mlx_primitives::{quant::*, rope::*, sampling::*};
+use mlx_primitives::{quant::*, rope::*, sampling::*, scan::*, ssm::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 
 mod scans;
 
-use self::scans::{scans, selective_scans, state_space_layers};
+use self::scans::{scans, scans_of_states, selective_scans, state_space_layers};
 use crate::support::{FLOATING, host, sample::Random, sample::strided};
 
 const SIZES: [i32; 9] = [0, 1, 1, 2, 2, 3, 7, 33, 64];
@@ -483,13 +483,12 @@ fn ask_all(asks: &[fn(&mut Hostile)]) {
 #[test]
 fn whatever_is_asked_is_answered_or_refused() {
     host::install();
-    ask_all(&[norms_and_activations, norms_in_company, ropes, attention, scans::scans]);
+    ask_all(&[norms_and_activations, norms_in_company, ropes, attention, scans]);
     ask_all(&[paged, quantized, samplers, blocks]);
 }
 
 #[test]
 fn what_is_asked_of_compositions_is_answered_or_refused() {
     ask_all(&[attention_biases, linear_attentions, sparse_attentions, attention_layers]);
-    ask_all(&[attention_of_stretches, selective_scans, state_space_layers]);
-    ask_all(&[attention_of_stretches, scans::scans_of_states]);
+    ask_all(&[attention_of_stretches, scans_of_states, selective_scans, state_space_layers]);
 }

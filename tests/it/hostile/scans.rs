@@ -124,6 +124,8 @@ pub(super) fn state_space_layers(hostile: &mut Hostile) {
         ask("H3", layer.forward((&x, &mut state)), &x);
         ask("H3", layer.step(&token, &mut state).map_err(Into::into), &token);
     }
+}
+
 pub(super) fn scans_of_states(hostile: &mut Hostile) {
     let [batch, length, heads, size, width] = [0; 5].map(|_| hostile.pick(&[0, 1, 1, 2, 3, 33]));
     let (groups, dtype) = (hostile.pick(&[1, heads, 2]), hostile.pick(&FLOATING));

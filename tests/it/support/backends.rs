@@ -37,6 +37,11 @@ const REFUSING: &[(&str, Backend, &str)] = &[
         "MLX's fused attention takes sinks of the dtype of the queries",
     ),
     ("associative_scan", Backend::Builtin, "MLX's scans know no segments"),
+    (
+        "associative_scan",
+        Backend::Builtin,
+        "MLX's CUDA scans along another axis than the last are wrong for several of them",
+    ),
     ("rope_qk", Backend::Builtin, ROPE_POSITIONS),
     ("qk_norm_rope", Backend::Builtin, ROPE_POSITIONS),
 ];

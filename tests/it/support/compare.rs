@@ -67,6 +67,12 @@ const WIDER: &[Wider] = &[
         why: SCORES_ARE_ROUNDED,
     },
     Wider {
+        ops: &["selective_scan"],
+        dtype: Dtype::Float32,
+        tolerance: Tolerance { rtol: 1e-5, atol: 3e-6 },
+        why: "an NVIDIA GPU's powers of two are off by 2^-22, whatever cancels in a state: 1.2e-6 of states of 1",
+    },
+    Wider {
         ops: &["performer_attention"],
         dtype: Dtype::Float32,
         tolerance: Tolerance { rtol: 1e-5, atol: 5e-6 },

@@ -18,15 +18,16 @@ use super::{Inputs, Mode, ScanOperator, gradient, reference, rule::Rule};
 use crate::{
     error::Result,
     kernel::{self, Vjp, differentiable, differentiable_by_reference},
+    target::Target,
     uploads,
 };
 
-pub(super) fn refusal([decay, x, state, _]: &Inputs) -> Option<&'static str> {
+pub(super) fn refusal([decay, x, state, _]: &Inputs, target: Target) -> Option<&'static str> {
     if [decay, x].iter().any(|array| array.dtype() == Dtype::Complex64) {
         return Some("the kernel takes no complex numbers");
     }
     kernel::refusal([x, state]).or_else(|| {
-        let launches = Geometry::of(x).plan(state.dim(1)).1.check("scan").is_ok();
+        let launches = Geometry::of(x).plan(state.dim(1)).1.check("scan", target).is_ok();
         (!launches).then_some("the kernel takes fewer rows and segments")
     })
 }
@@ -108,17 +109,13 @@ impl Pieces {
         let (length, segments) = (x.dim(1), bounds.dim(0) - 1);
         let count = geometry.pieces(segments);
         let each = (length - 1) / count + 1;
-        let numbers = (0..count).map(|piece| piece * each).take_while(|&begin| begin < length);
-        let numbers = numbers.chain([length]).collect::<Vec<_>>();
-        let bounds = uploads::integers(numbers.clone());
-        (numbers.len() > 2).then_some(Self { numbers, bounds })
         let inner = (1..count).map(|piece| piece * each).filter(|&begin| begin < length);
         let inner = inner.collect::<Vec<_>>();
         if inner.is_empty() {
             return Ok(None);
         }
         let last = inner.len() as i32 + segments;
-        let inner = Array::from_slice(&inner, &[inner.len() as i32]);
+        let inner = uploads::integers(inner);
         let all = sort(concatenate(&[bounds, &inner], 0)?)?;
         let of_segments = match mode.segmented {
             // The first piece that does not begin before the segment; of several, all but one are empty.
@@ -145,26 +142,6 @@ impl Pieces {
         let reverse = direction.reverse;
         let [decays, values] =
             texts.totals(mode.rule, reverse, scaled, [decay, x, &self.bounds])?;
-        let over_pieces = Mode { exclusive: true, reverse, segmented: false, ..mode };
-        let inputs = [decays, values, state.clone(), self.bounds.clone()];
-        let [states, _] = reference::scan(over_pieces, &inputs)?;
-        Ok(states)
-    }
-
-    /// The same read off the states after each step.
-    fn states_before(&self, y: &Array, state: &Array, reverse: bool) -> Result<Array> {
-        let inner = &self.numbers[1..self.numbers.len() - 1];
-        let beside = inner.iter().map(|&begin| if reverse { begin } else { begin - 1 });
-        let beside = uploads::integers(beside.collect());
-        let inner = y.take_axis(&beside, 1)?.as_dtype(Dtype::Float32)?;
-        let in_memory = if reverse { [&inner, state] } else { [state, &inner] };
-        Ok(concatenate(&in_memory, 1)?)
-    }
-
-    /// That of the last piece in the order of the scan.
-    fn last(&self, states: &Array, direction: Direction) -> Result<Array> {
-        let last = if direction.reverse { 0 } else { self.count() - 1 };
-        Ok(states.try_index((.., last..last + 1))?)
         let over_pieces = Mode { exclusive: true, reverse, ..mode };
         let inputs = [decays, values, state.clone(), self.of_segments.clone()];
         reference::scan(over_pieces, &inputs)
