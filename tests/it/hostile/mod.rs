@@ -2,12 +2,9 @@
 //!
 //! A signal ends the test binary; `--nocapture` shows which seed raised it.
 
-mod scans;
-
 use Dtype::*;
 use mlx_primitives::{Backend, Dispatch, Error, Layout, Result};
 use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
-use mlx_primitives::{quant::*, rope::*, sampling::*};
 use mlx_primitives::{quant::*, rope::*, sampling::*, scan::*, ssm::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 

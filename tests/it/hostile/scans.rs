@@ -158,6 +158,7 @@ pub(super) fn scans_of_states(hostile: &mut Hostile) {
         log_decay: hostile.maybe(&decay),
         scale: [None, Some(hostile.pick(&NUMBERS))][hostile.0.below(2)],
         chunk_size,
+        segments,
         initial_state: state.as_ref(),
     };
     let like = (values.shape(), values.dtype());
