@@ -1,14 +1,13 @@
 //! One pass over memory instead of one an op: formulas fused by MLX's compiler.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, hash::Hash};
 
 use mlx_rs::{Array, Stream, error::Exception, transforms::compile::compile};
 
-use super::Activation;
 use crate::error::Result;
 
-/// An elementwise formula of one output, over inputs of one shape and dtype.
-pub(super) type Formula = fn(Activation, &[Array]) -> Result<Array>;
+/// An elementwise formula of one output, over inputs that broadcast to its shape; a kind of it is traced by itself.
+pub(crate) type Formula<Kind> = fn(Kind, &[Array]) -> Result<Array>;
 
 type Compiled = Box<dyn FnMut(&[Array]) -> Result<Vec<Array>, Exception>>;
 
@@ -16,41 +15,40 @@ type Compiled = Box<dyn FnMut(&[Array]) -> Result<Vec<Array>, Exception>>;
 ///
 /// Inputs that are being traced, by `grad` or an outer `compile`, pass through MLX's compiler
 /// untouched: it then calls the formula itself, so gradients never meet the fused kernel.
-pub(super) struct Fused {
-    formula: Formula,
-    traces: RefCell<Traces>,
+pub(crate) struct Fused<Kind> {
+    formula: Formula<Kind>,
+    traces: RefCell<Traces<Kind>>,
 }
 
 /// The traces made on one stream. Each is bound to it, and MLX looks one up by its own default
 /// stream, which the scopes of mlx-rs do not move; so a change of stream drops them.
-#[derive(Default)]
-struct Traces {
+struct Traces<Kind> {
     stream: Option<i32>,
-    compiled: HashMap<Activation, Compiled>,
+    compiled: HashMap<Kind, Compiled>,
 }
 
-impl Fused {
-    pub(super) fn new(formula: Formula) -> Self {
-        Self { formula, traces: RefCell::default() }
+impl<Kind: Copy + Eq + Hash + 'static> Fused<Kind> {
+    pub(crate) fn new(formula: Formula<Kind>) -> Self {
+        let traces = Traces { stream: None, compiled: HashMap::new() };
+        Self { formula, traces: RefCell::new(traces) }
     }
 
-    pub(super) fn call(&self, activation: Activation, inputs: &[Array]) -> Result<Array> {
+    pub(crate) fn call(&self, kind: Kind, inputs: &[Array]) -> Result<Array> {
         let stream = Some(Stream::thread_local_or_default().get_index()?);
         // Held while MLX traces, and no formula calls back here.
         let mut traces = self.traces.borrow_mut();
         if traces.stream != stream {
-            *traces = Traces { stream, ..Default::default() };
+            *traces = Traces { stream, compiled: HashMap::new() };
         }
         let formula = self.formula;
-        let compiled =
-            traces.compiled.entry(activation).or_insert_with(|| trace(formula, activation));
+        let compiled = traces.compiled.entry(kind).or_insert_with(|| trace(formula, kind));
         Ok(compiled(inputs)?.swap_remove(0))
     }
 }
 
-fn trace(formula: Formula, activation: Activation) -> Compiled {
+fn trace<Kind: Copy + 'static>(formula: Formula<Kind>, kind: Kind) -> Compiled {
     let traced = move |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
-        Ok(vec![formula(activation, inputs)?])
+        Ok(vec![formula(kind, inputs)?])
     };
     let shapeless = true;
     Box::new(compile(traced, shapeless))
@@ -63,6 +61,7 @@ mod tests {
     use mlx_rs::{Device, transforms::fallible_vjp, with_device};
 
     use super::*;
+    use crate::activation::Activation;
 
     thread_local! {
         static CALLS: Cell<u32> = const { Cell::new(0) };

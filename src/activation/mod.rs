@@ -4,7 +4,7 @@
 //! a function, such as [`silu`]. [`glu`](glu()) gates one array by the activation of another, and
 //! [`softmax`](softmax()) turns rows into weights.
 
-mod fused;
+pub(crate) mod fused;
 pub mod glu;
 pub mod pointwise;
 pub(crate) mod softmax;

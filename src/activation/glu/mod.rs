@@ -86,7 +86,7 @@ pub fn glu(
 }
 
 thread_local! {
-    static FUSED: Fused = Fused::new(reference::glu);
+    static FUSED: Fused<Activation> = Fused::new(reference::glu);
 }
 
 /// Writes one function a published variant.

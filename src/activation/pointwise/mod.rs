@@ -74,7 +74,7 @@ pub enum Activation {
 }
 
 thread_local! {
-    static FUSED: Fused = Fused::new(reference::pointwise);
+    static FUSED: Fused<Activation> = Fused::new(reference::pointwise);
 }
 
 impl Activation {

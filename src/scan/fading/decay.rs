@@ -13,6 +13,8 @@ use super::places::Places;
 use crate::{
     error::Result,
     scan::{ScanOperator, ScanOptions, associative_scan},
+    activation::fused::Fused,
+    dispatch::{Context, Target},
 };
 
 /// Decays of chunks, as sums of logarithms from the start of each.
@@ -85,21 +87,26 @@ impl Fade {
         }
     }
 
-    /// What each query has to do with each earlier key of its chunk, and its own: `[B, n, G, R, Q, Q]`, f32.
+    /// What each query has to do with each earlier key of its chunk, and its own: `[B, n, G, R, Q, Q]`, in the dtype of the
+    /// keys.
     pub(in crate::scan) fn scores(&self, queries: &Array, keys: &Array) -> Result<Array> {
-        let visible = self.visible(0)?;
+        let (visible, dtype) = (self.visible(0)?, keys.dtype());
         if self.by_key() {
-            return self.scores_by_key(queries, keys, &visible);
+            return Ok(self.scores_by_key(queries, keys, &visible)?.as_dtype(dtype)?);
         }
-        let products = queries.matmul(keys.swap_axes(-1, -2)?)?.as_dtype(Dtype::Float32)?;
-        Ok(products.multiply(self.between(&visible)?)?)
+        let products = queries.matmul(keys.swap_axes(-1, -2)?)?;
+        let inputs = [products, self.sums.clone(), self.sums.swap_axes(-1, -2)?, visible];
+        match Context::current()?.target {
+            Target::Cpu => weighed(dtype, &inputs),
+            Target::Metal | Target::Cuda => FUSED
+                .try_with(|fused| fused.call(dtype, &inputs))
+                .unwrap_or_else(|_| weighed(dtype, &inputs)),
+        }
     }
 
     /// What is left of each step at each later one: `[B, n, G, R, Q, Q]`, zero where not `visible`; for one decay a head.
     pub(in crate::scan) fn between(&self, visible: &Array) -> Result<Array> {
-        let difference = self.sums.subtract(self.sums.swap_axes(-1, -2)?)?;
-        // Before the exponential: what is not visible may overflow, and then its gradient is NaN.
-        Ok(exp(select(visible, difference, Array::from_f32(f32::NEG_INFINITY))?)?)
+        left(&self.sums, &self.sums.swap_axes(-1, -2)?, visible)
     }
 
     /// Whether a step sees another that is `lag` or more before it: `[Q, Q]` or `[n, 1, 1, Q, Q]`.
@@ -144,6 +151,25 @@ impl Fade {
     }
 }
 
+thread_local! {
+    /// On a GPU one pass over memory, which is most of the time otherwise.
+    static FUSED: Fused<Dtype> = Fused::new(weighed);
+}
+
+/// Products, times what is left of keys, in `dtype`.
+fn weighed(dtype: Dtype, inputs: &[Array]) -> Result<Array> {
+    let [products, sums, earlier, visible] = inputs else { return Ok(Array::from_f32(0.0)) };
+    let products = products.as_dtype(Dtype::Float32)?;
+    Ok(products.multiply(left(sums, earlier, visible)?)?.as_dtype(dtype)?)
+}
+
+/// What is left of an earlier step at a later one, by their sums of logarithms; zero where it is not visible.
+fn left(sums: &Array, earlier: &Array, visible: &Array) -> Result<Array> {
+    // Before the exponential: what is not visible may overflow, and then its gradient is NaN.
+    let hidden = Array::from_f32(f32::NEG_INFINITY);
+    Ok(exp(select(visible, sums.subtract(earlier)?, hidden)?)?)
+}
+
 /// `row` with zeros up to `columns` columns.
 fn pad_columns(row: &Array, columns: i32) -> Result<Array> {
     let mut width = vec![(0, 0); row.ndim() - 1];
@@ -170,4 +196,28 @@ pub(super) fn outer(keys: &Array, values: &Array, left: &Array) -> Result<Array>
         _ => (scaled(keys)?, values.clone()),
     };
     Ok(keys.swap_axes(-1, -2)?.matmul(values)?.as_dtype(Dtype::Float32)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_gpu_fuses_is_what_a_cpu_computes() -> Result<()> {
+        let inputs = |steps: i32, dtype| -> Result<[Array; 4]> {
+            let products =
+                mlx_rs::random::normal::<f32>(&[2, 3, 1, 1, steps, steps], None, None, None)?;
+            let sums = mlx_rs::random::normal::<f32>(&[2, 3, 1, 4, steps, 1], None, None, None)?;
+            let (earlier, past) = (sums.swap_axes(-1, -2)?, tri::<bool>(steps, None, None)?);
+            Ok([products.as_dtype(dtype)?, sums, earlier, past])
+        };
+        for (steps, dtype) in [(5, Dtype::Float32), (8, Dtype::Float32), (8, Dtype::Float16)] {
+            let inputs = inputs(steps, dtype)?;
+            let plain = weighed(dtype, &inputs)?;
+            let fused = FUSED.with(|fused| fused.call(dtype, &inputs))?;
+            assert_eq!((fused.shape(), fused.dtype()), (&[2, 3, 1, 4, steps, steps][..], dtype));
+            assert!(fused.all_close(&plain, 1e-3, 1e-5, None)?, "{steps} steps of {dtype:?}");
+        }
+        Ok(())
+    }
 }

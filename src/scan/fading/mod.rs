@@ -53,7 +53,7 @@ impl Chunks {
             ..Default::default()
         };
         let (carried, last) = affine_scan_with_state(self.fade.through()?, added, options)?;
-        let near = self.fade.scores(&self.queries, &self.keys)?.as_dtype(self.values.dtype())?;
+        let near = self.fade.scores(&self.queries, &self.keys)?;
         let near = near.matmul(&self.values)?.as_dtype(Dtype::Float32)?;
         let read = near.add(self.fade.read(&self.queries, &carried)?)?;
         let last = match &self.fade.places {
