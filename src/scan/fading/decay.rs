@@ -19,7 +19,7 @@ use crate::{
 
 /// Decays of chunks, as sums of logarithms from the start of each.
 pub(in crate::scan) struct Fade {
-    /// `[B, n, G, R, Q, 1]`, or with a decay for each element of a key `[B, n, G, R, Q, K]`; f32.
+    /// `[B, G, R, n, Q, 1]`, or with a decay for each element of a key `[B, G, R, n, Q, K]`; f32.
     sums: Array,
     pub(in crate::scan) places: Option<Places>,
 }
@@ -52,13 +52,13 @@ impl Fade {
         Ok(self.sums.try_index((Ellipsis, -1.., ..))?)
     }
 
-    /// What is left of a state after a whole chunk: `[B, n, G, R, 1 or K, 1]`.
+    /// What is left of a state after a whole chunk: `[B, G, R, n, 1 or K, 1]`.
     pub(in crate::scan) fn through(&self) -> Result<Array> {
         let left = exp(self.ends()?.swap_axes(-1, -2)?)?;
         masked(left, self.places.as_ref().map(|places| &places.alive))
     }
 
-    /// What is left of a state at each step: `[B, n, G, R, Q, 1 or K]`.
+    /// What is left of a state at each step: `[B, G, R, n, Q, 1 or K]`.
     pub(in crate::scan) fn since_start(&self) -> Result<Array> {
         masked(exp(&self.sums)?, self.places.as_ref().map(|places| &places.entered))
     }
@@ -69,12 +69,12 @@ impl Fade {
         masked(left, self.places.as_ref().map(|places| &places.leaving))
     }
 
-    /// The outer products of all steps of a chunk as they are at its end: `[B, n, G, R, K, V]`, f32.
+    /// The outer products of all steps of a chunk as they are at its end: `[B, G, R, n, K, V]`, f32.
     pub(in crate::scan) fn gathered(&self, keys: &Array, values: &Array) -> Result<Array> {
         outer(keys, values, &self.to_end()?)
     }
 
-    /// What queries read of the states before their chunks: `[B, n, G, R, Q, V]`, f32.
+    /// What queries read of the states before their chunks: `[B, G, R, n, Q, V]`, f32.
     pub(in crate::scan) fn read(&self, queries: &Array, states: &Array) -> Result<Array> {
         let (dtype, left) = (queries.dtype(), self.since_start()?);
         let states = states.as_dtype(dtype)?;
@@ -87,7 +87,7 @@ impl Fade {
         }
     }
 
-    /// What each query has to do with each earlier key of its chunk, and its own: `[B, n, G, R, Q, Q]`, in the dtype of the
+    /// What each query has to do with each earlier key of its chunk, and its own: `[B, G, R, n, Q, Q]`, in the dtype of the
     /// keys.
     pub(in crate::scan) fn scores(&self, queries: &Array, keys: &Array) -> Result<Array> {
         let (visible, dtype) = (self.visible(0)?, keys.dtype());
@@ -104,12 +104,12 @@ impl Fade {
         }
     }
 
-    /// What is left of each step at each later one: `[B, n, G, R, Q, Q]`, zero where not `visible`; for one decay a head.
+    /// What is left of each step at each later one: `[B, G, R, n, Q, Q]`, zero where not `visible`; for one decay a head.
     pub(in crate::scan) fn between(&self, visible: &Array) -> Result<Array> {
         left(&self.sums, &self.sums.swap_axes(-1, -2)?, visible)
     }
 
-    /// Whether a step sees another that is `lag` or more before it: `[Q, Q]` or `[n, 1, 1, Q, Q]`.
+    /// Whether a step sees another that is `lag` or more before it: `[Q, Q]` or `[n, Q, Q]`.
     pub(in crate::scan) fn visible(&self, lag: i32) -> Result<Array> {
         let past = tri::<bool>(self.sums.dim(-2), None, Some(-lag))?;
         match &self.places {

@@ -35,7 +35,7 @@ impl Layout {
         self.chunks() * self.chunk - self.length
     }
 
-    /// `[B, L, G, D]` as `[B, n, G, 1, Q, D]`, and `[B, L, H, D]` as `[B, n, G, R, Q, D]`.
+    /// `[B, L, G, D]` as `[B, G, 1, n, Q, D]`, and `[B, L, H, D]` as `[B, G, R, n, Q, D]`.
     pub(in crate::scan) fn split(&self, array: &Array) -> Result<Array> {
         let (heads, size) = (array.dim(2), array.dim(3));
         let array = match self.padding() {
@@ -44,14 +44,14 @@ impl Layout {
         };
         let groups = self.groups.min(heads);
         let shape = [self.batch, self.chunks(), self.chunk, groups, heads / groups, size];
-        Ok(array.reshape(&shape)?.transpose_axes(&[0, 1, 3, 4, 2, 5])?)
+        Ok(array.reshape(&shape)?.transpose_axes(&[0, 3, 4, 1, 2, 5])?)
     }
 
-    /// `[B, n, G, R, Q, D]` as `[B, L, H, D]`.
+    /// `[B, G, R, n, Q, D]` as `[B, L, H, D]`.
     pub(in crate::scan) fn join(&self, array: &Array) -> Result<Array> {
         let size = array.dim(5);
         let shape = [self.batch, self.chunks() * self.chunk, self.heads(), size];
-        let whole = array.transpose_axes(&[0, 1, 4, 2, 3, 5])?.reshape(&shape)?;
+        let whole = array.transpose_axes(&[0, 3, 4, 1, 2, 5])?.reshape(&shape)?;
         Ok(if self.padding() == 0 { whole } else { whole.try_index((.., ..self.length))? })
     }
 

@@ -3,7 +3,7 @@
 //! Within a chunk a query meets earlier keys directly, as attention without a softmax does; what came before the chunk is a
 //! state that an affine scan carries from chunk to chunk. All of it is products of matrices. Decays are kept as
 //! logarithms, and only differences of their sums from a later to an earlier step are ever exponents, so that nothing
-//! overflows where no decay is above 1.
+//! overflows where no decay is above 1. Heads stand before chunks, so that the scan has one decay for all of a state.
 
 mod decay;
 mod layout;
@@ -32,22 +32,22 @@ pub(super) fn operand(dtype: Dtype) -> Result<Dtype> {
 
 /// Sequences cut into chunks by a [`Layout`].
 pub(super) struct Chunks {
-    /// `[B, n, G, 1, Q, K]`
+    /// `[B, G, 1, n, Q, K]`
     pub(super) queries: Array,
-    /// `[B, n, G, 1, Q, K]`
+    /// `[B, G, 1, n, Q, K]`
     pub(super) keys: Array,
-    /// `[B, n, G, R, Q, V]`
+    /// `[B, G, R, n, Q, V]`
     pub(super) values: Array,
     pub(super) fade: Fade,
 }
 
 impl Chunks {
-    /// What queries read, `[B, n, G, R, Q, V]` in f32, and the states after the last chunk, `[B, G, R, K, V]`, or after each
+    /// What queries read, `[B, G, R, n, Q, V]` in f32, and the states after the last chunk, `[B, G, R, K, V]`, or after each
     /// segment, `[B, N, G, R, K, V]`. `state` is the one before the first chunk.
     pub(super) fn run(&self, state: &Array) -> Result<[Array; 2]> {
         let added = self.fade.gathered(&self.keys, &self.values)?;
         let options = ScanOptions {
-            axis: 1,
+            axis: 3,
             exclusive: true,
             initial_state: Some(state),
             ..Default::default()

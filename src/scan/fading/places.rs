@@ -16,13 +16,13 @@ use crate::{error::Result, scan::associative};
 
 /// Which steps of chunks belong together.
 pub(in crate::scan) struct Places {
-    /// `[n, 1, 1, Q, Q]`: whether two steps are of one segment.
+    /// `[n, Q, Q]`: whether two steps are of one segment.
     pub(super) same: Array,
-    /// `[n, 1, 1, Q, 1]`: whether a step is of the segment that the chunk before ended with.
+    /// `[n, Q, 1]`: whether a step is of the segment that the chunk before ended with.
     pub(super) entered: Array,
-    /// `[n, 1, 1, Q, 1]`: whether a step is of the segment that the chunk ends with.
+    /// `[n, Q, 1]`: whether a step is of the segment that the chunk ends with.
     pub(super) leaving: Array,
-    /// `[n, 1, 1, 1, 1]`: whether one segment goes through the chunk.
+    /// `[n, 1, 1]`: whether one segment goes through the chunk.
     pub(super) alive: Array,
     /// `[n, Q]`
     owners: Array,
@@ -46,8 +46,7 @@ impl Places {
         let lasts = owners.try_index((.., -1..))?;
         let none = Array::from_slice(&[-1], &[1, 1]);
         let before = concatenate(&[none, lasts.try_index(..count - 1)?], 0)?;
-        let spread =
-            |array: Array, rows: i32, columns: i32| array.reshape(&[count, 1, 1, rows, columns]);
+        let spread = |array: Array, rows: i32, columns: i32| array.reshape(&[count, rows, columns]);
         let same = owners.expand_dims(2)?.eq(owners.expand_dims(1)?)?;
         Ok(Self {
             same: spread(same, chunk, chunk)?,
@@ -71,8 +70,8 @@ impl Places {
         let (size, number) = (Array::from_int(chunk), arange::<_, i32>(0, count, 1)?);
         let chunks = floor_divide(&self.ends, &size)?.as_dtype(Dtype::Int32)?;
         let step = remainder(&self.ends, &size)?.reshape(&[count, 1])?;
-        let of = |array: &Array| array.take_axis(&chunks, 1);
-        let spread = |array: Array| array.reshape(&[count, 1, 1, -1, 1]);
+        let of = |array: &Array| array.take_axis(&chunks, 3);
+        let spread = |array: Array| array.reshape(&[count, -1, 1]);
         let place = arange::<_, i32>(0, chunk, 1)?.reshape(&[1, chunk])?;
         let nothing = Array::from_f32(0.0);
         let sums = of(fade.sums())?;
@@ -86,6 +85,6 @@ impl Places {
         let through = select(spread(entered)?, through, &nothing)?;
         let states = of(carried)?.multiply(through)?.add(added)?;
         let none = zeros::<f32>(&[1])?;
-        Ok(select(self.empty.reshape(&[count, 1, 1, 1, 1])?, none, states)?)
+        Ok(select(self.empty.reshape(&[count, 1, 1])?, none, states)?.move_axis(3, 1)?)
     }
 }

@@ -132,11 +132,11 @@ fn run(chunks: &Chunks, beta: &Array, state: &Array) -> Result<[Array; 2]> {
     let alone = solved.matmul(values.multiply(beta)?)?;
     let recalled = solved.matmul(keys.multiply(fade.since_start()?)?.multiply(beta)?)?;
     let kept = keys.multiply(fade.to_end()?)?.swap_axes(-1, -2)?;
-    let count = keys.dim(1);
-    let split = |array: &Array| array.split_equal(count, 1);
+    let count = keys.dim(3);
+    let split = |array: &Array| array.split_equal(count, 3);
     let (alone, recalled, kept) = (split(&alone)?, split(&recalled)?, split(&kept)?);
     let through = split(&fade.through()?)?;
-    let mut state = state.expand_dims(1)?;
+    let mut state = state.expand_dims(3)?;
     let (mut states, mut written) = (Vec::new(), Vec::new());
     for (((alone, recalled), kept), through) in alone.iter().zip(&recalled).zip(&kept).zip(&through)
     {
@@ -145,12 +145,12 @@ fn run(chunks: &Chunks, beta: &Array, state: &Array) -> Result<[Array; 2]> {
         states.push(std::mem::replace(&mut state, next));
         written.push(own);
     }
-    let (states, written) = (concatenate(&states, 1)?, concatenate(&written, 1)?);
+    let (states, written) = (concatenate(&states, 3)?, concatenate(&written, 3)?);
     let near = fade.scores(queries, keys)?.matmul(&written)?;
     let read = near.add(fade.read(queries, &states)?)?;
     let last = match &fade.places {
         Some(places) => places.states(fade, [keys, &written, &states])?,
-        None => state.squeeze_axes(&[1])?,
+        None => state.squeeze_axes(&[3])?,
     };
     Ok([read, last])
 }

@@ -44,7 +44,6 @@ impl Case {
         self
     }
 
-    /// A scaled normal sample, so that products neither vanish nor explode.
     pub(super) fn x(&self, dtype: Dtype) -> Array {
         let x = normal(1, self.shape, dtype);
         if self.strided { strided(&x) } else { x }
