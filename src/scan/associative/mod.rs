@@ -108,7 +108,7 @@ impl Dispatched for Scan {
     const OP: &'static str = "associative_scan";
 
     fn choose(&self, context: &Context) -> Backend {
-        self.0.choose(Self::OP, context)
+        self.0.choose(context)
     }
 
     fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {

@@ -110,9 +110,18 @@ impl Problem {
         self.inputs[1].size() == 0
     }
 
-    pub(super) fn choose(&self, op: &str, context: &Context) -> Backend {
+    /// What kernels are measured as: MLX's own scans are faster along the last axis than along others.
+    fn contest(&self) -> &'static str {
+        match self.mode.rule {
+            Rule::Affine => "affine_scan",
+            Rule::Operator(_) if self.frame.inner() == 1 => "associative_scan along the last axis",
+            Rule::Operator(_) => "associative_scan along another axis",
+        }
+    }
+
+    pub(super) fn choose(&self, context: &Context) -> Backend {
         let long = self.frame.length() >= context.settings.min_seq_for_metal;
-        let wins = long && context.kernel_wins(op, self.inputs[1].size());
+        let wins = long && context.kernel_wins(self.contest(), self.inputs[1].size());
         if wins && self.refusal(Backend::Kernel, context).is_none() {
             return Backend::Kernel;
         }

@@ -142,8 +142,8 @@ impl Pieces {
         let reverse = direction.reverse;
         let [decays, values] =
             texts.totals(mode.rule, reverse, scaled, [decay, x, &self.bounds])?;
-        let over_pieces = Mode { exclusive: true, reverse, ..mode };
-        let inputs = [decays, values, state.clone(), self.of_segments.clone()];
-        reference::scan(over_pieces, &inputs)
+        let over_pieces = Direction { exclusive: true, reverse };
+        let inputs = [&decays, &values, state, &self.of_segments];
+        Texts::of(&values).scan(mode.rule, over_pieces, inputs)
     }
 }
