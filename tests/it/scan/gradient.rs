@@ -1,9 +1,9 @@
 //! Gradients in every mode against finite differences of the oracle.
 
 use mlx_primitives::scan::{
-    ScanOperator, ScanOptions, affine_scan_with_state, associative_scan_with_state,
+    ScanOperator, ScanOptions, affine_scan, affine_scan_with_state, associative_scan_with_state,
 };
-use mlx_rs::{Array, Dtype, ops::concatenate};
+use mlx_rs::{Array, Dtype, error::Exception, ops::concatenate, transforms::fallible_vjp};
 
 use super::{
     affine::decays,
@@ -115,6 +115,40 @@ fn gradients_along_long_axes_match_finite_differences() {
             },
         );
     }
+}
+
+/// Of decay and input, `[1, L, 1]`, what `flow` comes to, with the recurrence taken back by hand.
+fn gradient(decay: &Tensor, x: &Tensor, flow: &Tensor) -> Tensor {
+    let [h, _] = oracle::affine(decay, x, None, Ask::along(1));
+    let length = x.values.len();
+    let (mut of_decay, mut of_x, mut later) = (vec![0.0; length], vec![0.0; length], 0.0);
+    for t in (0..length).rev() {
+        of_x[t] = flow.values[t] + later;
+        of_decay[t] = if t > 0 { of_x[t] * h.values[t - 1] } else { 0.0 };
+        later = decay.values[t] * of_x[t];
+    }
+    Tensor::new(&[2 * length], [of_decay, of_x].concat())
+}
+
+#[test]
+fn gradients_of_gradients_match_finite_differences() {
+    let decay = Tensor::of(&decays(1, &[1, 9, 1], Dtype::Float32));
+    let inputs = [decay, tensor(2, &[1, 9, 1]), tensor(3, &[1, 9, 1])];
+    gradients_on_each_backend(
+        "affine_scan",
+        &inputs,
+        |inputs| gradient(&inputs[0], &inputs[1], &inputs[2]),
+        |arrays, dispatch| {
+            let options = ScanOptions { axis: 1, dispatch, ..Default::default() };
+            // MLX would hand on a refusal as an error of its own.
+            affine_scan(&arrays[0], &arrays[1], options)?;
+            let scan = |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
+                Ok(vec![affine_scan(&inputs[0], &inputs[1], options)?])
+            };
+            let (_, gradients) = fallible_vjp(scan, &arrays[..2], &arrays[2..])?;
+            Ok(concatenate(&gradients, 0)?.flatten(None, None)?)
+        },
+    );
 }
 
 #[test]
