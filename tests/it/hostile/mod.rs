@@ -5,7 +5,7 @@
 use Dtype::*;
 use mlx_primitives::{Backend, Dispatch, Error, Layout, Result};
 use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
-use mlx_primitives::{quant::*, rope::*, sampling::*, scan::*, ssm::*};
+use mlx_primitives::{quant::*, rope::*, sampling::*, ssm::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 
 mod scans;
