@@ -28,13 +28,23 @@ const WINS: &[Win] = &[
     on_cuda("rope_qk", 1 << 26),
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
-    on_cuda("flash_attention", 1 << 18),
-    on_cuda("associative_scan", 1 << 20),
-    on_cuda("affine_scan", 1 << 20),
-    on_cuda("selective_scan", 1 << 16),
-    on_cuda("decode_attention", 1 << 23),
+    // 4x32x4096x128: the log-sum-exp 9.1 times, soft cap and ALiBi 6.8 times the best composition, soft cap with gradients 5.4;
+    // heads of 192 and 256 5.6 and 4.1 times MLX's. At 1x8x512x64 it loses.
+    on_cuda("flash_attention", 1 << 24),
+    // 8 key heads of 128: 8 sequences of 8192 keys 1.12 times MLX's, of 8321 3.1 times, of 8448 4 times; 32 of 4096 1.04 times.
+    // For one sequence, or for 1024 keys, the host's share makes it lose.
+    on_cuda("decode_attention", 1 << 26),
+    // From 3.3 to 25 times gathered blocks in MLX's op.
     on_cuda("paged_attention", 0),
+    // 512 keys: from 3 times blocks in MLX's op at 4x32x4096x128 to 9 times at 1x8x65536x128.
     on_cuda("sliding_window_attention", 1 << 22),
+    // 4x2048x2048: 36 times doubling, 25 times in bf16; 1x65536x256 28 and 21 times.
+    on_cuda("affine_scan", 1 << 24),
+    // Sums of 8x4096x2048, 1.34 times MLX's, 4.1 times in bf16; 16384x4096 2.1 and 5.2 times.
+    on_cuda("associative_scan along another axis", 1 << 26),
+    on_cuda("associative_scan along the last axis", 1 << 26),
+    // f32, 16 states: 4x2048x2048 199 times, 1x2048x2048 125 times what MLX composes.
+    on_cuda("selective_scan", 1 << 22),
     // rms_norm and rms_norm_linear are not here: MLX's own ops are as fast or faster. Neither is layer_norm, which takes its
     // kernel whatever the size, because MLX's has a race.
 ];

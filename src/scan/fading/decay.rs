@@ -11,10 +11,10 @@ use mlx_rs::{
 
 use super::places::Places;
 use crate::{
-    error::Result,
-    scan::{ScanOperator, ScanOptions, associative_scan},
     activation::fused::Fused,
     dispatch::{Context, Target},
+    error::Result,
+    scan::{ScanOperator, ScanOptions, associative_scan},
 };
 
 /// Decays of chunks, as sums of logarithms from the start of each.

@@ -13,6 +13,7 @@ use mlx_rs::{
     ops::{concatenate, indexing::TryIndexOp, sigmoid, stack},
 };
 
+use super::dtype_of_states;
 use crate::support::{
     FLOATING,
     compare::{Tolerance, assert_close},
@@ -175,8 +176,8 @@ fn results_match_the_oracle() {
             let (y, last) = case.run(&inputs, case.options(&inputs)).unwrap();
             assert_eq!((y.dtype(), last.dtype()), (dtype, Dtype::Float32));
             let what = format!("{} {} {dtype:?}", case.kind.op(), case.name);
-            assert_close(&what, &y, &expected, Tolerance::of(case.kind.op(), dtype));
-            let tolerance = Tolerance::of(case.kind.op(), Dtype::Float32);
+            assert_close(&what, &y, &expected, Tolerance::here(case.kind.op(), dtype));
+            let tolerance = Tolerance::here(case.kind.op(), dtype_of_states(dtype));
             assert_close(&format!("{what}: state"), &last, &state, tolerance);
         }
     }
@@ -209,7 +210,7 @@ fn two_parts_are_the_whole_and_so_are_steps() {
         let inputs = case.inputs(Dtype::Float32);
         let (expected, last) = case.run(&inputs, case.options(&inputs)).unwrap();
         let [expected, last] = [&expected, &last].map(Tensor::of);
-        let (length, tolerance) = (case.sizes[1], Tolerance::of(case.kind.op(), Dtype::Float32));
+        let (length, tolerance) = (case.sizes[1], Tolerance::here(case.kind.op(), Dtype::Float32));
         for cut in [1, 8, length - 1] {
             let first = case.part(&inputs, 0..cut, &inputs[5]);
             let (left, state) = case.run(&first, case.options(&first)).unwrap();
@@ -263,7 +264,7 @@ fn segments_are_runs_of_their_own() {
                 lasts.push(last);
             }
             let what = format!("{} {} in {bounds:?}", case.kind.op(), case.name);
-            let tolerance = Tolerance::of(case.kind.op(), Dtype::Float32);
+            let tolerance = Tolerance::here(case.kind.op(), Dtype::Float32);
             assert_close(&what, &y, &Tensor::of(&concatenate(&parts, 1).unwrap()), tolerance);
             assert_close(&what, &last, &Tensor::of(&stack(&lasts, 1).unwrap()), tolerance);
         }

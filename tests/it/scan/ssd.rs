@@ -1,6 +1,5 @@
 use mlx_primitives::{
     Result,
-    dispatch::Target,
     scan::{SsdInput, SsdOptions, SsdStep, ssd_scan, ssd_scan_with_state, ssd_step},
 };
 use mlx_rs::{
@@ -8,6 +7,7 @@ use mlx_rs::{
     ops::{concatenate, indexing::TryIndexOp, stack},
 };
 
+use super::dtype_of_states;
 use crate::support::{
     FLOATING,
     compare::{Tolerance, assert_close},
@@ -125,10 +125,8 @@ fn results_match_the_oracle() {
             let (y, last) = ssd_scan_with_state(input(&inputs), options).unwrap();
             assert_eq!((y.dtype(), last.dtype()), (dtype, Dtype::Float32));
             let what = format!("{OP} {} {dtype:?}", case.name);
-            assert_close(&what, &y, &expected, Tolerance::of(OP, dtype));
-            // A GPU multiplies matrices in the dtype.
-            let on_cpu = Target::current().unwrap() == Target::Cpu;
-            let tolerance = Tolerance::of(OP, if on_cpu { Dtype::Float32 } else { dtype });
+            assert_close(&what, &y, &expected, Tolerance::here(OP, dtype));
+            let tolerance = Tolerance::here(OP, dtype_of_states(dtype));
             assert_close(&format!("{what}: state"), &last, &state, tolerance);
         }
     }
@@ -150,7 +148,7 @@ fn options_left_out_leave_their_part_out() {
     tensors[6].values.fill(1.278_464_542_761_074);
     let [expected, _] = oracle(&tensors);
     let y = ssd_scan(SsdInput { dt: &dt, ..input(&inputs) }, SsdOptions::default()).unwrap();
-    assert_close("plain ssd_scan", &y, &expected, Tolerance::of(OP, Dtype::Float32));
+    assert_close("plain ssd_scan", &y, &expected, Tolerance::here(OP, Dtype::Float32));
 }
 
 #[test]
@@ -199,7 +197,7 @@ fn a_scan_in_two_parts_is_the_whole_and_so_are_steps() {
         let (right, end) = ssd_scan_with_state(input(&second), case.options(&second)).unwrap();
         let y = concatenate(&[left, right], 1).unwrap();
         let what = format!("{OP} cut at {cut}");
-        let tolerance = Tolerance::of(OP, Dtype::Float32);
+        let tolerance = Tolerance::here(OP, Dtype::Float32);
         assert_close(&what, &y, &Tensor::of(&expected), tolerance);
         assert_close(&what, &end, &Tensor::of(&last), tolerance);
     }
@@ -214,7 +212,7 @@ fn a_scan_in_two_parts_is_the_whole_and_so_are_steps() {
         steps.push(y);
         state = next;
     }
-    let tolerance = Tolerance::of(OP, Dtype::Float32);
+    let tolerance = Tolerance::here(OP, Dtype::Float32);
     assert_close("steps", &stack(&steps, 1).unwrap(), &Tensor::of(&expected), tolerance);
     assert_close("steps: state", &state, &Tensor::of(&last), tolerance);
 }
@@ -237,7 +235,7 @@ fn segments_are_scans_of_their_own() {
             lasts.push(last);
         }
         let what = format!("{OP} in {bounds:?}");
-        let tolerance = Tolerance::of(OP, Dtype::Float32);
+        let tolerance = Tolerance::here(OP, Dtype::Float32);
         assert_close(&what, &y, &Tensor::of(&concatenate(&parts, 1).unwrap()), tolerance);
         assert_close(&what, &last, &Tensor::of(&stack(&lasts, 1).unwrap()), tolerance);
     }

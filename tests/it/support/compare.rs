@@ -1,6 +1,6 @@
 //! Closeness, by one table of tolerances.
 
-use mlx_primitives::Backend;
+use mlx_primitives::{Backend, dispatch::Target};
 use mlx_rs::{Array, Dtype};
 
 use super::tensor::{Tensor, unravel};
@@ -73,6 +73,24 @@ const WIDER: &[Wider] = &[
         why: "an NVIDIA GPU's powers of two are off by 2^-22, whatever cancels in a state: 1.2e-6 of states of 1",
     },
     Wider {
+        ops: MATRICES_ON_A_GPU,
+        dtype: Dtype::Float32,
+        tolerance: Tolerance { rtol: 1e-5, atol: 5e-6 },
+        why: "an NVIDIA GPU's exponentials are off by 2^-22, whatever cancels: 1.7e-6 of sums of 1",
+    },
+    Wider {
+        ops: MATRICES_ON_A_GPU,
+        dtype: Dtype::Float16,
+        tolerance: Tolerance { rtol: 1e-3, atol: 2e-3 },
+        why: FACTORS_ARE_ROUNDED,
+    },
+    Wider {
+        ops: MATRICES_ON_A_GPU,
+        dtype: Dtype::Bfloat16,
+        tolerance: Tolerance { rtol: 8e-3, atol: 1.6e-2 },
+        why: FACTORS_ARE_ROUNDED,
+    },
+    Wider {
         ops: &["performer_attention"],
         dtype: Dtype::Float32,
         tolerance: Tolerance { rtol: 1e-5, atol: 5e-6 },
@@ -140,6 +158,12 @@ const WIDER: &[Wider] = &[
     },
 ];
 
+const MATRICES_ON_A_GPU: &[&str] =
+    &["ssd_scan on a GPU", "gated_linear_attention on a GPU", "gated_delta_rule on a GPU"];
+
+const FACTORS_ARE_ROUNDED: &str = "On a GPU factors are rounded to the dtype before matrices are \
+    multiplied: each term of a sum by up to 2^-11 of it in f16 and 2^-8 in bf16, whatever cancels.";
+
 const LONG_SUMS_DRIFT: &str = "On a CPU MLX adds up a row in one f32 for each lane of its vectors, \
     one number after another: off by 9e-5.";
 
@@ -174,6 +198,13 @@ impl Tolerance {
 
     /// A layer is a dozen operations deep, and each rounds.
     pub(crate) const LAYER: Self = Self { rtol: 1e-4, atol: 1e-5 };
+
+    /// That of `op`, where a GPU may round more than a CPU.
+    pub(crate) fn here(op: &str, dtype: Dtype) -> Self {
+        let on_cpu = Target::current().unwrap() == Target::Cpu;
+        let gpu = (!on_cpu).then(|| Self::wider(&format!("{op} on a GPU"), dtype)).flatten();
+        gpu.unwrap_or_else(|| Self::of(op, dtype))
+    }
 
     /// The tolerance of `op` for results of `dtype`.
     pub(crate) fn of(op: &str, dtype: Dtype) -> Self {
