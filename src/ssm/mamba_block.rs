@@ -6,10 +6,11 @@ use mlx_rs::{
     macros::ModuleParameters,
     module::{Module, Param},
     nn,
-    ops::{arange, broadcast_to, expm1, indexing::TryIndexOp, maximum, ones},
+    ops::{arange, broadcast_to, indexing::TryIndexOp, ones},
     random::uniform,
 };
 
+use super::{MambaInput, MambaState, step_range};
 use crate::{
     builder::builder,
     check::{Check, axes},
@@ -104,50 +105,6 @@ pub struct MambaBlock {
     dims: i32,
 }
 
-/// What a [`MambaBlock`] knows of the steps so far, however many. It begins with none.
-#[derive(Debug, Clone, Default)]
-pub struct MambaState {
-    parts: Option<[Array; 2]>,
-}
-
-impl MambaState {
-    /// The last `d_conv − 1` inputs of the convolution, `[B, d_conv − 1, channels inside]`, once there were some.
-    pub fn conv(&self) -> Option<&Array> {
-        self.parts.as_ref().map(|[conv, _]| conv)
-    }
-
-    /// The state of the scan, `[B, channels inside, d_state]`, f32, once there is one.
-    pub fn scan(&self) -> Option<&Array> {
-        self.parts.as_ref().map(|[_, scan]| scan)
-    }
-
-    /// Forgets everything.
-    pub fn reset(&mut self) {
-        *self = Self::default();
-    }
-}
-
-/// Input of [`MambaBlock`] and [`MambaLayer`](super::MambaLayer): `x`, and what is known of earlier steps.
-#[derive(Debug)]
-pub struct MambaInput<'a> {
-    /// `[B, L, dims]`.
-    pub x: &'a Array,
-    /// Of one layer and one batch of sequences; this call adds its steps, unless it fails.
-    pub state: Option<&'a mut MambaState>,
-}
-
-impl<'a> From<&'a Array> for MambaInput<'a> {
-    fn from(x: &'a Array) -> Self {
-        Self { x, state: None }
-    }
-}
-
-impl<'a> From<(&'a Array, &'a mut MambaState)> for MambaInput<'a> {
-    fn from((x, state): (&'a Array, &'a mut MambaState)) -> Self {
-        Self { x, state: Some(state) }
-    }
-}
-
 impl MambaBlock {
     /// The default of [`MambaBlockBuilder::d_state`].
     pub const DEFAULT_D_STATE: i32 = 16;
@@ -159,7 +116,7 @@ impl MambaBlock {
     pub const DEFAULT_EXPAND: i32 = 2;
 
     /// The default of [`MambaBlockBuilder::dt_range`].
-    pub const DEFAULT_DT_RANGE: (f32, f32) = (1e-3, 1e-1);
+    pub const DEFAULT_DT_RANGE: (f32, f32) = step_range::DEFAULT;
 
     /// A block with the sizes of the paper.
     ///
@@ -180,9 +137,7 @@ impl MambaBlock {
         let inner = CHECK.known(inner, "expand", "leave 2 · dims · expand below 2^31", expand)?;
         let dt_rank = builder.dt_rank.unwrap_or((dims - 1) / 16 + 1);
         CHECK.at_least("dt_rank", dt_rank, 1)?;
-        let range = builder.dt_range;
-        CHECK.positive("dt_range.0", range.0)?;
-        CHECK.value(range.1 >= range.0 && range.1.is_finite(), "dt_range", "rise", range.1)?;
+        let range = step_range::check(CHECK, builder.dt_range)?;
         use mlx_rs::builder::Builder;
         Ok(Self {
             in_proj: Projection::random(dims, 2 * inner, bias)?,
@@ -254,17 +209,13 @@ impl MambaBlock {
     }
 }
 
-/// A bias whose softplus spreads evenly over the logarithms of the range, and a weight that moves it little.
-fn step_sizes(rank: i32, inner: i32, (least, most): (f32, f32)) -> Result<nn::Linear> {
+/// A weight that moves step sizes little, and the bias that they start with.
+fn step_sizes(rank: i32, inner: i32, range: (f32, f32)) -> Result<nn::Linear> {
     use mlx_rs::builder::Builder;
     let mut linear = nn::LinearBuilder::new(rank, inner).bias(true).build()?;
     let bound = (rank as f32).sqrt().recip();
     linear.weight.value = uniform::<_, f32>(-bound, bound, &[inner, rank], None)?;
-    let steps = uniform::<_, f32>(least.ln(), most.ln(), &[inner], None)?.exp()?;
-    let steps = maximum(steps, Array::from_f32(1e-4))?;
-    // ln(exp(dt) − 1), which softplus undoes.
-    let inverse = expm1(steps.negative()?)?.negative()?.log()?.add(&steps)?;
-    linear.bias.value = Some(inverse);
+    linear.bias.value = Some(step_range::bias(inner, range)?);
     Ok(linear)
 }
 

@@ -4,10 +4,13 @@ mod diagonal;
 mod h3;
 mod mamba;
 mod mamba_block;
+mod mamba_state;
 mod s4;
+mod step_range;
 
 pub use diagonal::{DiagonalSsm, DiagonalState};
 pub use h3::{H3, H3Builder, H3Input, H3State};
 pub use mamba::{Mamba, MambaBackbone, MambaBuilder, MambaLayer};
-pub use mamba_block::{MambaBlock, MambaBlockBuilder, MambaInput, MambaState};
+pub use mamba_block::{MambaBlock, MambaBlockBuilder};
+pub use mamba_state::{MambaInput, MambaState};
 pub use s4::{S4, S4Builder, S4Input};
