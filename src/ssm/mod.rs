@@ -3,6 +3,7 @@
 mod diagonal;
 mod h3;
 mod mamba;
+mod mamba2_block;
 mod mamba_block;
 mod mamba_state;
 mod s4;
@@ -13,4 +14,5 @@ pub use h3::{H3, H3Builder, H3Input, H3State};
 pub use mamba::{Mamba, MambaBackbone, MambaBuilder, MambaLayer};
 pub use mamba_block::{MambaBlock, MambaBlockBuilder};
 pub use mamba_state::{MambaInput, MambaState};
+pub use mamba2_block::{Mamba2Block, Mamba2BlockBuilder};
 pub use s4::{S4, S4Builder, S4Input};

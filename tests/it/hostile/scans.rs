@@ -111,6 +111,14 @@ pub(super) fn state_space_layers(hostile: &mut Hostile) {
         ask("MambaBlock", block.forward((&x, &mut state)), &x);
         ask("MambaBlock", block.step(&token, &mut state).map_err(Into::into), &token);
     }
+    let builder = Mamba2BlockBuilder::new(6).d_state(states).d_conv(small(hostile, 4));
+    let builder = builder.expand(small(hostile, 2)).head_dim(small(hostile, 3));
+    let builder = builder.n_groups(small(hostile, 2)).chunk_size(small(hostile, 2));
+    if let Ok(mut block) = builder.build() {
+        let mut state = MambaState::default();
+        ask("Mamba2Block", block.forward((&x, &mut state)), &x);
+        ask("Mamba2Block", block.step(&token, &mut state).map_err(Into::into), &token);
+    }
     let bidirectional = hostile.pick(&[true, false]);
     if let Ok(mut layer) = S4Builder::new(6).d_state(states).bidirectional(bidirectional).build() {
         let mut state = None;

@@ -1,5 +1,3 @@
-use std::collections::HashMap;
-
 use mlx_primitives::ssm::{Mamba, MambaBlock, MambaBlockBuilder, MambaBuilder, MambaState};
 use mlx_rs::{
     Array, Dtype,
@@ -8,7 +6,7 @@ use mlx_rs::{
     ops::indexing::IndexOp,
 };
 
-use super::assert_steps_follow_prompts;
+use super::{Weights, assert_steps_follow_prompts, silu, times, weights};
 use crate::support::{
     compare::{Tolerance, assert_close},
     modules::assert_module,
@@ -32,21 +30,6 @@ const PARAMETERS: &[&str] = &[
 fn block() -> MambaBlock {
     mlx_rs::random::seed(3).unwrap();
     MambaBlockBuilder::new(6).d_state(3).dt_rank(2).build().unwrap()
-}
-
-type Weights = HashMap<String, Tensor>;
-
-fn weights(module: &impl ModuleParameters) -> Weights {
-    let parameters = module.parameters().flatten();
-    parameters.into_iter().map(|(name, array)| (name.to_string(), Tensor::of(array))).collect()
-}
-
-fn times(weight: &Tensor, x: &[f64]) -> Vec<f64> {
-    weight.rows().map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
-}
-
-fn silu(x: f64) -> f64 {
-    x / (1.0 + (-x).exp())
 }
 
 /// One sequence, step by step, by the equations of the paper.

@@ -1,10 +1,14 @@
 mod h3;
 mod mamba;
+mod mamba2;
 mod s4;
+
+use std::collections::HashMap;
 
 use mlx_primitives::ssm::DiagonalSsm;
 use mlx_rs::{
     Array,
+    module::ModuleParameters,
     ops::{concatenate, indexing::IndexOp},
 };
 
@@ -12,6 +16,21 @@ use crate::support::{
     compare::{Tolerance, assert_close},
     tensor::Tensor,
 };
+
+type Weights = HashMap<String, Tensor>;
+
+fn weights(module: &impl ModuleParameters) -> Weights {
+    let parameters = module.parameters().flatten();
+    parameters.into_iter().map(|(name, array)| (name.to_string(), Tensor::of(array))).collect()
+}
+
+fn times(weight: &Tensor, x: &[f64]) -> Vec<f64> {
+    weight.rows().map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+}
+
+fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
 
 /// Checks that a prompt at once and then token by token gives what one long call gives.
 fn assert_steps_follow_prompts(
