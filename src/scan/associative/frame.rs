@@ -2,10 +2,11 @@
 
 use mlx_rs::{Array, Dtype, ops::broadcast_to};
 
-use super::{options::ScanOptions, segments};
+use super::options::ScanOptions;
 use crate::{
     check::{Axis, Check},
     error::Result,
+    scan::segments,
 };
 
 /// Where the axis is, and the sizes around it.
@@ -20,7 +21,7 @@ pub(super) struct Frame {
 impl Frame {
     pub(super) fn new(check: Check, x: &Array, options: &ScanOptions) -> Result<Self> {
         let axis = check.axis("axis", options.axis, "x", x)?;
-        let segments = options.segments.map(|array| segments::check(check, array)).transpose()?;
+        let segments = segments::along(check, options.segments, x.dim(axis as i32))?;
         Ok(Self { axis, shape: x.shape().to_vec(), segments })
     }
 

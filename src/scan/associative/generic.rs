@@ -7,7 +7,7 @@ use super::{
     options::ScanOptions,
     segments::{self, Places},
 };
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, scan, uploads};
 
 const OP: &str = "generic_scan";
 
@@ -19,7 +19,7 @@ pub struct GenericScanOptions<'a> {
     /// Whether the last element comes first. Default: no.
     pub reverse: bool,
     /// As [`ScanOptions::segments`]. Default: one.
-    pub segments: Option<&'a Array>,
+    pub segments: Option<&'a [i32]>,
 }
 
 impl Default for GenericScanOptions<'_> {
@@ -40,7 +40,7 @@ impl Default for GenericScanOptions<'_> {
 /// - results: one for each, of its shape and dtype
 ///
 /// # Errors
-/// When there is no array, when one has no such axis or one of another length, when `segments` is no `[N + 1]` of i32, when
+/// When there is no array, when one has no such axis or one of another length, when `segments` are none of it, when
 /// `combine` returns other arrays than it should, or what it fails with.
 ///
 /// # Example
@@ -67,9 +67,7 @@ pub fn generic_scan(
 ) -> Result<Vec<Array>> {
     let check = Check::op(OP);
     let axes = axes(check, elements, options.axis)?;
-    if let Some(segments) = options.segments {
-        segments::check(check, segments)?;
-    }
+    scan::segments::along(check, options.segments, elements[0].dim(axes[0]))?;
     if elements.iter().any(|array| array.size() == 0) {
         return Ok(elements.to_vec());
     }
@@ -84,7 +82,7 @@ pub fn generic_scan(
         None => from_the_first(&first, Scanner { combine: &checked, reverse: options.reverse })?,
         Some(segments) => {
             let length = first[0].dim(0);
-            let bounds = segments::bounds(segments, length)?;
+            let bounds = uploads::integers(segments.to_vec());
             first.push(Places::new(&bounds, length, options.reverse)?.starts);
             let combine: Combine = &|first, second| segments::combine(first, second, &checked);
             from_the_first(&first, Scanner { combine, reverse: options.reverse })?

@@ -48,8 +48,7 @@ use crate::{
 /// use mlx_rs::array;
 ///
 /// let x = array!([1.0, 2.0, 3.0, 4.0]);
-/// let segments = array!([0, 3, 4]);
-/// let options = ScanOptions { segments: Some(&segments), ..Default::default() };
+/// let options = ScanOptions { segments: Some(&[0, 3, 4]), ..Default::default() };
 /// let y = associative_scan(&x, ScanOperator::Add, options)?;
 /// assert_eq!(y.as_slice::<f32>(), [1.0, 3.0, 6.0, 4.0]);
 /// # Ok::<(), mlx_primitives::Error>(())

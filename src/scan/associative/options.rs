@@ -33,12 +33,12 @@ pub struct ScanOptions<'a> {
     /// without the axis; with segments, of the shape of `x` with `N` along the axis, one for each. Default: nothing,
     /// which is zero for an affine scan.
     pub initial_state: Option<&'a Array>,
-    /// `[N + 1]`, i32, `N ≥ 1`: sequences of several lengths that lie one after another along the axis, the same in all
-    /// rows. Sequence `n` is `segments[n]..segments[n + 1]`, which may be empty; each begins anew, and nothing, not
-    /// even NaN, comes through from another. The numbers must not fall, start at 0 and end at the length of the axis.
-    /// They are not read on the host, as that would stall the device and fix them in a compiled graph: other numbers
-    /// stand for themselves sorted, cut to the axis, and with its two ends put first and last. Default: one.
-    pub segments: Option<&'a Array>,
+    /// `N + 1` numbers of sequences of several lengths that lie one after another along the axis, the same in all rows.
+    /// Sequence `n` is `segments[n]..segments[n + 1]`, which may be empty; each begins anew, and nothing, not even NaN,
+    /// comes through from another. The numbers start at 0, do not fall, and end at the length of the axis. They are
+    /// those of the host, as [`SelectiveScanOptions::segments`](crate::scan::SelectiveScanOptions::segments), so that
+    /// all are checked; a compiled graph keeps them. Default: one.
+    pub segments: Option<&'a [i32]>,
     /// Who picks the backend.
     pub dispatch: Dispatch,
 }

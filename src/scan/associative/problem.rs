@@ -9,7 +9,6 @@ use super::{
     options::{ScanOperator, ScanOptions},
     reference,
     rule::{Rule, wide},
-    segments,
 };
 use crate::{
     check::Check,
@@ -94,9 +93,10 @@ impl Problem {
         };
         let state = frame.state(options.initial_state, rule.nothing(), wide)?;
         let bounds = match options.segments {
-            Some(segments) => segments::bounds(segments, frame.length())?,
-            None => uploads::integers(vec![0, frame.length()]),
+            Some(segments) => segments.to_vec(),
+            None => vec![0, frame.length()],
         };
+        let bounds = uploads::integers(bounds);
         let inputs = [decay.clone(), frame.folded(x)?, state, bounds];
         Ok(Self { mode, inputs, frame })
     }

@@ -5,7 +5,7 @@ use mlx_rs::Array;
 use crate::{
     check::{Axis, Check, axes},
     error::Result,
-    scan::associative::segments,
+    scan::segments,
 };
 
 pub(super) const OP: &str = "ssd_scan";
@@ -42,9 +42,9 @@ pub struct SsdOptions<'a> {
     pub dt_limit: Option<(f32, f32)>,
     /// `[B, H, P, N]`: the state before the first step; there may be none with segments. Default: zero.
     pub initial_state: Option<&'a Array>,
-    /// `[N + 1]`, i32: sequences of several lengths one after another, as
+    /// Sequences of several lengths one after another along `L`, as
     /// [`ScanOptions::segments`](crate::scan::ScanOptions::segments), each of which begins with nothing. Default: one.
-    pub segments: Option<&'a Array>,
+    pub segments: Option<&'a [i32]>,
 }
 
 impl SsdOptions<'_> {
@@ -107,7 +107,7 @@ impl<'a> Problem<'a> {
             check.floating("z", z)?;
             check.same_shape("z", z, x)?;
         }
-        let segments = options.segments.map(|array| segments::check(check, array)).transpose()?;
+        let segments = segments::along(check, options.segments, length)?;
         let problem =
             Self { input, options: *options, sizes, groups, state_size: b.dim(3), segments };
         if let Some(state) = options.initial_state {

@@ -15,13 +15,12 @@ pub(super) fn scans(hostile: &mut Hostile) {
     decay[hostile.0.below(rank)] = 1;
     let of_decay = hostile.pick(&FLOATING);
     let a = hostile.array(&decay, of_decay);
-    let (mut rest, count) = (shape.clone(), hostile.pick(&[1, 2, 5]));
-    let numbers = (0..=count).map(|_| hostile.pick(&INTEGERS)).collect::<Vec<_>>();
-    let segments = hostile.maybe(Array::from_slice(&numbers, &[count + 1]));
-    rest[place] = count;
-    if segments.is_none() {
-        rest.remove(place);
-    }
+    let (mut rest, length) = (shape.clone(), shape[place]);
+    let cuts = [0, length / 2, hostile.or(length, &INTEGERS)];
+    let usual = hostile.maybe(&cuts[..]);
+    let segments = hostile.or(usual, &[Some(&cuts[1..]), Some(&cuts[..1]), Some(&[])]);
+    let states = segments.map(|cuts| (cuts.len() as i32 - 1).max(0));
+    rest.splice(place..=place, states);
     let state = hostile.array(&rest, Float32);
     let state = hostile.maybe(state);
     let options = ScanOptions {
@@ -29,7 +28,7 @@ pub(super) fn scans(hostile: &mut Hostile) {
         exclusive: hostile.pick(&[true, false]),
         reverse: hostile.pick(&[true, false]),
         initial_state: state.as_ref(),
-        segments: segments.as_ref(),
+        segments,
         dispatch: hostile.dispatch(),
     };
     let last = Array::zeros::<f32>(&rest).unwrap();
@@ -147,6 +146,8 @@ pub(super) fn scans_of_states(hostile: &mut Hostile) {
     let b = hostile.array(&[batch, length, groups, width], dtype);
     let state = hostile.array(&[batch, heads, size, width], Float32);
     let state = hostile.maybe(state);
+    let cuts = [0, length / 2, hostile.or(length, &INTEGERS)];
+    let cuts = hostile.maybe(&cuts[..]);
     let options = SsdOptions {
         chunk_size,
         dt_softplus: hostile.pick(&[true, false]),
@@ -154,6 +155,7 @@ pub(super) fn scans_of_states(hostile: &mut Hostile) {
         d: hostile.maybe(&a),
         z: hostile.maybe(&x),
         initial_state: state.as_ref(),
+        segments: cuts,
         ..Default::default()
     };
     let input = SsdInput { x: &x, dt: &dt, a: &a, b: &b, c: &b };
@@ -180,7 +182,8 @@ pub(super) fn scans_of_states(hostile: &mut Hostile) {
     let elements = [x.clone(), dt.clone()];
     let axis = hostile.or(1, &INTEGERS);
     let first = |first: &[Array], _: &[Array]| Ok(first.to_vec());
-    let generic = GenericScanOptions { axis, reverse: hostile.pick(&[true, false]), segments };
+    let reverse = hostile.pick(&[true, false]);
+    let generic = GenericScanOptions { axis, reverse, segments: cuts };
     let scanned = generic_scan(&elements, first, generic).map(|mut scanned| scanned.remove(0));
     judge("generic_scan", scanned, x.shape(), x.dtype());
 }

@@ -35,14 +35,14 @@ fn results_match_the_oracle_on_every_backend() {
     for (number, case) in CASES.iter().enumerate() {
         let (dtype, of_a) = (FLOATING[number % 3], FLOATING[number / 2 % 3]);
         let a = decays(3, &shape_of_decay(number, case), of_a);
-        let (x, state, segments) = (case.x(dtype), case.state(), case.segments_array());
+        let (x, state) = (case.x(dtype), case.state());
         let wide_state = state.as_ref().map(Tensor::of);
         let expected =
             oracle::affine(&Tensor::of(&a), &Tensor::of(&x), wide_state.as_ref(), case.ask);
         on_each_backend(
             OP,
             |dispatch| {
-                let options = case.options(state.as_ref(), segments.as_ref(), dispatch);
+                let options = case.options(state.as_ref(), dispatch);
                 affine_scan_with_state(&a, &x, options)
             },
             |backend, (y, last)| {
@@ -77,12 +77,11 @@ fn nothing_of_a_segment_reaches_the_next() {
     x.values[60..80].fill(f64::NAN);
     x.values[4] = f64::INFINITY;
     let (x, a) = (x.to_array(Dtype::Float32), decays(2, &[60, 2], Dtype::Float32));
-    let segments = Array::from_slice(&[0, 20, 45, 60], &[4]);
     for reverse in [false, true] {
         on_each_backend(
             OP,
             |dispatch| {
-                let segments = Some(&segments);
+                let segments = Some(&[0, 20, 45, 60][..]);
                 let options =
                     ScanOptions { axis: 0, reverse, segments, dispatch, ..Default::default() };
                 affine_scan_with_state(&a, &x, options)
@@ -95,35 +94,6 @@ fn nothing_of_a_segment_reaches_the_next() {
                 assert!(finite(&y)[90..].iter().all(|&finite| finite), "{what}");
                 assert!(!finite(&y)[60], "{what}");
                 assert_eq!(finite(&last)[4..], [true; 2], "{what}");
-            },
-        );
-    }
-}
-
-#[test]
-fn numbers_that_are_no_segments_are_harmless() {
-    let (a, x) = (decays(1, &[10, 3], Dtype::Float32), normal(2, &[10, 3], Dtype::Float32));
-    for (numbers, like) in [
-        (&[5, -7, 99, 3][..], &[0, 3, 5, 10][..]),
-        (&[0, 0], &[0, 10]),
-        (&[i32::MAX, i32::MIN, 12], &[0, 10, 10]),
-    ] {
-        let segments = Array::from_slice(numbers, &[numbers.len() as i32]);
-        let ask = Ask { segments: Some(like), ..Ask::along(0) };
-        let [expected, _] = oracle::affine(&Tensor::of(&a), &Tensor::of(&x), None, ask);
-        on_each_backend(
-            OP,
-            |dispatch| {
-                let segments = Some(&segments);
-                affine_scan(
-                    &a,
-                    &x,
-                    ScanOptions { axis: 0, segments, dispatch, ..Default::default() },
-                )
-            },
-            |backend, y| {
-                let what = format!("{OP} of {numbers:?} on {backend}");
-                assert_close(&what, &y, &expected, Tolerance::of(OP, Dtype::Float32));
             },
         );
     }

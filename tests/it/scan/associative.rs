@@ -28,7 +28,7 @@ fn results_match_the_oracle_on_every_backend() {
     for (number, case) in CASES.iter().enumerate() {
         for (turn, operator) in OPERATORS.into_iter().enumerate() {
             let dtype = FLOATING[(number + turn) % 3];
-            let (x, state, segments) = (case.x(dtype), case.state(), case.segments_array());
+            let (x, state) = (case.x(dtype), case.state());
             let wide_state = state.as_ref().map(Tensor::of);
             let expected =
                 oracle::associative(operator, &Tensor::of(&x), wide_state.as_ref(), case.ask);
@@ -37,7 +37,7 @@ fn results_match_the_oracle_on_every_backend() {
                 with_kernels(turn == number % OPERATORS.len()),
                 OP,
                 |dispatch| {
-                    let options = case.options(state.as_ref(), segments.as_ref(), dispatch);
+                    let options = case.options(state.as_ref(), dispatch);
                     associative_scan_with_state(&x, operator, options)
                 },
                 |backend, (y, last)| {

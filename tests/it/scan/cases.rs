@@ -56,14 +56,9 @@ impl Case {
         self.stateful.then(|| normal(2, &shape, Dtype::Float32))
     }
 
-    pub(super) fn segments_array(&self) -> Option<Array> {
-        self.ask.segments.map(|numbers| Array::from_slice(numbers, &[numbers.len() as i32]))
-    }
-
     pub(super) fn options<'a>(
         &self,
         state: Option<&'a Array>,
-        segments: Option<&'a Array>,
         dispatch: Dispatch,
     ) -> ScanOptions<'a> {
         ScanOptions {
@@ -72,7 +67,7 @@ impl Case {
             exclusive: self.ask.exclusive,
             reverse: self.ask.reverse,
             initial_state: state,
-            segments,
+            segments: self.ask.segments,
             dispatch,
         }
     }

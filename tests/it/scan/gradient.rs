@@ -42,20 +42,19 @@ fn asks() -> impl Iterator<Item = Ask<'static>> {
     })
 }
 
-fn options<'a>(ask: Ask, state: &'a Array, segments: &'a Array) -> ScanOptions<'a> {
+fn options<'a>(ask: Ask<'a>, state: &'a Array) -> ScanOptions<'a> {
     ScanOptions {
         axis: ask.axis as i32,
         exclusive: ask.exclusive,
         reverse: ask.reverse,
         initial_state: Some(state),
-        segments: ask.segments.map(|_| segments),
+        segments: ask.segments,
         ..Default::default()
     }
 }
 
 #[test]
 fn gradients_of_affine_scans_match_finite_differences() {
-    let segments = Array::from_slice(&SEGMENTS, &[4]);
     for (number, ask) in asks().enumerate() {
         // Decays of their own, one for each channel, one for each step, and along two axes.
         let of_decay = [[2, 7, 3], [1, 1, 3], [1, 7, 1], [2, 7, 1]][number % 4];
@@ -67,7 +66,7 @@ fn gradients_of_affine_scans_match_finite_differences() {
             &inputs,
             |inputs| joined(oracle::affine(&inputs[0], &inputs[1], Some(&inputs[2]), ask)),
             |arrays, dispatch| {
-                let options = ScanOptions { dispatch, ..options(ask, &arrays[2], &segments) };
+                let options = ScanOptions { dispatch, ..options(ask, &arrays[2]) };
                 joined_arrays(affine_scan_with_state(&arrays[0], &arrays[1], options)?)
             },
         );
@@ -86,7 +85,7 @@ fn gradients_along_rows_match_finite_differences() {
             &inputs,
             |inputs| joined(oracle::affine(&inputs[0], &inputs[1], Some(&inputs[2]), ask)),
             |arrays, dispatch| {
-                let options = ScanOptions { dispatch, ..options(ask, &arrays[2], &arrays[2]) };
+                let options = ScanOptions { dispatch, ..options(ask, &arrays[2]) };
                 joined_arrays(affine_scan_with_state(&arrays[0], &arrays[1], options)?)
             },
         );
@@ -97,7 +96,6 @@ fn gradients_along_rows_match_finite_differences() {
 #[test]
 fn gradients_along_long_axes_match_finite_differences() {
     let numbers = [0, 520, 520, 1030];
-    let segments = Array::from_slice(&numbers, &[4]);
     for (channels, exclusive, reverse, segmented) in
         [(1, false, false, false), (2, true, true, false), (2, false, true, true)]
     {
@@ -110,7 +108,7 @@ fn gradients_along_long_axes_match_finite_differences() {
             &inputs,
             |inputs| joined(oracle::affine(&inputs[0], &inputs[1], Some(&inputs[2]), ask)),
             |arrays, dispatch| {
-                let options = ScanOptions { dispatch, ..options(ask, &arrays[2], &segments) };
+                let options = ScanOptions { dispatch, ..options(ask, &arrays[2]) };
                 joined_arrays(affine_scan_with_state(&arrays[0], &arrays[1], options)?)
             },
         );
@@ -153,7 +151,6 @@ fn gradients_of_gradients_match_finite_differences() {
 
 #[test]
 fn gradients_of_every_operator_match_finite_differences() {
-    let segments = Array::from_slice(&SEGMENTS, &[4]);
     let operators = [
         ScanOperator::Add,
         ScanOperator::Mul,
@@ -171,7 +168,7 @@ fn gradients_of_every_operator_match_finite_differences() {
                 &[tensor(2, &[2, 7, 3]), tensor(3, states)],
                 |inputs| joined(oracle::associative(operator, &inputs[0], Some(&inputs[1]), ask)),
                 |arrays, dispatch| {
-                    let options = ScanOptions { dispatch, ..options(ask, &arrays[1], &segments) };
+                    let options = ScanOptions { dispatch, ..options(ask, &arrays[1]) };
                     joined_arrays(associative_scan_with_state(&arrays[0], operator, options)?)
                 },
             );

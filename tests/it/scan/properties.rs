@@ -145,8 +145,7 @@ fn segments_are_scans_of_their_own() {
         let (parts, lasts): (Vec<_>, Vec<_>) = parts.unzip();
         let states = (0..bounds.len() as i32 - 1).map(state_of).collect::<Vec<_>>();
         let states = stack(&states, 1).unwrap();
-        let segments = Array::from_slice(&bounds, &[bounds.len() as i32]);
-        let options = ScanOptions { segments: Some(&segments), ..problem.options(&states) };
+        let options = ScanOptions { segments: Some(&bounds), ..problem.options(&states) };
         let (y, last) = problem.scan(&problem.a, &problem.x, options).unwrap();
         let what = format!("seed {seed}, {:?} in {bounds:?}", problem.operator);
         assert_same(&what, &y, &concatenate(&parts, 1).unwrap());

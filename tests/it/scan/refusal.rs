@@ -46,16 +46,15 @@ fn bad_axes_are_errors() {
 #[test]
 fn bad_states_are_errors() {
     let x = normal(1, &[2, 8, 3], Dtype::Float32);
-    let ask = |state: &Array, segments: Option<&Array>| {
+    let ask = |state: &Array, segments: Option<&[i32]>| {
         sum(&x, ScanOptions { axis: 1, initial_state: Some(state), segments, ..Default::default() })
     };
     assert_eq!(
         ask(&x, None),
         "[associative_scan] initial_state must have shape [2, 3] but got [2, 8, 3]"
     );
-    let segments = Array::from_slice(&[0, 4, 8], &[3]);
     assert_eq!(
-        ask(&normal(1, &[2, 3], Dtype::Float32), Some(&segments)),
+        ask(&normal(1, &[2, 3], Dtype::Float32), Some(&[0, 4, 8])),
         "[associative_scan] initial_state must have shape [2, 2, 3] but got [2, 3]"
     );
     let ints = Array::from_slice(&[0_i32; 6], &[2, 3]);
@@ -69,30 +68,32 @@ fn bad_states_are_errors() {
 #[test]
 fn bad_segments_are_errors() {
     let x = normal(1, &[2, 8, 3], Dtype::Float32);
-    let ask = |segments: &Array| {
-        sum(&x, ScanOptions { axis: 1, segments: Some(segments), ..Default::default() })
-    };
-    let ints = Array::from_slice(&[0, 4, 8, 8], &[2, 2]);
-    assert_eq!(ask(&ints), "[associative_scan] segments must have shape [N + 1] but got [2, 2]");
-    assert_eq!(
-        ask(&Array::from_slice(&[0], &[1])),
-        "[associative_scan] segments must hold two numbers or more but got 1"
-    );
-    let wide = ints.as_dtype(Dtype::Int64).unwrap();
-    assert_eq!(ask(&wide), "[associative_scan] segments must have dtype Int32 but got Int64");
+    for (segments, expected) in [
+        (&[][..], "have a first number but got none"),
+        (&[1, 8], "start at 0 but got 1"),
+        (&[-1, 8], "start at 0 but got -1"),
+        (&[0, 5, 4, 8], "not fall but got Some([5, 4])"),
+        (&[0, 4], "end at L = 8 but got 4"),
+        (&[0, 9], "end at L = 8 but got 9"),
+        (&[0], "end at L = 8 but got 0"),
+    ] {
+        let options = ScanOptions { axis: 1, segments: Some(segments), ..Default::default() };
+        let expected = format!("_scan] segments must {expected}");
+        assert_eq!(sum(&x, options), format!("[associative{expected}"));
+        assert_eq!(affine(&x, &x, options), format!("[affine{expected}"));
+    }
 }
 
 #[test]
 fn a_backend_that_cannot_is_refused_in_words() {
     let x = normal(1, &[8], Dtype::Float32);
     let builtin = Dispatch::Only(Backend::Builtin);
-    let segments = Array::from_slice(&[0, 8], &[2]);
     assert_eq!(
         affine(&x, &x, ScanOptions { dispatch: builtin, ..Default::default() }),
         "[affine_scan] backend builtin is unavailable: MLX has no affine scan"
     );
     assert_eq!(
-        sum(&x, ScanOptions { dispatch: builtin, segments: Some(&segments), ..Default::default() }),
+        sum(&x, ScanOptions { dispatch: builtin, segments: Some(&[0, 8]), ..Default::default() }),
         "[associative_scan] backend builtin is unavailable: MLX's scans know no segments"
     );
 }
@@ -113,5 +114,22 @@ fn nothing_to_scan_leaves_the_state() {
             assert_eq!((y.shape(), y.dtype()), (shape, Dtype::Float16));
             assert!(last.all_close(&state, None, None, None).unwrap(), "{shape:?} along {axis}");
         }
+    }
+}
+
+#[test]
+fn segments_of_nothing_leave_their_states() {
+    let x = normal(1, &[2, 0, 3], Dtype::Float32);
+    for segments in [&[0][..], &[0, 0], &[0, 0, 0]] {
+        let state = normal(2, &[2, segments.len() as i32 - 1, 3], Dtype::Float32);
+        let options = ScanOptions {
+            axis: 1,
+            initial_state: Some(&state),
+            segments: Some(segments),
+            ..Default::default()
+        };
+        let (_, last) = mlx_primitives::scan::affine_scan_with_state(&x, &x, options).unwrap();
+        assert_eq!(last.shape(), state.shape());
+        assert!(last.all_close(&state, None, None, None).unwrap(), "{segments:?}");
     }
 }

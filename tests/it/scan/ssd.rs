@@ -222,9 +222,8 @@ fn segments_are_scans_of_their_own() {
     let case = case("segments", [2, 37, 4, 3, 2, 5], 8);
     let inputs = case.inputs(Dtype::Float32);
     for bounds in [&[0, 37][..], &[0, 8, 16, 37], &[0, 0, 3, 5, 5, 30, 37, 37], &[0, 1, 36, 37]] {
-        let segments = Array::from_slice(bounds, &[bounds.len() as i32]);
         let options =
-            SsdOptions { initial_state: None, segments: Some(&segments), ..case.options(&inputs) };
+            SsdOptions { initial_state: None, segments: Some(bounds), ..case.options(&inputs) };
         let (y, last) = ssd_scan_with_state(input(&inputs), options).unwrap();
         let (mut parts, mut lasts) = (Vec::new(), Vec::new());
         for ends in bounds.windows(2) {
@@ -284,8 +283,10 @@ fn bad_input_is_an_error_that_names_the_argument() {
     let zero = SsdOptions { chunk_size: 0, ..Default::default() };
     let message = ask(zero).unwrap_err().to_string();
     assert_eq!(message, "[ssd_scan] chunk_size must be at least 1 but got 0");
-    let segments = Array::from_slice(&[0, 32], &[2]);
-    let both = SsdOptions { segments: Some(&segments), ..CASES[2].options(&inputs) };
+    let short = SsdOptions { segments: Some(&[0, 31]), ..Default::default() };
+    let message = ask(short).unwrap_err().to_string();
+    assert_eq!(message, "[ssd_scan] segments must end at L = 32 but got 31");
+    let both = SsdOptions { segments: Some(&[0, 32]), ..CASES[2].options(&inputs) };
     let message = ask(both).unwrap_err().to_string();
     assert!(message.starts_with("[ssd_scan] initial_state must be none where there are segments"));
 }
@@ -297,4 +298,9 @@ fn nothing_to_scan_leaves_the_state() {
     let (y, last) = ssd_scan_with_state(input(&inputs), case.options(&inputs)).unwrap();
     assert_eq!(y.shape(), [2, 0, 2, 3]);
     assert_close("state", &last, &Tensor::of(&inputs[8]), Tolerance::EXACT);
+    let options = |segments| SsdOptions { segments: Some(segments), ..Default::default() };
+    for (segments, count) in [(&[0][..], 0), (&[0, 0, 0], 2)] {
+        let (_, last) = ssd_scan_with_state(input(&inputs), options(segments)).unwrap();
+        assert_eq!(last.shape(), [2, count, 2, 3, 4]);
+    }
 }
