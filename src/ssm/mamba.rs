@@ -2,7 +2,10 @@
 
 use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module, nn};
 
-use super::{MambaBlock, MambaBlockBuilder, MambaInput, MambaState};
+use super::{
+    Mamba2Block, Mamba2BlockBuilder, MambaBlock, MambaBlockBuilder, MambaInput, MambaKind,
+    MambaMixer, MambaState,
+};
 use crate::{
     builder::builder,
     check::{Axis, Check, axes},
@@ -21,8 +24,10 @@ builder! {
         /// How many layers.
         n_layers: i32,
     ) {
-        /// See [`MambaBlockBuilder::d_state`].
-        d_state: i32 = MambaBlock::DEFAULT_D_STATE,
+        /// Which blocks; those of Mamba, the first, by default.
+        kind: MambaKind = MambaKind::default(),
+        /// See [`MambaBlockBuilder::d_state`] and [`Mamba2BlockBuilder::d_state`]; the block's own default by default.
+        d_state: Option<i32> = None,
         /// See [`MambaBlockBuilder::d_conv`].
         d_conv: i32 = MambaBlock::DEFAULT_D_CONV,
         /// See [`MambaBlockBuilder::expand`].
@@ -34,7 +39,7 @@ builder! {
     }
 }
 
-/// A residual stack of [`MambaBlock`]s, each after a norm: `x + mixer(norm(x))`.
+/// A residual stack of [`MambaBlock`]s or [`Mamba2Block`]s, each after a norm: `x + mixer(norm(x))`.
 ///
 /// Its parameters are named as in `mamba_ssm`, whose head is the embedding.
 ///
@@ -89,14 +94,14 @@ pub struct MambaLayer {
     pub norm: RmsNorm,
     /// What steps see of each other.
     #[param]
-    pub mixer: MambaBlock,
+    pub mixer: MambaMixer,
 }
 
 impl MambaLayer {
-    /// [`MambaBlock::step`] between norm and residual.
+    /// [`MambaMixer::step`] between norm and residual.
     ///
     /// # Errors
-    /// Those of [`MambaBlock::step`].
+    /// Those of [`MambaMixer::step`].
     pub fn step(&mut self, x: impl AsRef<Array>, state: &mut MambaState) -> Result<Array> {
         let x = x.as_ref();
         let normed = self.norm.forward(x)?;
@@ -130,13 +135,11 @@ impl Mamba {
 
     fn assemble(builder: MambaBuilder) -> Result<Self> {
         use mlx_rs::builder::Builder;
-        let MambaBuilder { dims, n_layers, d_state, d_conv, expand, vocab_size, norm_eps } =
-            builder;
+        let MambaBuilder { dims, n_layers, vocab_size, norm_eps, .. } = builder;
         CHECK.at_least("n_layers", n_layers, 1)?;
         CHECK.at_least("vocab_size", vocab_size.unwrap_or(1), 1)?;
         let norm = || RmsNormBuilder::new(dims).eps(norm_eps).build();
-        let block = MambaBlockBuilder::new(dims).d_state(d_state).d_conv(d_conv).expand(expand);
-        let layer = |_| Ok(MambaLayer { norm: norm()?, mixer: block.clone().build()? });
+        let layer = |_| Ok(MambaLayer { norm: norm()?, mixer: mixer(&builder)? });
         let layers = (0..n_layers).map(layer).collect::<Result<_>>()?;
         let embedding = vocab_size.map(|size| nn::Embedding::new(size, dims)).transpose()?;
         let embedding = embedding.map(TokenEmbedding::from);
@@ -216,6 +219,22 @@ impl Mamba {
             Some(embedding) => embedding.as_linear(normed),
         }
     }
+}
+
+fn mixer(builder: &MambaBuilder) -> Result<MambaMixer> {
+    use mlx_rs::builder::Builder;
+    let &MambaBuilder { dims, kind, d_state, d_conv, expand, .. } = builder;
+    Ok(match kind {
+        MambaKind::Mamba => {
+            let block = MambaBlockBuilder::new(dims).d_conv(d_conv).expand(expand);
+            block.d_state(d_state.unwrap_or(MambaBlock::DEFAULT_D_STATE)).build()?.into()
+        }
+        MambaKind::Mamba2 { head_dim, n_groups } => {
+            let block = Mamba2BlockBuilder::new(dims).d_conv(d_conv).expand(expand);
+            let block = block.d_state(d_state.unwrap_or(Mamba2Block::DEFAULT_D_STATE));
+            block.head_dim(head_dim).n_groups(n_groups).build()?.into()
+        }
+    })
 }
 
 impl Module<&Array> for Mamba {

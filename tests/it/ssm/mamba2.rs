@@ -1,6 +1,6 @@
 use std::cell::RefCell;
 
-use mlx_primitives::ssm::{Mamba2Block, Mamba2BlockBuilder, MambaState};
+use mlx_primitives::ssm::{Mamba2Block, Mamba2BlockBuilder, MambaBuilder, MambaKind, MambaState};
 use mlx_rs::{
     Array, Dtype,
     builder::Builder,
@@ -184,6 +184,44 @@ fn a_block_goes_on_step_by_step() {
     assert_close("rest", &rest, &Tensor::of(&whole.index((.., 1..))), Tolerance::LAYER);
     let nothing = block.forward((&x.index((.., ..0)), &mut state)).unwrap();
     assert_eq!(nothing.shape(), [2, 0, 6]);
+}
+
+#[test]
+fn a_model_of_such_blocks_goes_on_step_by_step() {
+    mlx_rs::random::seed(4).unwrap();
+    let kind = MambaKind::Mamba2 { head_dim: 4, n_groups: 3 };
+    let mut model = MambaBuilder::new(6, 2).kind(kind).d_state(3).vocab_size(9).build().unwrap();
+    let ids = Array::from_slice(&[3, 1, 4, 1, 5, 2, 6, 5, 3, 5, 8, 0], &[2, 6]);
+    let whole = model.forward(&ids).unwrap();
+    let states = RefCell::new(model.states());
+    let mut stepping = model.clone();
+    assert_steps_follow_prompts(
+        "Mamba of Mamba-2",
+        &ids,
+        &whole,
+        |x| model.forward_with(x, &mut states.borrow_mut()).unwrap(),
+        |x| stepping.step(x, &mut states.borrow_mut()).unwrap(),
+    );
+    assert_eq!(states.borrow()[1].scan().unwrap().shape(), [2, 3, 4, 3]);
+}
+
+#[test]
+fn a_model_of_such_blocks_trains_under_the_names_of_mamba_ssm() {
+    mlx_rs::random::seed(4).unwrap();
+    let kind = MambaKind::Mamba2 { head_dim: 4, n_groups: 1 };
+    let mut model = MambaBuilder::new(6, 1).kind(kind).d_state(3).build().unwrap();
+    // The squares of what a norm without weights leaves add up to the same whatever it gets.
+    model.backbone.norm_f.weight.value = normal(9, &[6], Dtype::Float32);
+    let mixer = PARAMETERS.iter().map(|name| format!("backbone.layers.0.mixer.{name}"));
+    let norms = ["backbone.layers.0.norm.weight", "backbone.norm_f.weight"].map(str::to_owned);
+    let names: Vec<_> = mixer.chain(norms).collect();
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    assert_module(model, &normal(1, &[2, 5, 6], Dtype::Float32), &names);
+    let paper = MambaBuilder::new(32, 1).kind(MambaKind::MAMBA2).build().unwrap();
+    let weights = weights(&paper);
+    assert_eq!(weights["backbone.layers.0.mixer.conv1d.weight"].shape, [64 + 2 * 128, 1, 4]);
+    let bad = MambaBuilder::new(6, 1).kind(MambaKind::MAMBA2).build().unwrap_err().to_string();
+    assert!(bad.starts_with("[Mamba2Block] head_dim must divide dims · expand = 12"), "{bad}");
 }
 
 #[test]
