@@ -2,30 +2,11 @@
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{arange, clip, concatenate, indexing::TryIndexOp, select, sort},
+    ops::{arange, clip, concatenate, indexing::TryIndexOp, select},
 };
 
 use super::chunked::{Combine, part};
-use crate::{check::Check, error::Result};
-
-/// Checks all of `segments` but its numbers; returns how many there are.
-pub(in crate::scan) fn check(check: Check, segments: &Array) -> Result<i32> {
-    check.dtype_among("segments", segments, &[Dtype::Int32])?;
-    let count = if segments.ndim() == 1 { segments.dim(0) - 1 } else { 0 };
-    if count < 1 {
-        check.shape("segments", segments, crate::check::axes!["N + 1"])?;
-        check.value(false, "segments", "hold two numbers or more", segments.size())?;
-    }
-    Ok(count)
-}
-
-/// Where segments end that cover the axis in order, whatever the numbers: `[N + 1]`, from 0 to `length`.
-pub(in crate::scan) fn bounds(segments: &Array, length: i32) -> Result<Array> {
-    let (first, last) = (Array::from_int(0), Array::from_int(length));
-    let within = clip(sort(segments)?, (&first, &last))?;
-    let inner = part(&within, 1..segments.dim(0) - 1)?;
-    Ok(concatenate(&[first.reshape(&[1])?, inner, last.reshape(&[1])?], 0)?)
-}
+use crate::error::Result;
 
 /// Where segments lie along the axis.
 pub(in crate::scan) struct Places {
@@ -40,7 +21,7 @@ pub(in crate::scan) struct Places {
 }
 
 impl Places {
-    /// `bounds` is that of [`bounds`], for at least one element.
+    /// `bounds`, `[N + 1]`, are where segments begin and end, of at least one element.
     pub(in crate::scan) fn new(bounds: &Array, length: i32, reverse: bool) -> Result<Self> {
         let count = bounds.dim(0) - 1;
         let (begins, ends) = (part(bounds, 0..count)?, part(bounds, 1..count + 1)?);

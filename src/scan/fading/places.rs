@@ -12,7 +12,7 @@ use super::{
     decay::{Fade, outer},
     layout::Layout,
 };
-use crate::{error::Result, scan::associative};
+use crate::{error::Result, scan::associative, uploads};
 
 /// Which steps of chunks belong together.
 pub(in crate::scan) struct Places {
@@ -35,9 +35,9 @@ pub(in crate::scan) struct Places {
 }
 
 impl Places {
-    /// `segments` is what the caller gave.
-    pub(in crate::scan) fn new(segments: &Array, layout: &Layout) -> Result<Self> {
-        let bounds = associative::segments::bounds(segments, layout.length)?;
+    /// `segments` are checked.
+    pub(in crate::scan) fn new(segments: &[i32], layout: &Layout) -> Result<Self> {
+        let bounds = uploads::integers(segments.to_vec());
         let along = associative::segments::Places::new(&bounds, layout.length, false)?;
         let (count, chunk) = (layout.chunks(), layout.chunk);
         let last = along.owners().try_index(-1..)?;

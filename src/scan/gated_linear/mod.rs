@@ -11,8 +11,8 @@ use mlx_rs::{
 };
 
 use super::{
-    associative::segments,
     fading::{Chunks, Fade, Layout, Places, operand},
+    segments,
 };
 use crate::{
     check::{Axis, Check, axes},
@@ -36,7 +36,7 @@ pub struct GatedLinearOptions<'a> {
     pub initial_state: Option<&'a Array>,
     /// `[N + 1]`, i32: sequences of several lengths one after another, as
     /// [`ScanOptions::segments`](super::ScanOptions::segments), each of which begins with nothing. Default: one.
-    pub segments: Option<&'a Array>,
+    pub segments: Option<&'a [i32]>,
 }
 
 impl GatedLinearOptions<'_> {
@@ -187,7 +187,7 @@ impl<'a> Problem<'a> {
                 _ => check.shape("log_decay", decay, axes![batch, length, heads, size])?,
             }
         }
-        let segments = options.segments.map(|array| segments::check(check, array)).transpose()?;
+        let segments = segments::along(check, options.segments, length)?;
         let sizes = [batch, length, heads, size, values.dim(3)];
         let problem = Self { arrays, options, sizes, segments, scale };
         if let Some(state) = options.initial_state {

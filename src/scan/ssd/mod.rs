@@ -13,7 +13,7 @@ use mlx_rs::{
 
 use self::options::Problem;
 use super::fading::{Chunks, Fade, Layout, Places, operand};
-use crate::{error::Result, uploads};
+use crate::error::Result;
 
 /// Scans a sequence as Mamba-2 does: each head has a state `[P, N]` that fades by one number a step.
 ///
@@ -106,8 +106,7 @@ impl Problem<'_> {
         let layout = Layout { batch, length, groups, repeats: heads / groups, chunk };
         let dt = delta(self.input.dt, &self.options)?;
         let fading = dt.multiply(a.as_dtype(Dtype::Float32)?)?.expand_dims(-1)?;
-        let segments = self.options.segments.map(|segments| uploads::integers(segments.to_vec()));
-        let places = segments.map(|segments| Places::new(&segments, &layout));
+        let places = self.options.segments.map(|segments| Places::new(segments, &layout));
         let operand = operand(x.dtype())?;
         let wide = x.as_dtype(Dtype::Float32)?;
         let values = wide.multiply(dt.expand_dims(-1)?)?.as_dtype(operand)?;

@@ -1,6 +1,4 @@
 //! Scans, and the layers that are made of them.
-//! Scans, asked as all else is.
-
 use mlx_primitives::scan::*;
 
 use super::*;
@@ -137,9 +135,6 @@ pub(super) fn scans_of_states(hostile: &mut Hostile) {
     let [batch, length, heads, size, width] = [0; 5].map(|_| hostile.pick(&[0, 1, 1, 2, 3, 33]));
     let (groups, dtype) = (hostile.pick(&[1, heads, 2]), hostile.pick(&FLOATING));
     let chunk_size = hostile.or(16, &INTEGERS);
-    let numbers = [0; 3].map(|_| hostile.pick(&INTEGERS));
-    let segments = hostile.maybe(Array::from_slice(&numbers, &[3]));
-    let segments = segments.as_ref();
     let x = hostile.array(&[batch, length, heads, size], dtype);
     let dt = hostile.array(&[batch, length, heads], dtype);
     let a = hostile.array(&[heads], dtype);
@@ -168,7 +163,7 @@ pub(super) fn scans_of_states(hostile: &mut Hostile) {
         log_decay: hostile.maybe(&decay),
         scale: [None, Some(hostile.pick(&NUMBERS))][hostile.0.below(2)],
         chunk_size,
-        segments,
+        segments: cuts,
         initial_state: state.as_ref(),
     };
     let like = (values.shape(), values.dtype());

@@ -251,9 +251,8 @@ fn segments_are_runs_of_their_own() {
     for case in CASES.iter().filter(|case| case.sizes[1] == 37) {
         let inputs = case.inputs(Dtype::Float32);
         for bounds in [&[0, 8, 16, 37][..], &[0, 0, 3, 5, 5, 30, 37, 37]] {
-            let segments = Array::from_slice(bounds, &[bounds.len() as i32]);
             let alone = GatedLinearOptions { initial_state: None, ..case.options(&inputs) };
-            let options = GatedLinearOptions { segments: Some(&segments), ..alone };
+            let options = GatedLinearOptions { segments: Some(bounds), ..alone };
             let (y, last) = case.run(&inputs, options).unwrap();
             let (mut parts, mut lasts) = (Vec::new(), Vec::new());
             for ends in bounds.windows(2) {
