@@ -83,6 +83,7 @@ pub(crate) fn on_backends<T>(
             Ok(result) => {
                 assert!(!absent, "{op}: {backend} is listed as absent but ran");
                 check(backend, result);
+                println!("checked: {op} on {backend}");
             }
             Err(Error::Unavailable { reason, .. }) => {
                 let kernel = backend == Backend::Kernel
