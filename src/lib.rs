@@ -16,7 +16,7 @@
 //! | `V` | vocabulary size |
 //! | `G` | quantization group size; groups of a scan |
 //! | `L` | length of a scanned sequence |
-//! | `N` | size of the state of a channel |
+//! | `N` | size of the state of a channel; number of sequences in segments |
 //! | `...` | any number of leading axes |
 
 // Modules stand in dependency order: each may use those above it and none below.

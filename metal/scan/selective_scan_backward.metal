@@ -12,8 +12,9 @@
 //   dstate = g before the first step                                      [S, D, N] of float
 //
 // u, delta, z, a, b, c, skip, bias and places as the scan has them; `saved`: [P, D, N] of float, its states before every
-// PERIOD-th step; dy: [T, D] of T; dlast: [S, D, N] of float. From the last step to the first, STEPS at a time: the states of those are computed from the
-// last that was saved, and stay in registers with their decays until the gradient has come past.
+// PERIOD-th step; dy: [T, D] of T; dlast: [S, D, N] of float. From the last step to the first, STEPS at a time: the states
+// of those are computed from the last that was saved, and stay in registers with their decays until the gradient has come
+// past.
 // Grid: along x the blocks of THREADS / LANES · WIDTH channels of each group, along y the sequences. Threads: THREADS.
 // Threadgroup memory: STEPS · (24 · channels + 8 · LANES · STATES · (1 + THREADS / 32)) + 8 · THREADS bytes.
 

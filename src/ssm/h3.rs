@@ -150,6 +150,8 @@ impl H3 {
         CHECK.at_least("head_dim", head_dim, 1)?;
         let divides = dims % head_dim == 0;
         CHECK.value(divides, "head_dim", format_args!("divide dims = {dims}"), head_dim)?;
+        let met = dims.checked_mul(head_dim);
+        CHECK.known(met, "head_dim", "make fewer than 2^31 products a step", head_dim)?;
         let projection = || Projection::random(dims, dims, bias);
         Ok(Self {
             q_proj: projection()?,

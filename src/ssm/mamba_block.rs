@@ -137,12 +137,14 @@ impl MambaBlock {
         let inner = CHECK.known(inner, "expand", "leave 2 · dims · expand below 2^31", expand)?;
         let dt_rank = builder.dt_rank.unwrap_or((dims - 1) / 16 + 1);
         CHECK.at_least("dt_rank", dt_rank, 1)?;
+        let of_steps = d_state.checked_mul(2).and_then(|states| states.checked_add(dt_rank));
+        let of_steps = CHECK.known(of_steps, "d_state", "make a projection below 2^31", d_state)?;
         let range = step_range::check(CHECK, builder.dt_range)?;
         use mlx_rs::builder::Builder;
         Ok(Self {
             in_proj: Projection::random(dims, 2 * inner, bias)?,
             conv1d: CausalConv1dBuilder::new(inner, d_conv).bias(conv_bias).silu(true).build()?,
-            x_proj: Projection::random(inner, dt_rank + 2 * d_state, false)?,
+            x_proj: Projection::random(inner, of_steps, false)?,
             dt_proj: step_sizes(dt_rank, inner, range)?,
             A_log: Param::new(decays(inner, d_state)?),
             D: Param::new(ones::<f32>(&[inner])?),

@@ -21,6 +21,16 @@ pub(super) struct Frame {
 impl Frame {
     pub(super) fn new(check: Check, x: &Array, options: &ScanOptions) -> Result<Self> {
         let axis = check.axis("axis", options.axis, "x", x)?;
+        for beside in [&x.shape()[..axis], &x.shape()[axis + 1..]] {
+            let count = beside.iter().try_fold(1_i32, |count, &size| count.checked_mul(size));
+            let found = format_args!("{:?}", x.shape());
+            check.known(
+                count,
+                "x",
+                "have fewer than 2^31 rows on either side of the axis",
+                found,
+            )?;
+        }
         let segments = segments::along(check, options.segments, x.dim(axis as i32))?;
         Ok(Self { axis, shape: x.shape().to_vec(), segments })
     }

@@ -35,7 +35,7 @@ pub struct ScanOptions<'a> {
     pub initial_state: Option<&'a Array>,
     /// `N + 1` numbers of sequences of several lengths that lie one after another along the axis, the same in all rows.
     /// Sequence `n` is `segments[n]..segments[n + 1]`, which may be empty; each begins anew, and nothing, not even NaN,
-    /// comes through from another. The numbers start at 0, do not fall, and end at the length of the axis. They are
+    /// comes through to its results from another. The numbers start at 0, do not fall, and end at the length of the axis. They are
     /// those of the host, as [`SelectiveScanOptions::segments`](crate::scan::SelectiveScanOptions::segments), so that
     /// all are checked; a compiled graph keeps them. Default: one.
     pub segments: Option<&'a [i32]>,

@@ -49,7 +49,7 @@ const OP: &str = "gated_delta_rule";
 /// ```
 ///
 /// # Backends
-/// Plain MLX ops in f32: within a chunk, of [`GatedLinearOptions::chunk_size`] steps rounded up to a power of two, what replaces
+/// Plain MLX ops in f32, but for queries, which a GPU rounds to their dtype once they are scaled: within a chunk, of [`GatedLinearOptions::chunk_size`] steps rounded up to a power of two, what replaces
 /// what is one triangular inverse; chunks follow each other.
 ///
 /// Yang, Kautz and Hatamizadeh, [Gated Delta Networks](https://arxiv.org/abs/2412.06464), 2024; Yang et al., [Parallelizing

@@ -34,8 +34,9 @@ pub struct GatedLinearOptions<'a> {
     pub chunk_size: i32,
     /// `[B, H, D, D_v]`: the state before the first step; there may be none with segments. Default: zero.
     pub initial_state: Option<&'a Array>,
-    /// `[N + 1]`, i32: sequences of several lengths one after another, as
-    /// [`ScanOptions::segments`](super::ScanOptions::segments), each of which begins with nothing. Default: one.
+    /// Sequences of several lengths one after another, as
+    /// [`ScanOptions::segments`](super::ScanOptions::segments), each of which begins with nothing. A NaN or an infinity may reach
+    /// the sequences that share a chunk with it. Default: one.
     pub segments: Option<&'a [i32]>,
 }
 

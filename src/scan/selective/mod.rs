@@ -74,7 +74,7 @@ pub struct SelectiveStepOptions<'a> {
 ///
 /// # Errors
 /// When an array or an option has another shape or dtype than these, when `D` or `N` is zero, when `G` does not divide
-/// `D`, or when `segments` are given for a batch that is not one, do not start at 0, fall, or do not end at `L`.
+/// `D`, or when `segments` are given for a batch that is not one, do not start at 0, fall, or do not end at `L`; or when the backend asked for cannot take it.
 ///
 /// # Example
 /// ```
@@ -91,8 +91,9 @@ pub struct SelectiveStepOptions<'a> {
 ///
 /// # Backends
 /// `Kernel` reads each input once and keeps the states in registers; for its gradient it also writes them every
-/// 32 steps, and the gradient's kernel computes those between anew. `Reference`, which `Auto` takes until the kernel has
-/// been measured, goes through blocks of 64 steps, and holds `[B, 64, D, N]` at a time. MLX has no op for it.
+/// 16 steps, and the gradient's kernel computes those between anew. `Auto` takes it where it was measured to win, for no fewer
+/// steps than `MLX_PRIMITIVES_MIN_SEQ_FOR_METAL` says. `Reference` goes through blocks of 64 steps, and holds
+/// `[B, 64, D, N]` at a time. MLX has no op for it.
 ///
 /// Gu and Dao, [Mamba: Linear-Time Sequence Modeling with Selective State Spaces](https://arxiv.org/abs/2312.00752),
 /// 2023.

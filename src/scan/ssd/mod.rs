@@ -44,8 +44,8 @@ use crate::error::Result;
 ///
 /// # Backends
 /// Plain MLX ops: products of matrices within chunks of [`SsdOptions::chunk_size`] steps, and an
-/// [`affine_scan`](super::affine_scan()) over chunks. States and exponentials are f32; on a GPU, half precision is multiplied as
-/// it comes.
+/// [`affine_scan`](super::affine_scan()) over chunks. States and exponentials are f32; on a GPU, matrices are multiplied in the
+/// dtype of `x`, to which a state is rounded where it is read: in f16 it overflows beyond 65504.
 ///
 /// Dao and Gu, [Transformers are SSMs](https://arxiv.org/abs/2405.21060), 2024.
 pub fn ssd_scan(input: SsdInput<'_>, options: SsdOptions<'_>) -> Result<Array> {

@@ -43,7 +43,8 @@ pub struct SsdOptions<'a> {
     /// `[B, H, P, N]`: the state before the first step; there may be none with segments. Default: zero.
     pub initial_state: Option<&'a Array>,
     /// Sequences of several lengths one after another along `L`, as
-    /// [`ScanOptions::segments`](crate::scan::ScanOptions::segments), each of which begins with nothing. Default: one.
+    /// [`ScanOptions::segments`](crate::scan::ScanOptions::segments), each of which begins with nothing. A NaN or an infinity may reach
+    /// the sequences that share a chunk with it. Default: one.
     pub segments: Option<&'a [i32]>,
 }
 
@@ -93,6 +94,7 @@ impl<'a> Problem<'a> {
         check.shape("b", b, axes![batch, length, "G", "N"])?;
         check.same_shape("c", c, b)?;
         check.dtype_among("c", c, &[b.dtype()])?;
+        check.last_axis("b", b)?;
         let groups = b.dim(2);
         let divides = groups > 0 && heads % groups == 0;
         check.value(

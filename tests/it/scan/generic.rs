@@ -139,3 +139,21 @@ fn bad_input_is_an_error_that_names_the_argument() {
     let refused = generic_scan(&[x], keep, options).unwrap_err().to_string();
     assert_eq!(refused, "[generic_scan] segments must end at L = 3 but got 4");
 }
+
+/// `[5, 0]` has nothing to scan, which is no reason to leave `[5, 3]` as it is.
+#[test]
+fn a_part_without_elements_leaves_the_others_scanned() {
+    let x = normal(3, &[5, 3], Dtype::Float32);
+    let nothing = Array::zeros::<f32>(&[5, 0]).unwrap();
+    let sum = |first: &[Array], second: &[Array]| -> Result<Vec<Array>> {
+        first.iter().zip(second).map(|(first, second)| Ok(first.add(second)?)).collect()
+    };
+    let options = GenericScanOptions { axis: 0, ..Default::default() };
+    let scanned = generic_scan(&[x.clone(), nothing], sum, options).unwrap();
+    let mut expected = Tensor::of(&x);
+    for at in 3..15 {
+        expected.values[at] += expected.values[at - 3];
+    }
+    assert_close(OP, &scanned[0], &expected, Tolerance::of(OP, Dtype::Float32));
+    assert_eq!(scanned[1].shape(), [5, 0]);
+}

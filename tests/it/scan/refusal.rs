@@ -1,6 +1,6 @@
 use mlx_primitives::scan::{ScanOperator, ScanOptions, affine_scan, associative_scan};
 use mlx_primitives::{Backend, Dispatch};
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops::broadcast_to};
 
 use crate::support::sample::normal;
 
@@ -131,5 +131,16 @@ fn segments_of_nothing_leave_their_states() {
         let (_, last) = mlx_primitives::scan::affine_scan_with_state(&x, &x, options).unwrap();
         assert_eq!(last.shape(), state.shape());
         assert!(last.all_close(&state, None, None, None).unwrap(), "{segments:?}");
+    }
+}
+
+#[test]
+fn more_rows_than_can_be_counted_are_an_error() {
+    let one = Array::from_f32(1.0);
+    for (shape, axis) in [([65536, 65536, 2], 2), ([65536, 65536, 0], 2), ([2, 65536, 65536], 0)] {
+        let x = broadcast_to(&one, &shape).unwrap();
+        let options = ScanOptions { axis, ..Default::default() };
+        let error = associative_scan(&x, ScanOperator::Add, options).unwrap_err().to_string();
+        assert!(error.contains("have fewer than 2^31 rows"), "{error}");
     }
 }
