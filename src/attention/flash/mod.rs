@@ -66,9 +66,13 @@ use crate::{
 ///
 /// `Reference` is plain ops in f32 and takes everything; choose it for the
 /// gradient of a mask or of slopes on an NVIDIA GPU, which the fused op may refuse. It holds all `B · H · S_q · S_kv` scores
-/// in memory. On a CPU, where they would take more than 16 MiB and there is no dropout, it takes a block of queries at a time
-/// instead: it then holds some MiB of scores, or of order `S_q^1.5` for a gradient, which it computes a second time, and
-/// never multiplies the keys that causality or a window hides from a whole block.
+/// in memory. Where they would take more than 16 MiB on a CPU, or 1 GiB on an NVIDIA GPU, and there is no dropout, it takes a
+/// block of queries at a time instead: it then holds some blocks of 2 or 128 MiB of scores, or of order `S_q^1.5` for a
+/// gradient, which it computes a second time, and never multiplies the keys that causality or a window hides from a whole
+/// block.
+///
+/// On an NVIDIA GPU `Auto` takes the kernel for f16 and bf16 where it was measured to win: for long sequences with what the
+/// fused op does not do without all scores in memory, and for few queries over large caches.
 ///
 /// Dao et al., [FlashAttention: Fast and Memory-Efficient Exact Attention with
 /// IO-Awareness](https://arxiv.org/abs/2205.14135), 2022.
