@@ -4,7 +4,8 @@ mod plan;
 
 use mlx_rs::{Array, Dtype, ops::broadcast_to};
 
-pub(super) use self::plan::{CONSTANTS, Rule, Shape, Split, merge as merge_plan};
+use self::plan::CONSTANTS;
+pub(super) use self::plan::{CONSTANTS_OVER_BLOCKS, Rule, Shape, Split};
 use crate::{
     error::Result,
     kernel::{Argument, File, Kernel, Plan, metal, stand_in},
@@ -68,15 +69,14 @@ static MERGE: Kernel = Kernel {
         Argument::fixed(Dtype::Float32, "sinks", &["any sinks"]),
     ],
     outputs: &[Argument::of("T", "y", &["N", "V"]), Argument::fixed(Dtype::Float32, "lse", &["N"])],
-    constants: MERGE_CONSTANTS,
-    fragments: MERGE_FRAGMENTS,
+    constants: &["SIMDS", "VALUE_SIZE", "INNER", "SINKS"],
+    fragments: &[
+        metal!("common/part.metal"),
+        metal!("common/base.metal"),
+        metal!("common/attend.metal"),
+    ],
     file: metal!("attention/merge.metal"),
 };
-
-pub(super) const MERGE_FRAGMENTS: &[File] =
-    &[metal!("common/part.metal"), metal!("common/base.metal"), metal!("common/attend.metal")];
-
-pub(super) const MERGE_CONSTANTS: &[&str] = &["SIMDS", "VALUE_SIZE", "INNER", "SINKS"];
 
 /// A problem that someone has checked.
 #[derive(Debug, Clone, Copy)]
@@ -124,11 +124,7 @@ impl Decode<'_> {
         } else {
             let rule = Rule { sinks: false, ..rule };
             let [parts, lses] = PART.call(&inputs, self.plan(split, &rule))?;
-            let rows = shape[0] * shape[1] * shape[2];
-            let parts = parts.reshape(&[split.parts, rows, value_size])?;
-            let lses = lses.reshape(&[split.parts, rows])?;
-            let plan = merge_plan(rows, shape[2], value_size, self.sinks.is_some());
-            let [y, lse] = MERGE.call(&[self.queries, &parts, &lses, &sinks], plan)?;
+            let [y, lse] = merged(self.queries, [parts, lses], &sinks, self.sinks.is_some())?;
             (y, lse)
         };
         let result = [shape[0], shape[1], shape[2], value_size];
@@ -167,6 +163,21 @@ impl Decode<'_> {
             launch: split.launch(groups, shape),
         }
     }
+}
+
+/// What parts of the keys come to, for `queries`, `[B, H, Q, D]`: of results, `[P, ..., V]`, and log-sum-exps, `[P, ...]`, of
+/// as many rows, `[N, V]` of the dtype of the queries and `[N]`.
+pub(super) fn merged(
+    queries: &Array,
+    [parts, lses]: [Array; 2],
+    sinks: &Array,
+    has_sinks: bool,
+) -> Result<[Array; 2]> {
+    let [rows, inner] = [queries.dim(0) * queries.dim(1) * queries.dim(2), queries.dim(2)];
+    let (count, size) = (parts.dim(0), parts.dim(-1));
+    let (parts, lses) = (parts.reshape(&[count, rows, size])?, lses.reshape(&[count, rows])?);
+    let plan = plan::merge(rows, inner, size, has_sinks);
+    MERGE.call(&[queries, &parts, &lses, sinks], plan)
 }
 
 /// `[B, H]`, f32, of `[H]` or `[B, H]`.

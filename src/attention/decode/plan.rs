@@ -109,23 +109,17 @@ impl Split {
     }
 }
 
-/// The constants of a kernel that sweeps over keys.
-pub(in crate::attention) const CONSTANTS: &[&str] = &[
-    "SIMDS",
-    "BY_TILES",
-    "TILES",
-    "SIZE",
-    "VALUE_SIZE",
-    "LEFT",
-    "RIGHT",
-    "RATE",
-    "CAP",
-    "ALIBI",
-    "SINKS",
+/// The constants of a kernel that sweeps over blocks of keys.
+#[rustfmt::skip]
+pub(in crate::attention) const CONSTANTS_OVER_BLOCKS: &[&str] = &[
+    "SIMDS", "BY_TILES", "TILES", "SIZE", "VALUE_SIZE", "LEFT", "RIGHT", "RATE", "CAP", "ALIBI", "SINKS", "BLOCK", "SCALED",
 ];
 
+/// Those of one that sweeps over keys in one array.
+pub(super) const CONSTANTS: &[&str] = CONSTANTS_OVER_BLOCKS.split_at(11).0;
+
 /// A launch that merges `rows` rows; `inner` neighbours have the same head.
-pub(in crate::attention) fn merge(rows: i32, inner: i32, value_size: i32, sinks: bool) -> Plan {
+pub(super) fn merge(rows: i32, inner: i32, value_size: i32, sinks: bool) -> Plan {
     let launch = Launch {
         groups: [rows.unsigned_abs(), 1, 1],
         group: [(MERGE_SIMDS * 32).unsigned_abs(), 1, 1],

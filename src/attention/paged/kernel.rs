@@ -8,10 +8,7 @@ use super::{
 };
 use crate::{
     attention::{
-        decode::{
-            self, CONSTANTS, FRAGMENTS, MAX_KEYS, MAX_SIZE, MERGE_CONSTANTS, MERGE_FRAGMENTS,
-            Shape, Split,
-        },
+        decode::{self, CONSTANTS_OVER_BLOCKS, FRAGMENTS, MAX_KEYS, MAX_SIZE, Shape, Split},
         heads::with_positive_scale,
     },
     error::Result,
@@ -20,7 +17,7 @@ use crate::{
 };
 
 /// The kernels of this operation.
-pub(crate) const KERNELS: &[&Kernel] = &[&WHOLE, &PART, &MERGE];
+pub(crate) const KERNELS: &[&Kernel] = &[&WHOLE, &PART];
 
 static WHOLE: Kernel = Kernel {
     name: "paged_attention",
@@ -40,7 +37,7 @@ static WHOLE: Kernel = Kernel {
         Argument::of("T", "y", &["P", "N", "H", "V"]),
         Argument::fixed(Dtype::Float32, "lse", &["P", "N", "H"]),
     ],
-    constants: ALL_CONSTANTS,
+    constants: CONSTANTS_OVER_BLOCKS,
     fragments: FRAGMENTS,
     file: metal!("attention/paged.metal"),
 };
@@ -53,37 +50,6 @@ static PART: Kernel = Kernel {
     ],
     ..WHOLE
 };
-
-/// Puts parts together; `queries` are there for their type.
-static MERGE: Kernel = Kernel {
-    name: "merge_paged_attention",
-    inputs: &[
-        Argument::of("T", "queries", &["N", "H", "D"]).strided(),
-        Argument::fixed(Dtype::Float32, "parts", &["P", "R", "V"]),
-        Argument::fixed(Dtype::Float32, "lses", &["P", "R"]),
-        Argument::fixed(Dtype::Float32, "sinks", &["any sinks"]),
-    ],
-    outputs: &[Argument::of("T", "y", &["R", "V"]), Argument::fixed(Dtype::Float32, "lse", &["R"])],
-    constants: MERGE_CONSTANTS,
-    fragments: MERGE_FRAGMENTS,
-    file: metal!("attention/merge.metal"),
-};
-
-const ALL_CONSTANTS: &[&str] = &[
-    CONSTANTS[0],
-    CONSTANTS[1],
-    CONSTANTS[2],
-    CONSTANTS[3],
-    CONSTANTS[4],
-    CONSTANTS[5],
-    CONSTANTS[6],
-    CONSTANTS[7],
-    CONSTANTS[8],
-    CONSTANTS[9],
-    CONSTANTS[10],
-    "BLOCK",
-    "SCALED",
-];
 
 pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
     let Operands { queries, keys, values, tables, .. } = &problem.operands;
@@ -132,17 +98,13 @@ fn forward(operands: &Operands<&Array>, rule: &Rule) -> Result<[Array; 2]> {
         &sinks,
     ];
     let plan = |sinks| plan(operands, split, &Rule { scale, sinks, ..*rule });
-    let (rows, size) = (queries.dim(0) * queries.dim(1), shape.value_size);
     let [y, lse] = if split.is_whole() {
         WHOLE.call(&inputs, plan(rule.sinks))?
     } else {
         let [parts, lses] = PART.call(&inputs, plan(false))?;
-        let parts = parts.reshape(&[split.parts, rows, size])?;
-        let lses = lses.reshape(&[split.parts, rows])?;
-        let plan = decode::merge_plan(rows, 1, size, rule.sinks);
-        MERGE.call(&[&queries, &parts, &lses, &sinks], plan)?
+        decode::merged(&queries.expand_dims(2)?, [parts, lses], &sinks, rule.sinks)?
     };
-    let result = [queries.dim(0), queries.dim(1), size];
+    let result = [queries.dim(0), queries.dim(1), shape.value_size];
     Ok([y.reshape(&result)?, lse.reshape(&result[..2])?])
 }
 
