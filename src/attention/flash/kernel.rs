@@ -176,6 +176,8 @@ struct Work {
     soft_cap: Option<f32>,
     window: Window,
     layout: Layout,
+    /// Whether queries are so few that the kernel splits the keys.
+    few: bool,
     present: Present,
 }
 
@@ -280,6 +282,7 @@ impl Work {
             soft_cap: problem.soft_cap,
             window: problem.window,
             layout: problem.layout,
+            few: splits_keys(problem),
             present: Present {
                 mask: problem.mask.is_some(),
                 added_mask: problem.mask.is_some_and(|mask| mask.dtype() != Dtype::Bool),
@@ -300,8 +303,8 @@ impl Work {
     }
 
     fn forward(self, inputs: &[Array; 8]) -> Result<[Array; 2]> {
-        if let Some(outputs) = self.forward_of_few(inputs)? {
-            return Ok(outputs);
+        if self.few {
+            return self.forward_of_few(inputs);
         }
         let [batch, rows, heads, _] = self.layout.dims(&inputs[0]);
         let sizes = padded_sizes([&inputs[0], &inputs[2]]);
@@ -314,15 +317,8 @@ impl Work {
     }
 
     /// For few queries, where to read keys and values is all the work: by a kernel that splits the keys.
-    fn forward_of_few(self, inputs: &[Array; 8]) -> Result<Option<[Array; 2]>> {
+    fn forward_of_few(self, inputs: &[Array; 8]) -> Result<[Array; 2]> {
         let [queries, keys, values, _, slopes, sinks, ..] = inputs;
-        let largest = keys.dim(-1).max(values.dim(-1));
-        let [_, query_length, ..] = self.layout.dims(queries);
-        let [_, key_length, ..] = self.layout.dims(keys);
-        let pays = decode::pays(query_length, key_length, largest);
-        if self.present.mask || self.present.segments || !pays {
-            return Ok(None);
-        }
         let bhsd = |array| self.layout.swap_with_bhsd(array);
         let (queries, keys, values) = (bhsd(queries)?, bhsd(keys)?, bhsd(values)?);
         let decode = Decode {
@@ -336,7 +332,7 @@ impl Work {
             sinks: self.present.sinks.then_some(sinks),
         };
         let [output, lse] = decode.attend()?;
-        Ok(Some([bhsd(&output)?, lse]))
+        Ok([bhsd(&output)?, lse])
     }
 
     fn reference(self, inputs: &[Array; 8]) -> Result<[Array; 2]> {
