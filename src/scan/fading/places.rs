@@ -44,7 +44,7 @@ impl Places {
         let filled = broadcast_to(&last, &[layout.padding()])?;
         let owners = concatenate(&[along.owners(), &filled], 0)?.reshape(&[count, chunk])?;
         let lasts = owners.try_index((.., -1..))?;
-        let none = Array::from_slice(&[-1], &[1, 1]);
+        let none = uploads::integers(vec![-1]).reshape(&[1, 1])?;
         let before = concatenate(&[none, lasts.try_index(..count - 1)?], 0)?;
         let spread = |array: Array, rows: i32, columns: i32| array.reshape(&[count, rows, columns]);
         let same = owners.expand_dims(2)?.eq(owners.expand_dims(1)?)?;

@@ -122,10 +122,10 @@ impl Pieces {
             true => {
                 let begins = bounds.try_index(..segments)?.expand_dims(1)?;
                 let earlier = all.lt(begins)?.as_dtype(Dtype::Int32)?.sum_axis(-1, false)?;
-                let last = Array::from_slice(&[last], &[1]);
+                let last = uploads::integers(vec![last]);
                 concatenate(&[earlier.as_dtype(Dtype::Int32)?, last], 0)?
             }
-            false => Array::from_slice(&[0, last], &[2]),
+            false => uploads::integers(vec![0, last]),
         };
         Ok(Some(Self { bounds: all, of_segments }))
     }
