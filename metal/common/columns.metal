@@ -137,14 +137,12 @@ METAL_FUNC void load_steps(
     Stretch stretch,
     uint first,
     bool real) {
+  const long jump = stretch.by * time_step;
+  long at = stretch.first * time_step + long(first) * jump;
   UNROLL
   for (int r = 0; r < STEPS; r++) {
-    if (real && first + r < stretch.count) {
-      const long time = stretch.first + long(first + r) * stretch.by;
-      packs[r] = load_pack<T, WIDTH>(base + time * time_step, channel_step, whole);
-    } else {
-      packs[r] = no_pack<T, WIDTH>();
-    }
+    packs[r] = real && first + r < stretch.count ? load_pack<T, WIDTH>(base + at, channel_step, whole) : no_pack<T, WIDTH>();
+    at += jump;
   }
 }
 

@@ -85,6 +85,8 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
   }
   float c[WIDTH];
   hear<0, SIMDS, WIDTH>(c, carry, half_of_shared, simdgroup, lane);
+  const long jump = long(stretch.by) * channels;
+  size_t at = offset + long(stretch.first) * channels + long(own) * jump;
   UNROLL
   for (int r = 0; r < STEPS; r++) {
     const bool real = column.real && own + r < stretch.count;
@@ -102,10 +104,10 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
       c[i] = EXCLUSIVE ? by * c[i] + flow : by * reached;
     }
     if (real) {
-      const long time = stretch.first + long(own + r) * stretch.by;
-      store_pack<T, WIDTH>(dx + offset + time * channels, of_x, dx_whole);
-      store_pack<A, WIDTH>(ddecay + offset + time * channels, of_decay, ddecay_whole);
+      store_pack<T, WIDTH>(dx + at, of_x, dx_whole);
+      store_pack<A, WIDTH>(ddecay + at, of_decay, ddecay_whole);
     }
+    at += jump;
     flows[r] = next_flows[r];
     states[r] = next_states[r];
     decays[r] = next_decays[r];

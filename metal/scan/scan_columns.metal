@@ -5,7 +5,7 @@
 //
 // decay: [O, L, I] of A, read by strides, and not at all but for RULE 0; x: [O, L, I] of T; state: [O, P, I] of f32, what
 // each piece begins with; bounds: [P + 1], where pieces begin and end, from 0 to L. REVERSE: the last step comes first.
-// A thread takes WIDTH channels, which divides I, and STEPS steps of a tile at once; the next tile is loaded meanwhile.
+// A thread takes WIDTH channels, which divides I, and STEPS steps of a tile at once; the next AHEAD tiles are loaded meanwhile.
 // Grid: a group of SIMDS simdgroups for each 32 · WIDTH channels of each piece of each row.
 // Threadgroup memory: 512 · SIMDS · WIDTH bytes.
 
@@ -31,13 +31,18 @@ const bool y_whole = in_packs<T, WIDTH>(y + offset);
 float carry[WIDTH];
 UNROLL
 for (int i = 0; i < WIDTH; i++) carry[i] = state[state_offset + i];
-Pack<T, WIDTH> values[STEPS];
-Pack<A, WIDTH> decays[STEPS];
+// The tile at hand, and those that are loaded meanwhile.
+Pack<T, WIDTH> values[AHEAD + 1][STEPS];
+Pack<A, WIDTH> decays[AHEAD + 1][STEPS];
 uint own = simdgroup * STEPS;
-load_steps<T, WIDTH, STEPS>(values, x + offset, channels, 1, x_whole, stretch, own, column.real);
-if (RULE == 0) {
-  load_steps<A, WIDTH, STEPS>(
-      decays, decay + decay_offset, decay_time, decay_channel, decay_whole, stretch, own, column.real);
+UNROLL
+for (int n = 0; n < AHEAD; n++) {
+  const uint first = own + n * SIMDS * STEPS;
+  load_steps<T, WIDTH, STEPS>(values[n], x + offset, channels, 1, x_whole, stretch, first, column.real);
+  if (RULE == 0) {
+    load_steps<A, WIDTH, STEPS>(
+        decays[n], decay + decay_offset, decay_time, decay_channel, decay_whole, stretch, first, column.real);
+  }
 }
 uint turn = 0;
 for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
@@ -48,49 +53,52 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
     UNROLL
     for (int r = 0; r < STEPS; r++) {
       if (own + r < stretch.count) {
-        const float decay_of_step = RULE == 0 ? decays[r].at(i) : 1.0f;
+        const float decay_of_step = RULE == 0 ? decays[0][r].at(i) : 1.0f;
         total[i].decay *= decay_of_step;
-        total[i].value = advance<RULE>(total[i].value, step_of(decay_of_step, values[r].at(i)));
+        total[i].value = advance<RULE>(total[i].value, step_of(decay_of_step, values[0][r].at(i)));
       }
     }
   }
   // Of the two halves, one is read while the other is written.
   threadgroup float* const half_of_shared = shared + turn * (2 * SIMDS * 32 * WIDTH);
   tell<RULE, SIMDS, WIDTH>(total, half_of_shared, simdgroup, lane);
-  const uint next = own + SIMDS * STEPS;
-  Pack<T, WIDTH> next_values[STEPS];
-  Pack<A, WIDTH> next_decays[STEPS];
-  load_steps<T, WIDTH, STEPS>(next_values, x + offset, channels, 1, x_whole, stretch, next, column.real);
+  const uint later = own + AHEAD * SIMDS * STEPS;
+  load_steps<T, WIDTH, STEPS>(values[AHEAD], x + offset, channels, 1, x_whole, stretch, later, column.real);
   if (RULE == 0) {
     load_steps<A, WIDTH, STEPS>(
-        next_decays, decay + decay_offset, decay_time, decay_channel, decay_whole, stretch, next, column.real);
+        decays[AHEAD], decay + decay_offset, decay_time, decay_channel, decay_whole, stretch, later, column.real);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   UNROLL
   for (int r = 0; r < STEPS; r++) {
-    hold_packed(values[r]);
-    if (RULE == 0) hold_packed(decays[r]);
+    hold_packed(values[0][r]);
+    if (RULE == 0) hold_packed(decays[0][r]);
   }
   float h[WIDTH];
   hear<RULE, SIMDS, WIDTH>(h, carry, half_of_shared, simdgroup, lane);
+  const long jump = long(stretch.by) * channels;
+  size_t at = offset + long(stretch.first) * channels + long(own) * jump;
   UNROLL
   for (int r = 0; r < STEPS; r++) {
     T result[WIDTH];
     UNROLL
     for (int i = 0; i < WIDTH; i++) {
-      const float decay_of_step = RULE == 0 ? decays[r].at(i) : 1.0f;
-      const float after = advance<RULE>(h[i], step_of(decay_of_step, values[r].at(i)));
+      const float decay_of_step = RULE == 0 ? decays[0][r].at(i) : 1.0f;
+      const float after = advance<RULE>(h[i], step_of(decay_of_step, values[0][r].at(i)));
       result[i] = T(EXCLUSIVE ? h[i] : after);
       h[i] = after;
     }
     if (column.real && own + r < stretch.count) {
-      const long time = stretch.first + long(own + r) * stretch.by;
-      store_pack<T, WIDTH>(y + offset + time * channels, result, y_whole);
+      store_pack<T, WIDTH>(y + at, result, y_whole);
     }
-    values[r] = next_values[r];
-    if (RULE == 0) decays[r] = next_decays[r];
+    at += jump;
+    UNROLL
+    for (int n = 0; n < AHEAD; n++) {
+      values[n][r] = values[n + 1][r];
+      if (RULE == 0) decays[n][r] = decays[n + 1][r];
+    }
   }
-  own = next;
+  own += SIMDS * STEPS;
   turn ^= 1;
 }
 if (column.real && simdgroup == 0) {

@@ -92,6 +92,8 @@ pub(super) const CASES: &[Case] = &[
     case("long columns", &[521, 2], 0).stateful().strided(),
     case("longest columns", &[1, 2100, 3], 1).reverse().stateful(),
     case("many channels", &[300, 67], 0).reverse(),
+    case("channels in pairs", &[128, 9, 128], 1).stateful(),
+    case("channels in pairs backwards", &[128, 19, 66], 1).reverse().exclusive().strided(),
     case("segments", &[2, 9, 3], 1).segments(&[0, 4, 9]),
     case("segments with states", &[2, 9, 3], 1).segments(&[0, 4, 4, 9]).stateful(),
     case("segments backwards", &[3, 40], 1).segments(&[0, 0, 13, 40, 40]).reverse().stateful(),

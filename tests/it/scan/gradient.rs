@@ -1,16 +1,25 @@
 //! Gradients in every mode against finite differences of the oracle.
 
-use mlx_primitives::scan::{
-    ScanOperator, ScanOptions, affine_scan, affine_scan_with_state, associative_scan_with_state,
+use mlx_primitives::{
+    Backend, Dispatch, Result,
+    scan::{
+        ScanOperator, ScanOptions, affine_scan, affine_scan_with_state, associative_scan_with_state,
+    },
 };
-use mlx_rs::{Array, Dtype, error::Exception, ops::concatenate, transforms::fallible_vjp};
+use mlx_rs::{
+    Array, Dtype,
+    error::Exception,
+    ops::{concatenate, indexing::TryIndexOp},
+    transforms::fallible_vjp,
+};
 
 use super::{
     affine::decays,
     oracle::{self, Ask},
 };
 use crate::support::{
-    backends::with_kernels,
+    backends::{on_each_backend, with_kernels},
+    compare::{Tolerance, assert_close},
     gradient::{gradients_on_backends, gradients_on_each_backend},
     sample::normal,
     tensor::Tensor,
@@ -24,7 +33,7 @@ fn joined([y, last]: [Tensor; 2]) -> Tensor {
     Tensor::new(&[values.len()], values)
 }
 
-fn joined_arrays((y, last): (Array, Array)) -> mlx_primitives::Result<Array> {
+fn joined_arrays((y, last): (Array, Array)) -> Result<Array> {
     Ok(concatenate(&[y.flatten(None, None)?, last.flatten(None, None)?], 0)?)
 }
 
@@ -145,6 +154,33 @@ fn gradients_of_gradients_match_finite_differences() {
             };
             let (_, gradients) = fallible_vjp(scan, &arrays[..2], &arrays[2..])?;
             Ok(concatenate(&gradients, 0)?.flatten(None, None)?)
+        },
+    );
+}
+
+/// Channels and rows have nothing to do with each other, however many there are.
+#[test]
+fn gradients_of_many_channels_are_those_of_few() {
+    let shape = [128, 7, 128];
+    let inputs = [1, 2, 3].map(|seed| decays(seed, &shape, Dtype::Float32));
+    let gradients = |inputs: &[Array], dispatch| -> Result<Array> {
+        let options = ScanOptions { axis: 1, dispatch, ..Default::default() };
+        affine_scan(&inputs[0], &inputs[1], options)?;
+        let scan = |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
+            Ok(vec![affine_scan(&inputs[0], &inputs[1], options)?])
+        };
+        Ok(concatenate(&fallible_vjp(scan, &inputs[..2], &inputs[2..])?.1, 1)?)
+    };
+    let few = |array: &Array| array.try_index((120.., .., 60..)).unwrap();
+    let expected =
+        gradients(&inputs.each_ref().map(few), Dispatch::Only(Backend::Reference)).unwrap();
+    on_each_backend(
+        "affine_scan",
+        |dispatch| gradients(&inputs, dispatch),
+        |backend, all| {
+            let what = format!("gradients of many channels on {backend}");
+            let tolerance = Tolerance::of("affine_scan", Dtype::Float32);
+            assert_close(&what, &few(&all), &Tensor::of(&expected), tolerance);
         },
     );
 }

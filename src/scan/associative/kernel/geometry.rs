@@ -8,7 +8,9 @@ use crate::kernel::{Constant, Launch};
 const SIMD: i32 = 32;
 /// The most simdgroups that scan one tile.
 const SIMDS: i32 = 8;
-/// Steps of time that a thread takes at once.
+/// Simdgroups that find what a piece does as a whole: each has few loads under way.
+const SIMDS_OF_TOTALS: i32 = 16;
+/// Steps of time that a thread takes at once, of f32; of 16 bits, that many pairs of elements.
 const STEPS: i32 = 8;
 /// Runs of 16 bytes that a thread takes at once, of rows: with two, an H200 takes a sixth longer.
 const CHUNKS: i32 = 1;
@@ -40,23 +42,43 @@ impl Geometry {
         self.inner == 1
     }
 
-    /// Neighbouring channels that a thread takes, so that it loads 4 bytes at once: on an NVIDIA GPU more of them would
-    /// leave too few threads.
+    /// Neighbouring channels that a thread takes and loads at once: two where that leaves enough groups.
     fn width(&self) -> i32 {
-        if self.run == 8 && self.inner % 2 == 0 { 2 } else { 1 }
+        let pairs = self.inner % 2 == 0 && self.groups_of(2) >= ENOUGH_GROUPS;
+        if pairs { 2 } else { 1 }
+    }
+
+    /// Steps of time that a thread takes at once.
+    fn steps(&self) -> i32 {
+        if self.in_halves() && self.width() == 1 { 2 * STEPS } else { STEPS }
+    }
+
+    /// Tiles that are loaded before their turn: on an H200 a second one is worth a sixth in f32, and costs as much in 16
+    /// bits, whose tiles have more steps.
+    fn ahead(&self) -> i32 {
+        if self.in_halves() { 1 } else { 2 }
+    }
+
+    /// Whether elements have 16 bits.
+    fn in_halves(&self) -> bool {
+        self.run == 8
     }
 
     /// Simdgroups that share a tile.
     fn simds(&self) -> i32 {
-        let unit = if self.in_rows() { SIMD * self.run } else { STEPS };
+        let unit = if self.in_rows() { SIMD * self.run } else { self.steps() };
         let wanted = (self.length - 1) / unit + 1;
         (wanted.unsigned_abs().next_power_of_two().min(SIMDS.unsigned_abs())).cast_signed()
     }
 
     /// Groups for one piece of all rows.
     fn groups(&self) -> i32 {
-        let across = if self.in_rows() { 1 } else { (self.inner - 1) / (SIMD * self.width()) + 1 };
-        self.outer.saturating_mul(across)
+        if self.in_rows() { self.outer } else { self.groups_of(self.width()) }
+    }
+
+    /// Groups for one piece of all columns, where a thread takes `width` channels.
+    fn groups_of(&self, width: i32) -> i32 {
+        self.outer.saturating_mul((self.inner - 1) / (SIMD * width) + 1)
     }
 
     /// How many pieces a long axis with so many segments is cut into besides: as many as leave no core of a GPU idle.
@@ -70,20 +92,34 @@ impl Geometry {
 
     /// The constants that say it, and the launch.
     pub(super) fn plan(&self, pieces: i32) -> (Vec<Constant>, Launch) {
+        if self.in_rows() {
+            return self.plan_of_rows(pieces, self.simds());
+        }
+        let (width, steps) = (self.width(), self.steps());
+        let (mut constants, launch) = self.plan_of_columns(pieces, self.simds(), width, steps);
+        constants.push(Constant::Int(self.ahead()));
+        (constants, launch)
+    }
+
+    /// The same for gradients, which need more registers a step.
+    pub(super) fn plan_backward(&self, pieces: i32) -> (Vec<Constant>, Launch) {
         match self.in_rows() {
             true => self.plan_of_rows(pieces, self.simds()),
-            false => self.plan_of_columns(pieces, self.simds()),
+            false => self.plan_of_columns(pieces, self.simds(), self.width(), STEPS),
         }
     }
 
-    /// The same for what pieces do as a whole.
+    /// The same for what pieces do as a whole, for which a thread loads 4 bytes at once if it can.
     pub(super) fn plan_totals(&self, pieces: i32) -> (Vec<Constant>, Launch) {
         match self.in_rows() {
             true => {
                 let (_, launch) = self.plan_of_rows(pieces, 1);
                 (Vec::new(), Launch { threadgroup_bytes: 0, ..launch })
             }
-            false => self.plan_of_columns(pieces, SIMDS),
+            false => {
+                let width = if self.in_halves() && self.inner % 2 == 0 { 2 } else { 1 };
+                self.plan_of_columns(pieces, SIMDS_OF_TOTALS, width, STEPS)
+            }
         }
     }
 
@@ -95,11 +131,16 @@ impl Geometry {
         (vec![Constant::Int(simds), Constant::Int(CHUNKS)], launch)
     }
 
-    fn plan_of_columns(&self, pieces: i32, simds: i32) -> (Vec<Constant>, Launch) {
-        let width = self.width();
-        let groups = self.groups().saturating_mul(pieces);
+    fn plan_of_columns(
+        &self,
+        pieces: i32,
+        simds: i32,
+        width: i32,
+        steps: i32,
+    ) -> (Vec<Constant>, Launch) {
+        let groups = self.groups_of(width).saturating_mul(pieces);
         let launch = launch(groups, simds, 512 * simds * width);
-        (vec![Constant::Int(simds), Constant::Int(width), Constant::Int(STEPS)], launch)
+        (vec![Constant::Int(simds), Constant::Int(width), Constant::Int(steps)], launch)
     }
 }
 
@@ -139,22 +180,25 @@ mod tests {
 
     #[test]
     fn every_channel_and_row_has_a_group() {
-        for (outer, inner, run) in [(1, 1, 4), (7, 1, 8), (3, 33, 4), (3, 66, 8), (5, 64, 8)] {
+        for (outer, inner, run) in
+            [(1, 1, 4), (7, 1, 8), (3, 33, 4), (3, 66, 8), (300, 64, 8), (999, 66, 4)]
+        {
             for length in [1, 8, 9, 100, 5000] {
                 for pieces in [1, 3] {
                     let geometry = geometry(outer, length, inner, run);
-                    for (constants, launch) in [geometry.plan(pieces), geometry.plan_totals(pieces)]
-                    {
+                    let plans = [
+                        geometry.plan(pieces),
+                        geometry.plan_backward(pieces),
+                        geometry.plan_totals(pieces),
+                    ];
+                    for (constants, launch) in plans {
                         assert!(launch.check("scan", Target::Metal).is_ok(), "{launch:?}");
                         let simds = (launch.groups[0] * launch.group[0] / 32).cast_signed();
                         let work = match geometry.in_rows() {
                             true => outer * pieces,
                             false => {
-                                let width = geometry.width();
-                                assert_eq!(
-                                    (constants[1], inner % width),
-                                    (Constant::Int(width), 0)
-                                );
+                                let Constant::Int(width) = constants[1] else { unreachable!() };
+                                assert_eq!(inner % width, 0);
                                 outer * pieces * ((inner - 1) / (32 * width) + 1)
                             }
                         };
@@ -169,5 +213,18 @@ mod tests {
     fn short_axes_take_few_simdgroups() {
         assert_eq!([1, 8, 9, 40, 1000].map(|n| geometry(1, n, 64, 4).simds()), [1, 1, 2, 8, 8]);
         assert_eq!([1, 128, 129, 2000].map(|n| geometry(1, n, 1, 4).simds()), [1, 1, 2, 8]);
+    }
+
+    #[test]
+    fn threads_take_pairs_of_channels_where_there_are_many() {
+        let wide = |outer, inner, run| {
+            let geometry = geometry(outer, 2048, inner, run);
+            (geometry.width(), geometry.steps(), geometry.ahead())
+        };
+        assert_eq!(wide(8, 2048, 4), (2, 8, 2));
+        assert_eq!(wide(8, 2048, 8), (2, 8, 1));
+        assert_eq!(wide(4, 2048, 4), (1, 8, 2));
+        assert_eq!(wide(4, 2048, 8), (1, 16, 1));
+        assert_eq!(wide(1000, 2047, 8), (1, 16, 1));
     }
 }

@@ -31,7 +31,7 @@ static COLUMNS: Kernel = Kernel {
         Argument::of("T", "y", &["O", "L", "I"]),
         Argument::fixed(Dtype::Float32, "last", &["O", "P", "I"]),
     ],
-    constants: &["RULE", "EXCLUSIVE", "REVERSE", "SIMDS", "WIDTH", "STEPS"],
+    constants: &["RULE", "EXCLUSIVE", "REVERSE", "SIMDS", "WIDTH", "STEPS", "AHEAD"],
     fragments: OF_COLUMNS,
     file: metal!("scan/scan_columns.metal"),
 };
@@ -184,7 +184,7 @@ impl Texts {
         direction: Direction,
         inputs: [&Array; 6],
     ) -> Result<[Array; 3]> {
-        let (sizes, launch) = self.geometry.plan(pieces_of(inputs[5]));
+        let (sizes, launch) = self.geometry.plan_backward(pieces_of(inputs[5]));
         let constants = direction.constants().into_iter().chain(sizes).collect();
         let plan = Plan { constants, extents: Vec::new(), launch };
         self.call(&ROWS_BACKWARD, &COLUMNS_BACKWARD, inputs, plan)
