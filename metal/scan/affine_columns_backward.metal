@@ -5,8 +5,8 @@
 //   ddecay_t = dx_t · h_(t-1)                           [O, L, I] of A
 // Where EXCLUSIVE, y_t is h_(t-1): dx_t = c, then c = decay_t · c + dy_t. In the end c is dstate, [O, P, I] of f32.
 //
-// decay: [O, L, I] of A, read by strides; y, dy: [O, L, I] of T; state: [O, P, I] of f32, what the pieces of the scan began
-// with; dlast: [O, P, I] of f32, the gradient of the states they ended with; bounds: [P + 1], where they begin and end.
+// decay: [O, L, I] of A, read by strides; y, dy: [O, L, I] of T; state: [O, P, I] of f32, read by strides, what the pieces
+// of the scan began with; dlast: [O, P, I] of f32, the gradient of the states they ended with; bounds: [P + 1], where they begin and end.
 // REVERSE: the last step comes first here, so that the scan was not reversed.
 // A thread takes WIDTH channels, which divides I, and STEPS steps of a tile at once; the next tile is loaded meanwhile.
 // Grid: a group of SIMDS simdgroups for each 32 · WIDTH channels of each piece of each row.
@@ -24,6 +24,8 @@ const Stretch stretch = stretch_of<REVERSE>(bounds[column.piece], bounds[column.
 const uint channel = column.real ? column.channel : 0;
 const size_t offset = size_t(column.row) * length * channels + channel;
 const size_t state_offset = (size_t(column.row) * pieces + column.piece) * channels + channel;
+const long began =
+    long(column.row) * state_strides[0] + long(column.piece) * state_strides[1] + long(channel) * state_strides[2];
 const long decay_time = decay_strides[1];
 const long decay_channel = decay_strides[2];
 const long decay_offset = long(column.row) * decay_strides[0] + long(channel) * decay_channel;
@@ -97,7 +99,7 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
     for (int i = 0; i < WIDTH; i++) {
       const float by = decays[r].at(i);
       const float flow = flows[r].at(i);
-      const float before = first ? state[state_offset + i] : states[r].at(i);
+      const float before = first ? state[began + i * state_strides[2]] : states[r].at(i);
       const float reached = EXCLUSIVE ? c[i] : flow + c[i];
       of_x[i] = T(reached);
       of_decay[i] = A(reached * before);

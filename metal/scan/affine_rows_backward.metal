@@ -5,8 +5,8 @@
 //   ddecay_t = dx_t · h_(t-1)                           [O, L] of A
 // Where EXCLUSIVE, y_t is h_(t-1): dx_t = c, then c = decay_t · c + dy_t. In the end c is dstate, [O, P] of f32.
 //
-// decay: [O, L] of A, read by strides; y, dy: [O, L] of T; state: [O, P] of f32, what the pieces of the scan began with;
-// dlast: [O, P] of f32, the gradient of the states they ended with; bounds: [P + 1], where they begin and end.
+// decay: [O, L] of A, read by strides; y, dy: [O, L] of T; state: [O, P] of f32, read by strides, what the pieces of the
+// scan began with; dlast: [O, P] of f32, the gradient of the states they ended with; bounds: [P + 1], where they begin and end.
 // REVERSE: the last step comes first here, so that the scan was not reversed.
 // A thread takes CHUNKS runs of 16 bytes of dy at once. Grid: a team of SIMDS simdgroups for each piece of each row, which
 // is a group unless SIMDS is 1. Threadgroup memory: 16 · CHUNKS · SIMDS bytes.
@@ -27,6 +27,8 @@ const Runs runs = runs_of<SIZE>(bounds[piece], bounds[piece + 1]);
 const size_t offset = size_t(row) * length;
 const long decay_step = decay_strides[1];
 const long decay_offset = long(row) * decay_strides[0];
+
+const float began = state[long(row) * state_strides[0] + long(piece) * state_strides[1]];
 
 float carry = dlast[team];
 const uint own = simdgroup * 32 + lane;
@@ -49,7 +51,7 @@ for (uint tile = 0; tile < runs.count; tile += CHUNKS * SIMDS * 32) {
         const uint element = REVERSE ? first + SIZE - 1 - j : first + j;
         const bool begins = REVERSE ? element == runs.begin : element + 1 == runs.end;
         if (begins) {
-          states[c][j] = state[team];
+          states[c][j] = began;
         } else if (j + 1 < SIZE) {
           states[c][j] = states[c][j + 1 < SIZE ? j + 1 : 0];
         } else if (element >= runs.begin && element < runs.end) {

@@ -3,8 +3,8 @@
 //   h = decay · h + x, or h = h ∘ x by another RULE      y: [O, L, I] of T, h after each step, before it where EXCLUSIVE
 //                                                        last: [O, P, I] of f32, h after each piece
 //
-// decay: [O, L, I] of A, read by strides, and not at all but for RULE 0; x: [O, L, I] of T; state: [O, P, I] of f32, what
-// each piece begins with; bounds: [P + 1], where pieces begin and end, from 0 to L. REVERSE: the last step comes first.
+// decay: [O, L, I] of A, read by strides, and not at all but for RULE 0; x: [O, L, I] of T; state: [O, P, I] of f32,
+// read by strides, what each piece begins with; bounds: [P + 1], where pieces begin and end, from 0 to L. REVERSE: the last step comes first.
 // A thread takes WIDTH channels, which divides I, and STEPS steps of a tile at once; the next AHEAD tiles are loaded meanwhile.
 // Grid: a group of SIMDS simdgroups for each 32 · WIDTH channels of each piece of each row.
 // Threadgroup memory: 512 · SIMDS · WIDTH bytes.
@@ -20,7 +20,9 @@ const Column column = column_of<WIDTH>(threadgroup_position_in_grid.x, lane, cha
 const Stretch stretch = stretch_of<REVERSE>(bounds[column.piece], bounds[column.piece + 1]);
 const uint channel = column.real ? column.channel : 0;
 const size_t offset = size_t(column.row) * length * channels + channel;
-const size_t state_offset = (size_t(column.row) * pieces + column.piece) * channels + channel;
+const size_t last_offset = (size_t(column.row) * pieces + column.piece) * channels + channel;
+const long began =
+    long(column.row) * state_strides[0] + long(column.piece) * state_strides[1] + long(channel) * state_strides[2];
 const long decay_time = RULE == 0 ? decay_strides[1] : 0;
 const long decay_channel = RULE == 0 ? decay_strides[2] : 0;
 const long decay_offset = RULE == 0 ? long(column.row) * decay_strides[0] + long(channel) * decay_channel : 0;
@@ -30,7 +32,7 @@ const bool y_whole = in_packs<T, WIDTH>(y + offset);
 
 float carry[WIDTH];
 UNROLL
-for (int i = 0; i < WIDTH; i++) carry[i] = state[state_offset + i];
+for (int i = 0; i < WIDTH; i++) carry[i] = state[began + i * state_strides[2]];
 // The tile at hand, and those that are loaded meanwhile.
 Pack<T, WIDTH> values[AHEAD + 1][STEPS];
 Pack<A, WIDTH> decays[AHEAD + 1][STEPS];
@@ -103,5 +105,5 @@ for (uint tile = 0; tile < stretch.count; tile += SIMDS * STEPS) {
 }
 if (column.real && simdgroup == 0) {
   UNROLL
-  for (int i = 0; i < WIDTH; i++) last[state_offset + i] = carry[i];
+  for (int i = 0; i < WIDTH; i++) last[last_offset + i] = carry[i];
 }

@@ -4,7 +4,7 @@
 //                                                        last: [O, P] of f32, h after each piece
 //
 // decay: [O, L] of A, read by strides, and not at all but for RULE 0; x: [O, L] of T; state: [O, P] of f32, what each piece
-// begins with; bounds: [P + 1], where pieces begin and end, from 0 to L. REVERSE: the last step comes first.
+// begins with, read by strides; bounds: [P + 1], where pieces begin and end, from 0 to L. REVERSE: the last step comes first.
 // A thread takes CHUNKS runs of 16 bytes of x at once; the next ones are loaded meanwhile.
 // Grid: a team of SIMDS simdgroups for each piece of each row, which is a group unless SIMDS is 1.
 // Threadgroup memory: 16 · CHUNKS · SIMDS bytes.
@@ -26,7 +26,7 @@ const size_t offset = size_t(row) * length;
 const long decay_step = RULE == 0 ? decay_strides[1] : 0;
 const long decay_offset = RULE == 0 ? long(row) * decay_strides[0] : 0;
 
-float carry = state[team];
+float carry = state[long(row) * state_strides[0] + long(piece) * state_strides[1]];
 float values[CHUNKS][SIZE];
 float decays[CHUNKS][SIZE];
 const uint own = simdgroup * 32 + lane;

@@ -24,7 +24,7 @@ static COLUMNS: Kernel = Kernel {
     inputs: &[
         Argument::of("A", "decay", &["O", "L", "I"]).strided(),
         Argument::of("T", "x", &["O", "L", "I"]),
-        Argument::fixed(Dtype::Float32, "state", &["O", "P", "I"]),
+        Argument::fixed(Dtype::Float32, "state", &["O", "P", "I"]).strided(),
         Argument::fixed(Dtype::Int32, "bounds", &["Q"]),
     ],
     outputs: &[
@@ -41,7 +41,7 @@ static ROWS: Kernel = Kernel {
     inputs: &[
         Argument::of("A", "decay", &["O", "L"]).strided(),
         Argument::of("T", "x", &["O", "L"]),
-        Argument::fixed(Dtype::Float32, "state", &["O", "P"]),
+        Argument::fixed(Dtype::Float32, "state", &["O", "P"]).strided(),
         Argument::fixed(Dtype::Int32, "bounds", &["Q"]),
     ],
     outputs: &[
@@ -91,7 +91,7 @@ static COLUMNS_BACKWARD: Kernel = Kernel {
         Argument::of("A", "decay", &["O", "L", "I"]).strided(),
         Argument::of("T", "y", &["O", "L", "I"]),
         Argument::of("T", "dy", &["O", "L", "I"]),
-        Argument::fixed(Dtype::Float32, "state", &["O", "P", "I"]),
+        Argument::fixed(Dtype::Float32, "state", &["O", "P", "I"]).strided(),
         Argument::fixed(Dtype::Float32, "dlast", &["O", "P", "I"]),
         Argument::fixed(Dtype::Int32, "bounds", &["Q"]),
     ],
@@ -111,7 +111,7 @@ static ROWS_BACKWARD: Kernel = Kernel {
         Argument::of("A", "decay", &["O", "L"]).strided(),
         Argument::of("T", "y", &["O", "L"]),
         Argument::of("T", "dy", &["O", "L"]),
-        Argument::fixed(Dtype::Float32, "state", &["O", "P"]),
+        Argument::fixed(Dtype::Float32, "state", &["O", "P"]).strided(),
         Argument::fixed(Dtype::Float32, "dlast", &["O", "P"]),
         Argument::fixed(Dtype::Int32, "bounds", &["Q"]),
     ],
