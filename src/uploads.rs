@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use mlx_rs::{Array, Dtype};
 
 /// How many arrays a thread keeps: some for each of the models it runs in turn.
-const KEPT: usize = 32;
+const KEPT: usize = 64;
 
 thread_local! {
     static RECENT: RefCell<VecDeque<(Contents, Array)>> = const { RefCell::new(VecDeque::new()) };
@@ -19,6 +19,9 @@ thread_local! {
 enum Contents {
     U64(Vec<u64>),
     I32(Vec<i32>),
+    /// One number, by its bits, so that NaN is what it was.
+    Float(u32),
+    Int(i32),
     F32,
     F16,
     Bf16,
@@ -30,6 +33,8 @@ impl Contents {
             Self::F32 => Array::from_slice(&[0.0_f32], &[1]),
             Self::F16 => Array::from_slice(&[f16::ZERO], &[1]),
             Self::Bf16 => Array::from_slice(&[bf16::ZERO], &[1]),
+            Self::Float(bits) => Array::from_f32(f32::from_bits(*bits)),
+            Self::Int(value) => Array::from_int(*value),
             Self::U64(values) => Array::from_slice(values, &[values.len() as i32]),
             Self::I32(values) => Array::from_slice(values, &[values.len() as i32]),
         }
@@ -44,6 +49,16 @@ pub(crate) fn numbers(values: Vec<u64>) -> Array {
 /// A vector of these integers.
 pub(crate) fn integers(values: Vec<i32>) -> Array {
     kept(Contents::I32(values))
+}
+
+/// A 0-d f32.
+pub(crate) fn float(value: f32) -> Array {
+    kept(Contents::Float(value.to_bits()))
+}
+
+/// A 0-d int32.
+pub(crate) fn int(value: i32) -> Array {
+    kept(Contents::Int(value))
 }
 
 /// A vector of one zero; f32 where `dtype` is none of f16, bf16 and int32.
@@ -105,6 +120,17 @@ mod tests {
             integers(vec![value, 2]);
         }
         RECENT.with_borrow(|recent| assert_eq!(recent.len(), KEPT));
+    }
+
+    #[test]
+    fn numbers_alone_are_kept_too() {
+        for value in [0.0, -0.0, 1.5, f32::INFINITY, f32::NAN] {
+            assert_eq!(float(value).item::<f32>().to_bits(), value.to_bits());
+            let places = [(); 2].map(|()| float(value).as_slice::<f32>().as_ptr());
+            assert_eq!(places[0], places[1]);
+        }
+        assert_eq!((int(-3).item::<i32>(), int(4).item::<i32>()), (-3, 4));
+        assert_eq!(int(4).ndim(), 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::{
     builder::builder,
     check::{Check, axes},
     error::Result,
+    uploads,
 };
 
 /// Scales each element by the sigmoid of `beta` times itself.
@@ -42,7 +43,7 @@ use crate::{
 /// 2017.
 pub fn swish(x: impl AsRef<Array>, beta: f32) -> Result<Array> {
     Check::op("swish").finite("beta", beta)?;
-    sloped(x.as_ref(), &Array::from_f32(beta))
+    sloped(x.as_ref(), &uploads::float(beta))
 }
 
 fn sloped(x: &Array, beta: &Array) -> Result<Array> {
@@ -98,7 +99,7 @@ impl Swish {
 
     fn assemble(builder: SwishBuilder) -> Result<Self> {
         Check::op("Swish").finite("beta", builder.beta)?;
-        let mut beta = Param::new(Array::from_f32(builder.beta));
+        let mut beta = Param::new(uploads::float(builder.beta));
         if !builder.learnable {
             beta.freeze(true);
         }

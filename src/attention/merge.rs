@@ -6,7 +6,7 @@ use mlx_rs::{
     stop_gradient,
 };
 
-use crate::{check::Check, error::Result, layout::Layout};
+use crate::{check::Check, error::Result, layout::Layout, uploads};
 
 /// Joins results of attention over disjoint keys into the result over all of them.
 ///
@@ -79,7 +79,7 @@ pub(super) struct State {
 
 /// The state over the keys of all `states`, of which there is one at least; its output is f32.
 pub(super) fn merge(states: &[State]) -> Result<State> {
-    let none = Array::from_f32(f32::NEG_INFINITY);
+    let none = uploads::float(f32::NEG_INFINITY);
     let mut largest = none.clone();
     for state in states {
         largest = maximum(&largest, &state.lse)?;
@@ -87,16 +87,16 @@ pub(super) fn merge(states: &[State]) -> Result<State> {
     // The result is the same whatever is subtracted, and so is its gradient.
     let base = stop_gradient(or_zero(&largest)?)?;
 
-    let (mut output, mut total) = (Array::from_f32(0.0), Array::from_f32(0.0));
+    let (mut output, mut total) = (uploads::float(0.0), uploads::float(0.0));
     for state in states {
         let weight = weight_beside(&state.lse, &base)?;
         total = total.add(&weight)?;
         let (seen, weight) = (saw_keys(&state.lse)?.expand_dims(-1)?, weight.expand_dims(-1)?);
-        let shown = select(seen, &state.output, Array::from_f32(0.0))?;
+        let shown = select(seen, &state.output, uploads::float(0.0))?;
         output = output.add(shown.as_dtype(Dtype::Float32)?.multiply(weight)?)?;
     }
-    let any = total.ne(Array::from_f32(0.0))?;
-    let divisor = select(&any, total, Array::from_f32(1.0))?;
+    let any = total.ne(uploads::float(0.0))?;
+    let divisor = select(&any, total, uploads::float(1.0))?;
     let lse = select(any, base.add(divisor.log()?)?, none)?;
     Ok(State { output: output.divide(divisor.expand_dims(-1)?)?, lse })
 }
@@ -106,14 +106,14 @@ pub(super) fn weight_beside(lse: &Array, base: &Array) -> Result<Array> {
     let seen = saw_keys(lse)?;
     // Chosen before and after: a power of what is not finite would spoil the gradient.
     let power = select(&seen, lse, base)?.subtract(base)?.exp()?;
-    Ok(select(seen, power, Array::from_f32(0.0))?)
+    Ok(select(seen, power, uploads::float(0.0))?)
 }
 
 /// A log-sum-exp, and zero where it is −∞.
 pub(super) fn or_zero(lse: &Array) -> Result<Array> {
-    Ok(select(saw_keys(lse)?, lse, Array::from_f32(0.0))?)
+    Ok(select(saw_keys(lse)?, lse, uploads::float(0.0))?)
 }
 
 fn saw_keys(lse: &Array) -> Result<Array> {
-    Ok(lse.ne(Array::from_f32(f32::NEG_INFINITY))?)
+    Ok(lse.ne(uploads::float(f32::NEG_INFINITY))?)
 }

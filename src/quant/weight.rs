@@ -9,6 +9,7 @@ use crate::{
     check::{Check, axes},
     error::Result,
     ids::within,
+    uploads,
 };
 
 /// A matrix `[O, I]` in MLX's affine packed format: `W = scale · q + bias`, with `q` an unsigned
@@ -164,7 +165,7 @@ impl QuantizedWeight {
             ..*self
         };
         let rows = gathered.dequantize(self.scales.dtype())?;
-        let unknown = Array::from_f32(f32::NAN).as_dtype(rows.dtype())?;
+        let unknown = uploads::float(f32::NAN).as_dtype(rows.dtype())?;
         Ok(select(known.reshape(&[-1, 1])?, rows, unknown)?.reshape(&shape)?)
     }
 }

@@ -12,13 +12,13 @@ use mlx_rs::{
 };
 
 use super::{RopeOffset, RopeStyle, turning::Turning};
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// Turns `x`, `[B, H, S, D]`.
 pub(super) fn rope(x: &Array, offset: RopeOffset, turning: &Turning) -> Result<Array> {
     let dims = turning.dims;
     let angles = angles(x.dim(2), offset, turning)?;
-    let magnitude = Array::from_f32(turning.frequencies.magnitude as f32);
+    let magnitude = uploads::float(turning.frequencies.magnitude as f32);
     let (cos, sin) = (angles.cos()?.multiply(&magnitude)?, angles.sin()?.multiply(&magnitude)?);
 
     let (a, b) = split(&x.as_dtype(Dtype::Float32)?, dims, turning.style)?;
@@ -41,7 +41,7 @@ pub(super) fn rope(x: &Array, offset: RopeOffset, turning: &Turning) -> Result<A
 fn angles(steps: i32, offset: RopeOffset, turning: &Turning) -> Result<Array> {
     let positions = positions(steps, offset)?.as_dtype(Dtype::Uint64)?.expand_dims(-1)?;
     let turns = positions.multiply(turning.frequencies.turns())?.as_dtype(Dtype::Int64)?;
-    let radians_per_unit = Array::from_f32((TAU / 2.0_f64.powi(64)) as f32);
+    let radians_per_unit = uploads::float((TAU / 2.0_f64.powi(64)) as f32);
     Ok(turns.as_dtype(Dtype::Float32)?.multiply(radians_per_unit)?)
 }
 

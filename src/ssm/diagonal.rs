@@ -21,6 +21,7 @@ use mlx_rs::{
 use crate::{
     check::{Check, axes},
     error::Result,
+    uploads,
 };
 
 /// `h_t = exp(Δ a) h_{t−1} + (exp(Δ a) − 1) / a · u_t` and `y_t = 2 Re Σ c · h_t + d · u_t`, for each channel with its own `Δ`,
@@ -105,7 +106,7 @@ impl DiagonalSsm {
         check.value(most >= least && most.is_finite(), "dt_range", "rise", most)?;
         let pairs = states / 2;
         let log_dt = uniform::<_, f32>(least.ln(), most.ln(), &[channels], None)?;
-        let real = Array::from_f32(0.5_f32.ln());
+        let real = uploads::float(0.5_f32.ln());
         let frequencies = broadcast_to(frequencies(states)?, &[channels, pairs])?.contiguous()?;
         let c = normal::<f32>(&[channels, pairs, 2], None, FRAC_1_SQRT_2, None)?;
         Ok(Self {
@@ -135,7 +136,7 @@ impl DiagonalSsm {
         if let Some(state) = state {
             let held = Complex { real: state.real.clone(), imaginary: state.imaginary.clone() };
             seen = seen.add(grid.read(&held.times(&weight)?, 1)?)?;
-            let fading = powers(&exponent, &Array::from_f32(u.dim(1) as f32))?;
+            let fading = powers(&exponent, &uploads::float(u.dim(1) as f32))?;
             end = end.plus(&held.times(&fading.map(|part| part.expand_dims(-2))?)?)?;
         }
         let seen = seen.transpose_axes(&[0, 3, 1, 2])?;
@@ -157,15 +158,15 @@ impl DiagonalSsm {
             None => {
                 let shape = [u.shape(), &[self.A_imag.dim(1)]].concat();
                 let real = broadcast_to(&entering, &shape)?;
-                Complex { imaginary: real.multiply(Array::from_f32(0.0))?, real }
+                Complex { imaginary: real.multiply(uploads::float(0.0))?, real }
             }
             Some(state) => {
                 let held = Complex { real: state.real.clone(), imaginary: state.imaginary.clone() };
-                let kept = held.times(&powers(&exponent, &Array::from_f32(1.0))?.map(row)?)?;
+                let kept = held.times(&powers(&exponent, &uploads::float(1.0))?.map(row)?)?;
                 Complex { real: kept.real.add(&entering)?, ..kept }
             }
         };
-        let y = next.times(&weight)?.real.sum_axis(-1, false)?.multiply(Array::from_f32(2.0))?;
+        let y = next.times(&weight)?.real.sum_axis(-1, false)?.multiply(uploads::float(2.0))?;
         let y = y.add(u.multiply(self.D.expand_dims(-1)?)?)?;
         Ok((y, DiagonalState { real: next.real, imaginary: next.imaginary }))
     }
@@ -198,8 +199,8 @@ impl DiagonalSsm {
         let dt = self.log_dt.exp()?.expand_dims(-1)?;
         // Neither part of exp(Δ a) − 1 as a difference of numbers next to each other.
         let decay = exponent.real.exp()?;
-        let half = exponent.imaginary.multiply(Array::from_f32(0.5))?.sin()?.square()?;
-        let turned = decay.multiply(half)?.multiply(Array::from_f32(2.0))?;
+        let half = exponent.imaginary.multiply(uploads::float(0.5))?.sin()?.square()?;
+        let turned = decay.multiply(half)?.multiply(uploads::float(2.0))?;
         let grown = Complex {
             real: expm1(&exponent.real)?.subtract(turned)?,
             imaginary: decay.multiply(exponent.imaginary.sin()?)?,
@@ -250,8 +251,8 @@ impl<'a> Grid<'a> {
     /// `2 Re Σ weights · exp(exponent · t)` for each of `L` steps from `first` on: of `[..., H, M, N / 2]` `[..., H, M, L]`.
     fn read(&self, weights: &Complex, first: i32) -> Result<Array> {
         let starts = arange::<_, f32>(None, self.rows, None)?;
-        let starts = starts.multiply(Array::from_f32(self.columns as f32))?;
-        let starts = starts.add(Array::from_f32(first as f32))?;
+        let starts = starts.multiply(uploads::float(self.columns as f32))?;
+        let starts = starts.add(uploads::float(first as f32))?;
         // [H, 1, rows, N / 2] and [H, 1, N / 2, columns].
         let of_rows =
             powers(self.exponent, &starts)?.map(|part| part.swap_axes(-1, -2)?.expand_dims(1))?;
@@ -262,7 +263,7 @@ impl<'a> Grid<'a> {
         let sums = real.subtract(matmul(&begun.imaginary, &of_places.imaginary)?)?;
         let flat = [&weights.real.shape()[..weights.real.ndim() - 1], &[-1]].concat();
         let steps = sums.reshape(&flat)?.try_index((Ellipsis, ..self.length))?;
-        Ok(steps.multiply(Array::from_f32(2.0))?)
+        Ok(steps.multiply(uploads::float(2.0))?)
     }
 
     /// `Σ_t exp(exponent · (L − 1 − t)) · u_t`: of `[B, H, M, L]` `[B, H, M, N / 2]`.
@@ -273,7 +274,7 @@ impl<'a> Grid<'a> {
         let u = pad(u, &ahead, None, None)?.reshape(&grid)?;
         let left = |count: i32| arange::<_, f32>(count - 1, -1, -1);
         let of_places = powers(self.exponent, &left(columns)?)?;
-        let of_rows = left(rows)?.multiply(Array::from_f32(columns as f32))?;
+        let of_rows = left(rows)?.multiply(uploads::float(columns as f32))?;
         let turned = |part: &Array| part.swap_axes(-1, -2)?.expand_dims(1);
         let of_rows = powers(self.exponent, &of_rows)?.map(turned)?;
         let by_row = of_places.map(|part| matmul(&u, turned(part)?))?;

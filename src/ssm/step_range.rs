@@ -6,7 +6,7 @@ use mlx_rs::{
     random::uniform,
 };
 
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, uploads};
 
 /// As in the papers.
 pub(super) const DEFAULT: (f32, f32) = (1e-3, 1e-1);
@@ -20,7 +20,7 @@ pub(super) fn check(check: Check, range: (f32, f32)) -> Result<(f32, f32)> {
 /// `[count]`: biases whose softplus spreads evenly over the logarithms of the range.
 pub(super) fn bias(count: i32, (least, most): (f32, f32)) -> Result<Array> {
     let steps = uniform::<_, f32>(least.ln(), most.ln(), &[count], None)?.exp()?;
-    let steps = maximum(steps, Array::from_f32(1e-4))?;
+    let steps = maximum(steps, uploads::float(1e-4))?;
     // ln(exp(dt) − 1), which softplus undoes.
     Ok(expm1(steps.negative()?)?.negative()?.log()?.add(&steps)?)
 }

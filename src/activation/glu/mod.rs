@@ -14,6 +14,7 @@ use crate::{
     check::{Check, axes},
     dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
+    uploads,
 };
 
 /// Options of [`glu`](glu()).
@@ -160,7 +161,7 @@ impl<'a> Problem<'a> {
     fn inputs(&self) -> Vec<Array> {
         let mut inputs = vec![self.gate.clone(), self.up.clone()];
         if self.biases.iter().any(Option::is_some) {
-            let bias = |bias: Option<&Array>| bias.cloned().unwrap_or_else(|| Array::from_f32(0.0));
+            let bias = |bias: Option<&Array>| bias.cloned().unwrap_or_else(|| uploads::float(0.0));
             inputs.extend(self.biases.map(bias));
         }
         inputs

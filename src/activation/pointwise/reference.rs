@@ -9,7 +9,7 @@ use mlx_rs::{
 };
 
 use super::Activation;
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// `inputs` is one array of any floating dtype.
 pub(super) fn pointwise(activation: Activation, inputs: &[Array]) -> Result<Array> {
@@ -66,5 +66,5 @@ fn hard_sigmoid(x: &Array) -> Result<Array, Exception> {
 }
 
 fn scalar(value: f32) -> Array {
-    Array::from_f32(value)
+    uploads::float(value)
 }

@@ -14,6 +14,7 @@ use crate::{
     check::Check,
     dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
+    uploads,
 };
 
 /// Options of [`softmax`].
@@ -108,14 +109,14 @@ impl Dispatched for Problem<'_> {
 /// Masked-out rows are made uniform before MLX sees them, for neither their values nor their gradients may be NaN.
 fn builtin(problem: &Problem) -> Result<Array> {
     let (x, scale) = (problem.x, problem.scale);
-    let zero = Array::from_f32(0.0).as_dtype(x.dtype())?;
+    let zero = uploads::float(0.0).as_dtype(x.dtype())?;
     let (peak, masked_out) = reference::peak(x)?;
     let safe = select(&masked_out, &zero, x)?;
     let scaled = if scale == 1.0 {
         safe
     } else {
         let below_peak = safe.as_dtype(Dtype::Float32)?.subtract(&peak)?;
-        below_peak.multiply(Array::from_f32(scale))?
+        below_peak.multiply(uploads::float(scale))?
     };
     let weights = softmax_axis(scaled, -1, true)?.as_dtype(x.dtype())?;
     Ok(select(masked_out, zero, weights)?)

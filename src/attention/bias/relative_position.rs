@@ -5,7 +5,7 @@ use mlx_rs::{
     ops::{clip, zeros_dtype},
 };
 
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, uploads};
 
 /// Options of [`relative_position_bucket`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,12 +135,12 @@ pub(super) fn buckets_of(
     // Before the sign changes, for the least integer has no opposite.
     let near = clip(positions.as_dtype(Dtype::Int64)?, (-farthest, farthest))?;
     let near = near.as_dtype(Dtype::Int32)?;
-    let zero = Array::from_int(0);
+    let zero = uploads::int(0);
     if !options.bidirectional {
         let distances = clip(near.negative()?, (0, farthest))?;
         return Ok(table.take_axis(distances, 0)?);
     }
     let ahead = near.gt(zero)?.as_dtype(Dtype::Int32)?;
-    let ahead = ahead.multiply(Array::from_int(options.of_a_direction()))?;
+    let ahead = ahead.multiply(uploads::int(options.of_a_direction()))?;
     Ok(table.take_axis(near.abs()?, 0)?.add(ahead)?)
 }

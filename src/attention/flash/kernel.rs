@@ -25,6 +25,7 @@ use crate::{
     },
     layout::Layout,
     target::Target,
+    uploads,
 };
 
 /// The kernels of this operation.
@@ -437,7 +438,7 @@ fn additive(mask: &Array, dtype: Dtype) -> Result<Array> {
     let mask = with_rank_4(mask, dtype)?;
     match mask.dtype() {
         Dtype::Bool => {
-            let [shown, hidden] = [0.0, f32::NEG_INFINITY].map(Array::from_f32);
+            let [shown, hidden] = [0.0, f32::NEG_INFINITY].map(uploads::float);
             Ok(select(&mask, shown, hidden)?.as_dtype(dtype)?)
         }
         _ => Ok(mask),
@@ -456,8 +457,8 @@ fn slope_gradient(slopes: &Array, by_row: &Array) -> Result<Array> {
 /// `-sum(exp(sink - lse) · delta)` for each head: a sink takes its share from every value, and gives none.
 fn sink_gradient(sinks: &Array, lse: &Array, delta: &Array) -> Result<Array> {
     let logits = sinks.reshape(&[1, -1, 1])?.subtract(lse)?;
-    let unseen = lse.eq(Array::from_f32(f32::NEG_INFINITY))?;
-    let shares = exp(select(&unseen, Array::from_f32(f32::NEG_INFINITY), logits)?)?;
+    let unseen = lse.eq(uploads::float(f32::NEG_INFINITY))?;
+    let shares = exp(select(&unseen, uploads::float(f32::NEG_INFINITY), logits)?)?;
     Ok(shares.multiply(delta)?.sum_axes(&[0, 2], false)?.negative()?)
 }
 

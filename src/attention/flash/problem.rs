@@ -16,6 +16,7 @@ use crate::{
     dispatch::{Backend, Context, Dispatched, Target},
     error::{Error, Result},
     layout::Layout,
+    uploads,
 };
 
 const NO_LSE: &str = "MLX's fused attention gives no log-sum-exp";
@@ -115,7 +116,7 @@ impl<'a> Problem<'a> {
         let shape = &self.dims.scores()[..3];
         Ok(match self.sinks_by_row()? {
             Some(sinks) => broadcast_to(sinks.squeeze_axes(&[-1])?, shape)?,
-            None => broadcast_to(Array::from_f32(f32::NEG_INFINITY), shape)?,
+            None => broadcast_to(uploads::float(f32::NEG_INFINITY), shape)?,
         })
     }
 

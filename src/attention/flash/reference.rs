@@ -11,7 +11,7 @@ use super::{
     problem::{Attended, Problem},
     visible::Visible,
 };
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 pub(super) fn attend(problem: &Problem) -> Result<Attended> {
     let visible = Visible::new(problem)?;
@@ -40,16 +40,16 @@ pub(super) fn attend(problem: &Problem) -> Result<Attended> {
 fn scores(problem: &Problem, visible: &Visible) -> Result<Array> {
     let queries = problem.queries.as_dtype(Dtype::Float32)?;
     let keys = problem.keys.as_dtype(Dtype::Float32)?;
-    let queries = queries.multiply(Array::from_f32(problem.scale))?;
+    let queries = queries.multiply(uploads::float(problem.scale))?;
     let mut scores = by_group(&queries, &keys.swap_axes(-1, -2)?)?;
-    if let Some(cap) = problem.soft_cap.map(Array::from_f32) {
+    if let Some(cap) = problem.soft_cap.map(uploads::float) {
         scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;
     }
     if let Some(bias) = &visible.bias {
         scores = scores.add(bias)?;
     }
     if let Some(keys) = &visible.keys {
-        scores = select(keys, scores, Array::from_f32(f32::NEG_INFINITY))?;
+        scores = select(keys, scores, uploads::float(f32::NEG_INFINITY))?;
     }
     Ok(scores)
 }
@@ -66,13 +66,13 @@ fn by_group(heads: &Array, groups: &Array) -> Result<Array> {
 
 fn dropped(weights: Array, dropout: Option<AttentionDropout>) -> Result<Array> {
     let Some(AttentionDropout { probability, key }) = dropout else { return Ok(weights) };
-    let kept = bernoulli(&Array::from_f32(1.0 - probability), weights.shape(), key)?;
-    let grown = weights.divide(Array::from_f32(1.0 - probability))?;
-    Ok(select(kept, grown, Array::from_f32(0.0))?)
+    let kept = bernoulli(&uploads::float(1.0 - probability), weights.shape(), key)?;
+    let grown = weights.divide(uploads::float(1.0 - probability))?;
+    Ok(select(kept, grown, uploads::float(0.0))?)
 }
 
 /// The log-sum-exp as `[B, H, S_q]`; in rows that see no key, that of the sinks alone.
 fn rows_of(problem: &Problem, visible: &Visible, lse: Array) -> Result<Array> {
-    let empty = problem.sinks_by_row()?.unwrap_or_else(|| Array::from_f32(f32::NEG_INFINITY));
+    let empty = problem.sinks_by_row()?.unwrap_or_else(|| uploads::float(f32::NEG_INFINITY));
     Ok(visible.clear_hidden_rows(lse, Some(empty))?.squeeze_axes(&[-1])?)
 }

@@ -16,7 +16,7 @@ use super::{
     options::{Segments, Window},
     problem::Problem,
 };
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// Additive entries from here down hide their key. Half of the range of f16, so that what remains
 /// can be added to a score, or change its base in a kernel, and stay finite.
@@ -87,7 +87,7 @@ impl Place {
         let row = column(dims.first_query, dims.query_length)?;
         let place = match problem.segments {
             Some(segments) => Self::in_segments(segments, &row)?,
-            None => Self { beside: row.add(Array::from_int(dims.offset))?, first: None, end: None },
+            None => Self { beside: row.add(uploads::int(dims.offset))?, first: None, end: None },
         };
         place.within(problem.window)
     }
@@ -96,11 +96,10 @@ impl Place {
         let last = segments.queries.dim(0) - 2;
         let (starts, ends) = (segments.queries.try_index(..-1)?, segments.queries.try_index(1..)?);
         let passed = row.ge(&ends)?.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?;
-        let outside =
-            row.lt(starts.try_index(0)?)?.logical_or(passed.gt(Array::from_int(last))?)?;
+        let outside = row.lt(starts.try_index(0)?)?.logical_or(passed.gt(uploads::int(last))?)?;
 
-        let segment = minimum(passed, Array::from_int(last))?;
-        let next = segment.add(Array::from_int(1))?;
+        let segment = minimum(passed, uploads::int(last))?;
+        let next = segment.add(uploads::int(1))?;
         let (first, end) =
             (segments.keys.take_axis(&segment, 0)?, segments.keys.take_axis(&next, 0)?);
         let beside = row.add(&end)?.subtract(segments.queries.take_axis(&next, 0)?)?;
@@ -111,11 +110,11 @@ impl Place {
     fn within(self, window: Window) -> Result<Self> {
         let Self { beside, mut first, mut end } = self;
         if let Some(left) = window.left {
-            let bound = beside.subtract(Array::from_int(left))?;
+            let bound = beside.subtract(uploads::int(left))?;
             first = Some(first.map_or_else(|| Ok(bound.clone()), |first| maximum(first, &bound))?);
         }
         if let Some(right) = window.right {
-            let bound = beside.add(Array::from_int(right + 1))?;
+            let bound = beside.add(uploads::int(right + 1))?;
             end = Some(end.map_or_else(|| Ok(bound.clone()), |end| minimum(end, &bound))?);
         }
         Ok(Self { beside, first, end })
@@ -188,5 +187,5 @@ fn both_added(a: Option<Array>, b: Option<Array>) -> Result<Option<Array>> {
 }
 
 fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
-    Ok(Array::from_f32(value).as_dtype(dtype)?)
+    Ok(uploads::float(value).as_dtype(dtype)?)
 }

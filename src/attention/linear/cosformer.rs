@@ -12,7 +12,7 @@ use super::{
     running::{Common, Kind, Sequence},
     state::LinearAttentionState,
 };
-use crate::{attention::heads::Heads, check::Check, error::Result, layout::Layout};
+use crate::{attention::heads::Heads, check::Check, error::Result, layout::Layout, uploads};
 
 /// Options of [`cosformer_attention`].
 #[derive(Debug, Clone, Copy)]
@@ -140,8 +140,8 @@ fn checked_length(check: Check, heads: &Heads, options: &CosFormerAttentionOptio
 /// `[B, H, S, D]`, of which the first stands at `first`, to `[B, H, S, 2 D]`.
 fn features(x: &Array, first: i32, length: f32) -> Result<Array> {
     let positions = arange::<_, f32>(first, first + x.dim(-2), None)?.expand_dims(-1)?;
-    let angles = positions.multiply(Array::from_f32(FRAC_PI_2 / length))?;
-    let positive = maximum(x, Array::from_f32(0.0))?;
+    let angles = positions.multiply(uploads::float(FRAC_PI_2 / length))?;
+    let positive = maximum(x, uploads::float(0.0))?;
     let turned = [positive.multiply(angles.cos()?)?, positive.multiply(angles.sin()?)?];
     Ok(concatenate(&turned, -1)?)
 }

@@ -9,7 +9,7 @@ use super::{
     running::{Common, Kind, Sequence},
     state::LinearAttentionState,
 };
-use crate::{attention::heads::Heads, check::Check, error::Result, layout::Layout};
+use crate::{attention::heads::Heads, check::Check, error::Result, layout::Layout, uploads};
 
 /// What linear attention makes of each element of a query and of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -36,12 +36,12 @@ impl FeatureMap {
     }
 
     fn of(self, x: &Array) -> Result<Array> {
-        let zero = Array::from_f32(0.0);
+        let zero = uploads::float(0.0);
         match self {
             Self::EluPlusOne => {
                 // The branch that is not taken must not overflow, or its gradient would be NaN.
                 let below = exp(minimum(x, &zero)?)?;
-                Ok(select(x.gt(&zero)?, x.add(Array::from_f32(1.0))?, below)?)
+                Ok(select(x.gt(&zero)?, x.add(uploads::float(1.0))?, below)?)
             }
             Self::Relu => Ok(maximum(x, zero)?),
             Self::Exp => Ok(x.clone()),

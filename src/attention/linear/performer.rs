@@ -12,6 +12,7 @@ use crate::{
     check::{Check, axes},
     error::Result,
     layout::Layout,
+    uploads,
 };
 
 /// Draws the directions that [`performer_attention`] projects queries and keys on.
@@ -54,8 +55,8 @@ pub fn orthogonal_features(key: impl AsRef<Array>, num_features: i32, dims: i32)
     let drawn = random::normal::<f32>(&[blocks, dims, dims], None, None, &of_directions)?;
     let (orthogonal, triangle) = with_device(Device::cpu(), || qr(drawn))?;
     // The decomposition picks the signs, so that without these the directions would not be uniform.
-    let signs = triangle.diagonal(None, 1, 2)?.ge(Array::from_f32(0.0))?;
-    let signs = select(signs, Array::from_f32(1.0), Array::from_f32(-1.0))?;
+    let signs = triangle.diagonal(None, 1, 2)?.ge(uploads::float(0.0))?;
+    let signs = select(signs, uploads::float(1.0), uploads::float(-1.0))?;
     let rows = orthogonal.multiply(signs.expand_dims(1)?)?.swap_axes(1, 2)?;
     let lengths = random::normal::<f32>(&[num_features, dims], None, None, &of_lengths)?;
     let lengths = lengths.square()?.sum_axis(-1, true)?.sqrt()?;
@@ -178,7 +179,7 @@ fn attend(
 
 /// `[B, H, S, D]` to `[B, H, S, M]`, f32.
 fn exponents(x: &Array, scale: f32, directions: &Array) -> Result<Array> {
-    let x = x.as_dtype(Dtype::Float32)?.multiply(Array::from_f32(scale.sqrt()))?;
-    let half_square = x.square()?.sum_axis(-1, true)?.multiply(Array::from_f32(0.5))?;
+    let x = x.as_dtype(Dtype::Float32)?.multiply(uploads::float(scale.sqrt()))?;
+    let half_square = x.square()?.sum_axis(-1, true)?.multiply(uploads::float(0.5))?;
     Ok(x.matmul(directions)?.subtract(half_square)?)
 }

@@ -11,7 +11,7 @@ use mlx_rs::{
 };
 
 use super::state::{LinearAttentionState, nothing};
-use crate::{attention::heads::Heads, check::Check, error::Result, layout::Layout};
+use crate::{attention::heads::Heads, check::Check, error::Result, layout::Layout, uploads};
 
 /// What stands for a feature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -160,7 +160,7 @@ impl Running {
         let queries = raised.features(&queries)?;
         let weights = queries.matmul(keys.swap_axes(-1, -2)?)?;
         let past = tri::<bool>(keys.dim(-2), None, None)?;
-        let own = select(past, weights, Array::from_f32(0.0))?.matmul(&values)?;
+        let own = select(past, weights, uploads::float(0.0))?.matmul(&values)?;
         Ok((queries.matmul(&raised.sums)?.add(own)?, raised.add(&keys, &values)?))
     }
 
@@ -199,9 +199,9 @@ impl Running {
 
 /// The sums over the normalizers; zero where nothing weighs anything.
 fn averages(sums: &Array, value_size: i32, eps: f32) -> Result<Array> {
-    let weight = sums.try_index((Ellipsis, value_size..))?.add(Array::from_f32(eps))?;
-    let weighs = weight.gt(Array::from_f32(0.0))?;
-    let safe = select(&weighs, weight, Array::from_f32(1.0))?;
+    let weight = sums.try_index((Ellipsis, value_size..))?.add(uploads::float(eps))?;
+    let weighs = weight.gt(uploads::float(0.0))?;
+    let safe = select(&weighs, weight, uploads::float(1.0))?;
     let averages = sums.try_index((Ellipsis, ..value_size))?.divide(safe)?;
-    Ok(select(weighs, averages, Array::from_f32(0.0))?)
+    Ok(select(weighs, averages, uploads::float(0.0))?)
 }

@@ -10,6 +10,7 @@ use crate::{
     attention::heads::Heads,
     check::{Axis, Check, axes},
     error::Result,
+    uploads,
 };
 
 /// The sums over the keys so far, of a size that does not depend on their number.
@@ -82,7 +83,7 @@ pub(super) fn nothing(heads: &Heads, features: i32, kind: Kind) -> Result<Runnin
         Kind::Plain => None,
         // Below any exponent, yet a number: of two infinities the difference would be none.
         Kind::Exponents => {
-            Some(full::<f32>(&[batch, kv_heads, 1, 1, features], Array::from_f32(f32::MIN))?)
+            Some(full::<f32>(&[batch, kv_heads, 1, 1, features], uploads::float(f32::MIN))?)
         }
     };
     Ok(Running { sums: zeros::<f32>(&[batch, kv_heads, 1, features, value_size + 1])?, peaks })

@@ -13,6 +13,7 @@ use crate::{
     dispatch::{Backend, Context, Dispatched},
     error::Result,
     kernel::stand_in,
+    uploads,
 };
 
 /// The arrays, in the order in which the kernel takes them.
@@ -226,7 +227,7 @@ impl Problem {
         let lse = if self.rule.sinks {
             sinks.as_dtype(Dtype::Float32)?
         } else {
-            Array::from_f32(f32::NEG_INFINITY)
+            uploads::float(f32::NEG_INFINITY)
         };
         Ok([output, broadcast_to(lse, &[count, heads])?])
     }

@@ -10,7 +10,7 @@ use mlx_rs::{
 };
 
 use super::problem::{Operands, Rule};
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// `[T, H, D_v]` of the dtype of the queries, and `[T, H]`, f32.
 pub(super) fn attend(operands: &Operands<&Array>, rule: &Rule) -> Result<[Array; 2]> {
@@ -22,7 +22,7 @@ pub(super) fn attend(operands: &Operands<&Array>, rule: &Rule) -> Result<[Array;
     let visible = place.visible(rule)?.expand_dims(1)?;
     let seen = visible.any_axis(-1, true)?;
     let shown = visible.logical_or(seen.logical_not()?)?;
-    let scores = select(shown, scores, Array::from_f32(f32::NEG_INFINITY))?;
+    let scores = select(shown, scores, uploads::float(f32::NEG_INFINITY))?;
     let sums = logsumexp_axis(&scores, -1, true)?;
     let weights = scores.subtract(&sums)?.exp()?;
     let output = by_group(&weights, &values)?;
@@ -31,9 +31,9 @@ pub(super) fn attend(operands: &Operands<&Array>, rule: &Rule) -> Result<[Array;
         let share = sigmoid(sums.subtract(&sinks)?)?;
         (output.multiply(share)?, logaddexp(&sums, &sinks)?, sinks)
     } else {
-        (output, sums, Array::from_f32(f32::NEG_INFINITY))
+        (output, sums, uploads::float(f32::NEG_INFINITY))
     };
-    let output = select(&seen, output, Array::from_f32(0.0))?;
+    let output = select(&seen, output, uploads::float(0.0))?;
     let lse = select(&seen, lse, empty)?;
     Ok([output.as_dtype(operands.queries.dtype())?, lse.squeeze_axes(&[-1])?])
 }
@@ -58,12 +58,12 @@ impl Place {
         let ends = starts.try_index(1..)?;
         let passed =
             query.expand_dims(-1)?.ge(&ends)?.as_dtype(Dtype::Int32)?.sum_axis(-1, false)?;
-        let known = passed.lt(Array::from_int(sequences))?;
+        let known = passed.lt(uploads::int(sequences))?;
         let sequence = clamped(&passed, sequences - 1)?;
 
         let most = operands.tables.dim(1) * operands.keys.dim(1);
         let keys = clamped(&lengths.take_axis(&sequence, 0)?, most)?;
-        let keys = select(&known, keys, Array::from_int(0))?;
+        let keys = select(&known, keys, uploads::int(0))?;
         let beside = query.subtract(ends.take_axis(&sequence, 0)?)?.add(&keys)?;
         Ok(Self { sequence, beside, keys, key: arange::<i32, i32>(None, most, None)? })
     }
@@ -88,7 +88,7 @@ impl Place {
         };
         let real = self.key.lt(self.keys.expand_dims(-1)?)?;
         let real = real.reshape(&[real.dim(0), -1, 1, 1])?;
-        Ok(select(real, numbers, Array::from_f32(0.0))?.swap_axes(1, 2)?)
+        Ok(select(real, numbers, uploads::float(0.0))?.swap_axes(1, 2)?)
     }
 
     /// `[T, S, H_kv, _]` of `numbers`, `[BLOCKS, BLOCK, H_kv, _]`.
@@ -102,11 +102,11 @@ impl Place {
         let beside = self.beside.expand_dims(-1)?;
         let mut visible = self.key.lt(self.keys.expand_dims(-1)?)?;
         if let Some(left) = rule.window.left {
-            let first = beside.subtract(Array::from_int(left.min(FAR)))?;
+            let first = beside.subtract(uploads::int(left.min(FAR)))?;
             visible = visible.logical_and(self.key.ge(first)?)?;
         }
         if let Some(right) = rule.window.right {
-            let last = beside.add(Array::from_int(right.min(FAR)))?;
+            let last = beside.add(uploads::int(right.min(FAR)))?;
             visible = visible.logical_and(self.key.le(last)?)?;
         }
         Ok(visible)
@@ -120,8 +120,8 @@ const FAR: i32 = 1 << 30;
 fn scores(operands: &Operands<&Array>, keys: &Array, place: &Place, rule: &Rule) -> Result<Array> {
     let queries = operands.queries.as_dtype(Dtype::Float32)?;
     let products = by_group(&queries, &keys.swap_axes(-1, -2)?)?;
-    let mut scores = products.multiply(Array::from_f32(rule.scale))?;
-    if let Some(cap) = rule.soft_cap.map(Array::from_f32) {
+    let mut scores = products.multiply(uploads::float(rule.scale))?;
+    if let Some(cap) = rule.soft_cap.map(uploads::float) {
         scores = tanh(scores.divide(&cap)?)?.multiply(&cap)?;
     }
     if rule.alibi {
@@ -142,5 +142,5 @@ fn by_group(heads: &Array, groups: &Array) -> Result<Array> {
 
 /// Numbers from 0 to `most`.
 fn clamped(numbers: &Array, most: i32) -> Result<Array> {
-    Ok(maximum(minimum(numbers, Array::from_int(most))?, Array::from_int(0))?)
+    Ok(maximum(minimum(numbers, uploads::int(most))?, uploads::int(0))?)
 }

@@ -18,6 +18,7 @@ use crate::{
     dispatch::{Context, Target},
     error::Result,
     layout::Layout,
+    uploads,
 };
 
 /// In the layout of the call.
@@ -161,7 +162,7 @@ fn visible(span: &Span) -> Result<Array> {
 
 /// Zero where a query sees a key, for MLX is far slower with booleans on an NVIDIA GPU.
 fn additive(visible: &Array, dtype: Dtype) -> Result<Array> {
-    let scores = [0.0, f32::NEG_INFINITY].map(|score| Array::from_f32(score).as_dtype(dtype));
+    let scores = [0.0, f32::NEG_INFINITY].map(|score| uploads::float(score).as_dtype(dtype));
     let [shown, hidden] = scores;
     Ok(select(visible, shown?, hidden?)?)
 }

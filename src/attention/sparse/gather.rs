@@ -10,6 +10,7 @@ use crate::{
     attention::{FlashAttentionOptions, flash_attention, heads::Heads},
     error::Result,
     layout::Layout,
+    uploads,
 };
 
 /// What one call attends to. Arrays are `[B, S, H, D]` and not empty.
@@ -137,15 +138,15 @@ impl Gather<'_> {
         let (rows, width) = (group.rows.len() as i32, group.width as i32);
         let within = arange::<_, i32>(0, size, None)?;
         let starts = |blocks: &[i32], shape: &[i32]| -> Result<Array> {
-            let firsts = Array::from_slice(blocks, shape).multiply(Array::from_int(size))?;
+            let firsts = Array::from_slice(blocks, shape).multiply(uploads::int(size))?;
             Ok(firsts.expand_dims(-1)?.add(&within)?)
         };
-        let lead = Array::from_int(self.lead());
+        let lead = uploads::int(self.lead());
         let queries = starts(&group.indices(), &[rows])?.add(lead)?.expand_dims(-1)?;
         let keys = starts(&slots.blocks, &[rows, width])?.reshape(&[rows, 1, width * size])?;
         let known = Array::from_slice(&slots.known, &[rows, 1, width, 1]);
         let known = broadcast_to(known, &[rows, 1, width, size])?.reshape(keys.shape())?;
-        let known = known.logical_and(keys.lt(Array::from_int(key_length))?)?;
+        let known = known.logical_and(keys.lt(uploads::int(key_length))?)?;
         let visible = match self.shown(&queries, &keys)? {
             Some(shown) => known.logical_and(shown)?,
             None => known,
@@ -161,7 +162,7 @@ impl Gather<'_> {
             Hides::Nothing => Ok(None),
             Hides::Later => Ok(Some(keys.le(queries)?)),
             Hides::Far { window, .. } => {
-                let near = keys.subtract(queries)?.abs()?.le(Array::from_int(window))?;
+                let near = keys.subtract(queries)?.abs()?.le(uploads::int(window))?;
                 Ok(Some(near.logical_and(self.is_elsewhere(keys)?.logical_not()?)?))
             }
         }

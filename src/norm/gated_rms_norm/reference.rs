@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype, ops::rsqrt};
 
 use super::{GateOrder, Norm, silu};
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 pub(super) fn gated_rms_norm(x: &Array, gate: &Array, weight: &Array, norm: Norm) -> Result<Array> {
     let (wide, gate) = (x.as_dtype(Dtype::Float32)?, silu(gate)?);
@@ -17,7 +17,7 @@ pub(super) fn gated_rms_norm(x: &Array, gate: &Array, weight: &Array, norm: Norm
 fn normalize(x: &Array, weight: &Array, norm: Norm) -> Result<Array> {
     let grouped = norm.split(x)?;
     let mean_square = grouped.square()?.mean_axis(-1, true)?;
-    let scale = rsqrt(mean_square.add(Array::from_f32(norm.eps))?)?;
+    let scale = rsqrt(mean_square.add(uploads::float(norm.eps))?)?;
     let normed = grouped.multiply(scale)?.reshape(x.shape())?;
     Ok(normed.multiply(weight.as_dtype(Dtype::Float32)?)?)
 }

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, Dtype, ops::rsqrt};
 
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 pub(in crate::norm) fn layer_norm(
     x: &Array,
@@ -14,7 +14,7 @@ pub(in crate::norm) fn layer_norm(
     // The variance of the centered row: mean(x²) - mean(x)² would cancel where the mean is large.
     let centered = wide.subtract(wide.mean_axis(-1, true)?)?;
     let variance = centered.square()?.mean_axis(-1, true)?;
-    let mut y = centered.multiply(rsqrt(variance.add(Array::from_f32(eps))?)?)?;
+    let mut y = centered.multiply(rsqrt(variance.add(uploads::float(eps))?)?)?;
     if let Some(weight) = weight {
         y = y.multiply(weight.as_dtype(Dtype::Float32)?)?;
     }

@@ -14,6 +14,7 @@ use crate::{
     dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
     kernel::refusal,
+    uploads,
 };
 
 /// Options of [`rms_norm`].
@@ -106,7 +107,7 @@ impl Scaling {
     /// keep their digits beside it.
     pub(super) fn factor(self, weight: &Array) -> Result<Array> {
         if self.unit_offset {
-            Ok(weight.as_dtype(Dtype::Float32)?.add(Array::from_f32(1.0))?)
+            Ok(weight.as_dtype(Dtype::Float32)?.add(uploads::float(1.0))?)
         } else {
             Ok(weight.clone())
         }

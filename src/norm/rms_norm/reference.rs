@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype, ops::rsqrt};
 
 use super::Scaling;
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 pub(in crate::norm) fn rms_norm(
     x: &Array,
@@ -12,7 +12,7 @@ pub(in crate::norm) fn rms_norm(
 ) -> Result<Array> {
     let wide = x.as_dtype(Dtype::Float32)?;
     let mean_square = wide.square()?.mean_axis(-1, true)?;
-    let normed = wide.multiply(rsqrt(mean_square.add(Array::from_f32(scaling.eps))?)?)?;
+    let normed = wide.multiply(rsqrt(mean_square.add(uploads::float(scaling.eps))?)?)?;
     let scaled = match weight {
         Some(weight) => normed.multiply(scaling.factor(weight)?.as_dtype(Dtype::Float32)?)?,
         None => normed,

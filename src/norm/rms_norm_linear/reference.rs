@@ -6,7 +6,7 @@ use mlx_rs::{
 };
 
 use super::Scaling;
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 pub(super) fn rms_norm_linear(
     x: &Array,
@@ -17,7 +17,7 @@ pub(super) fn rms_norm_linear(
 ) -> Result<Array> {
     let wide = x.as_dtype(Dtype::Float32)?;
     let mean_square = wide.square()?.mean_axis(-1, true)?;
-    let normed = wide.multiply(rsqrt(mean_square.add(Array::from_f32(scaling.eps))?)?)?;
+    let normed = wide.multiply(rsqrt(mean_square.add(uploads::float(scaling.eps))?)?)?;
     let normed = normed.multiply(scaling.factor(norm_weight)?.as_dtype(Dtype::Float32)?)?;
     let y = matmul(normed, weight.as_dtype(Dtype::Float32)?.t())?;
     let y = match bias {

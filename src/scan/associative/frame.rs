@@ -7,6 +7,7 @@ use crate::{
     check::{Axis, Check},
     error::Result,
     scan::segments,
+    uploads,
 };
 
 /// Where the axis is, and the sizes around it.
@@ -89,7 +90,7 @@ impl Frame {
         let shape = [self.outer(), self.count(), self.inner()];
         match state {
             Some(state) => Ok(state.as_dtype(dtype)?.reshape(&shape)?),
-            None => Ok(broadcast_to(Array::from_f32(nothing).as_dtype(dtype)?, &shape)?),
+            None => Ok(broadcast_to(uploads::float(nothing).as_dtype(dtype)?, &shape)?),
         }
     }
 

@@ -6,7 +6,7 @@ use mlx_rs::{
 };
 
 use super::chunked::{Combine, part};
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// Where segments lie along the axis.
 pub(in crate::scan) struct Places {
@@ -33,9 +33,9 @@ impl Places {
         let yes = Array::from_bool(true).reshape(&[1])?;
         let (starts, ends) = match reverse {
             true => (concatenate(&[changes, yes], 0)?, begins),
-            false => (concatenate(&[yes, changes], 0)?, ends.subtract(Array::from_int(1))?),
+            false => (concatenate(&[yes, changes], 0)?, ends.subtract(uploads::int(1))?),
         };
-        let ends = clip(ends, (Array::from_int(0), Array::from_int(length - 1)))?;
+        let ends = clip(ends, (uploads::int(0), uploads::int(length - 1)))?;
         Ok(Self { owners, starts, ends, empty })
     }
 

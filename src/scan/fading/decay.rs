@@ -15,6 +15,7 @@ use crate::{
     dispatch::{Context, Target},
     error::Result,
     scan::{ScanOperator, ScanOptions, associative_scan},
+    uploads,
 };
 
 /// Decays of chunks, as sums of logarithms from the start of each.
@@ -34,7 +35,7 @@ impl Fade {
     /// `logarithms` has the shape of [`Fade::sums`].
     pub(in crate::scan) fn new(logarithms: &Array, places: Option<Places>) -> Result<Self> {
         let logarithms =
-            maximum(logarithms.as_dtype(Dtype::Float32)?, Array::from_f32(NOTHING_LEFT))?;
+            maximum(logarithms.as_dtype(Dtype::Float32)?, uploads::float(NOTHING_LEFT))?;
         let along_steps = ScanOptions { axis: -2, ..Default::default() };
         let sums = associative_scan(&logarithms, ScanOperator::Add, along_steps)?;
         Ok(Self { sums, places })
@@ -140,14 +141,14 @@ impl Fade {
             }
             let difference = sums.expand_dims(-2)?.subtract(sums.expand_dims(-3)?)?;
             let past = tri::<bool>(end - start, None, None)?.expand_dims(-1)?;
-            let left = exp(select(past, difference, Array::from_f32(f32::NEG_INFINITY))?)?;
+            let left = exp(select(past, difference, uploads::float(f32::NEG_INFINITY))?)?;
             let pairs = own.expand_dims(-2)?.multiply(part(&keys, start..end)?.expand_dims(-3)?)?;
             blocks.push(pairs.multiply(left)?.sum_axis(-1, false)?);
             let row = concatenate(&blocks, -1)?;
             rows.push(pad_columns(&row, steps)?);
         }
         let scores = concatenate(&rows, -2)?;
-        Ok(select(visible, scores, Array::from_f32(0.0))?)
+        Ok(select(visible, scores, uploads::float(0.0))?)
     }
 }
 
@@ -158,7 +159,7 @@ thread_local! {
 
 /// Products, times what is left of keys, in `dtype`.
 fn weighed(dtype: Dtype, inputs: &[Array]) -> Result<Array> {
-    let [products, sums, earlier, visible] = inputs else { return Ok(Array::from_f32(0.0)) };
+    let [products, sums, earlier, visible] = inputs else { return Ok(uploads::float(0.0)) };
     let products = products.as_dtype(Dtype::Float32)?;
     Ok(products.multiply(left(sums, earlier, visible)?)?.as_dtype(dtype)?)
 }
@@ -166,7 +167,7 @@ fn weighed(dtype: Dtype, inputs: &[Array]) -> Result<Array> {
 /// What is left of an earlier step at a later one, by their sums of logarithms; zero where it is not visible.
 fn left(sums: &Array, earlier: &Array, visible: &Array) -> Result<Array> {
     // Before the exponential: what is not visible may overflow, and then its gradient is NaN.
-    let hidden = Array::from_f32(f32::NEG_INFINITY);
+    let hidden = uploads::float(f32::NEG_INFINITY);
     Ok(exp(select(visible, sums.subtract(earlier)?, hidden)?)?)
 }
 
@@ -180,7 +181,7 @@ fn pad_columns(row: &Array, columns: i32) -> Result<Array> {
 /// `left` where `mask` is true, else zero.
 fn masked(left: Array, mask: Option<&Array>) -> Result<Array> {
     match mask {
-        Some(mask) => Ok(select(mask, left, Array::from_f32(0.0))?),
+        Some(mask) => Ok(select(mask, left, uploads::float(0.0))?),
         None => Ok(left),
     }
 }

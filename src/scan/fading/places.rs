@@ -67,17 +67,17 @@ impl Places {
         [keys, values, carried]: [&Array; 3],
     ) -> Result<Array> {
         let (count, chunk) = (self.ends.dim(0), self.owners.dim(1));
-        let (size, number) = (Array::from_int(chunk), arange::<_, i32>(0, count, 1)?);
+        let (size, number) = (uploads::int(chunk), arange::<_, i32>(0, count, 1)?);
         let chunks = floor_divide(&self.ends, &size)?.as_dtype(Dtype::Int32)?;
         let step = remainder(&self.ends, &size)?.reshape(&[count, 1])?;
         let of = |array: &Array| array.take_axis(&chunks, 3);
         let spread = |array: Array| array.reshape(&[count, -1, 1]);
         let place = arange::<_, i32>(0, chunk, 1)?.reshape(&[1, chunk])?;
-        let nothing = Array::from_f32(0.0);
+        let nothing = uploads::float(0.0);
         let sums = of(fade.sums())?;
         let at_end = select(spread(place.eq(step)?)?, &sums, &nothing)?.sum_axis(-2, true)?;
         let own = self.owners.take_axis(&chunks, 0)?.eq(number.reshape(&[count, 1])?)?;
-        let hidden = Array::from_f32(f32::NEG_INFINITY);
+        let hidden = uploads::float(f32::NEG_INFINITY);
         let left = exp(select(spread(own)?, at_end.subtract(&sums)?, hidden)?)?;
         let added = outer(&of(keys)?, &of(values)?, &left)?;
         let entered = self.before.take_axis(&chunks, 0)?.eq(number)?;

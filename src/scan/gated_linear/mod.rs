@@ -17,6 +17,7 @@ use super::{
 use crate::{
     check::{Axis, Check, axes},
     error::Result,
+    uploads,
 };
 
 const OP: &str = "gated_linear_attention";
@@ -249,7 +250,7 @@ impl<'a> Problem<'a> {
         let places = self.options.segments.map(|segments| Places::new(segments, layout));
         let [queries, keys, values] = self.arrays;
         let operand = operand(values.dtype())?;
-        let queries = queries.as_dtype(Dtype::Float32)?.multiply(Array::from_f32(self.scale))?;
+        let queries = queries.as_dtype(Dtype::Float32)?.multiply(uploads::float(self.scale))?;
         Ok(Chunks {
             queries: layout.split(&queries.as_dtype(operand)?)?,
             keys: layout.split(&keys.as_dtype(operand)?)?,

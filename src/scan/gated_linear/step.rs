@@ -9,6 +9,7 @@ use crate::{
     check::{Check, axes},
     error::Result,
     scan::fading::NOTHING_LEFT,
+    uploads,
 };
 
 /// What [`gated_linear_attention_step`] takes a step with.
@@ -106,14 +107,14 @@ impl<'a> Step<'a> {
     pub(in crate::scan) fn faded(&self, state: &Array) -> Result<Array> {
         let state = state.as_dtype(Dtype::Float32)?;
         let Some(decay) = self.input.log_decay else { return Ok(state) };
-        let left = exp(maximum(decay.as_dtype(Dtype::Float32)?, Array::from_f32(NOTHING_LEFT))?)?;
+        let left = exp(maximum(decay.as_dtype(Dtype::Float32)?, uploads::float(NOTHING_LEFT))?)?;
         let left = if decay.ndim() == 3 { left } else { left.expand_dims(-1)? };
         Ok(state.multiply(left.expand_dims(-1)?)?)
     }
 
     pub(in crate::scan) fn read(&self, state: Array) -> Result<(Array, Array)> {
         let queries = self.input.queries.as_dtype(Dtype::Float32)?;
-        let queries = queries.multiply(Array::from_f32(self.scale))?.expand_dims(-2)?;
+        let queries = queries.multiply(uploads::float(self.scale))?.expand_dims(-2)?;
         let y = queries.matmul(&state)?.squeeze_axes(&[-2])?;
         Ok((y.as_dtype(self.input.values.dtype())?, state))
     }

@@ -10,6 +10,7 @@ use super::problem::{Operands, Rule};
 use crate::{
     error::Result,
     kernel::{Vjp, differentiable},
+    uploads,
 };
 
 /// Steps of a block: what is computed for all of them at once is this many times the state.
@@ -42,7 +43,7 @@ fn steps(operands: &Operands<&Array>, rule: &Rule) -> Result<Array> {
     if rule.biased {
         delta = delta.add(operands.bias.as_dtype(Dtype::Float32)?)?;
     }
-    Ok(if rule.softplus { logaddexp(delta, Array::from_f32(0.0))? } else { delta })
+    Ok(if rule.softplus { logaddexp(delta, uploads::float(0.0))? } else { delta })
 }
 
 /// All in f32, with the batch first.

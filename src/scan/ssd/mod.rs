@@ -13,7 +13,7 @@ use mlx_rs::{
 
 use self::options::Problem;
 use super::fading::{Chunks, Fade, Layout, Places, operand};
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// Scans a sequence as Mamba-2 does: each head has a state `[P, N]` that fades by one number a step.
 ///
@@ -133,7 +133,7 @@ fn delta(dt: &Array, options: &SsdOptions) -> Result<Array> {
         delta = delta.add(bias.as_dtype(Dtype::Float32)?)?;
     }
     if options.dt_softplus {
-        delta = logaddexp(&delta, Array::from_f32(0.0))?;
+        delta = logaddexp(&delta, uploads::float(0.0))?;
     }
     if let Some((low, high)) = options.dt_limit {
         delta = clip(&delta, (low, high))?;
