@@ -213,10 +213,11 @@ fn ssd_case(
             ("compiled", compiled(ssd_by_chunks)),
         ],
         reference: reference(scan),
-        // A result sums up hundreds of products of about 10, some of which cancel; in half precision each is rounded.
+        // A result sums up hundreds of products of about 10, some of which cancel; in half precision each is rounded, and
+        // one rounding of the largest, some 300, is 1.
         tolerance: match dtype {
             Dtype::Float32 => Tolerance::of(dtype).with_atol(1e-3),
-            _ => Tolerance::of(dtype).with_atol(5e-1),
+            _ => Tolerance::of(dtype).with_atol(2.0),
         },
     })
 }
