@@ -4,28 +4,49 @@ use std::fmt::Debug;
 
 use mlx_rs::Array;
 
-use crate::{error::Result, layout::Layout};
+use super::flash::FlashAttentionOptions;
+use crate::{error::Result, rope::RopeOffset};
 
 /// The keys and values of the tokens seen so far, as an attention layer sees them.
 ///
-/// Layers take any implementation; [`crate::cache`] has ours.
+/// The cache decides how new tokens attend, because only it knows where tokens lie, in which form, and which of them it
+/// has let go. Layers take any implementation; [`crate::cache`] has ours.
 pub trait KvCache: Debug {
-    /// How many tokens are held, which is the position of the next one.
-    fn len(&self) -> i32;
+    /// The position of the next token: one for all rows, or one for each.
+    fn offset(&self) -> RopeOffset<'_>;
 
-    /// Whether no token is held.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Appends the keys and values of new tokens and returns those of all tokens, in `layout`.
+    /// Appends the keys and values of new tokens, and attends to every token that is held, these included.
+    ///
+    /// Queries stand beside the new keys, so causality, windows and distances count positions, whatever was let go. A mask
+    /// has a key for each position up to the last new one.
     ///
     /// # Shapes
-    /// In [`Layout::Bshd`]; the other one alike:
-    /// - `keys`: `[B, S, H_kv, D]`, `values`: `[B, S, H_kv, D_v]`
-    /// - result: `[B, S_kv, H_kv, D]` and `[B, S_kv, H_kv, D_v]`, with `S_kv` the new length
+    /// Those of [`flash_attention`](super::flash_attention) in the layout of the options, with as many queries as keys.
     ///
     /// # Errors
-    /// When the arrays do not fit each other or what is held. Nothing is changed then.
-    fn update(&mut self, keys: &Array, values: &Array, layout: Layout) -> Result<(Array, Array)>;
+    /// When the arrays do not fit each other, what is held or the options, or when an option is one that the cache cannot
+    /// heed. Nothing is changed then.
+    fn attend(
+        &mut self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        options: FlashAttentionOptions<'_>,
+    ) -> Result<Array>;
+}
+
+impl<C: KvCache + ?Sized> KvCache for Box<C> {
+    fn offset(&self) -> RopeOffset<'_> {
+        (**self).offset()
+    }
+
+    fn attend(
+        &mut self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        options: FlashAttentionOptions<'_>,
+    ) -> Result<Array> {
+        (**self).attend(queries, keys, values, options)
+    }
 }

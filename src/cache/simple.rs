@@ -9,7 +9,14 @@ use mlx_rs::{
     },
 };
 
-use crate::{attention::KvCache, check::Check, error::Result, layout::Layout};
+use super::{Cache, contract::check_queries};
+use crate::{
+    attention::{FlashAttentionOptions, KvCache, flash_attention},
+    check::Check,
+    error::Result,
+    layout::Layout,
+    rope::RopeOffset,
+};
 
 /// Options of [`SimpleKvCache`].
 #[derive(Debug, Clone)]
@@ -35,14 +42,14 @@ impl Default for SimpleKvCacheOptions {
 ///
 /// A new token is written into room already allocated: MLX updates a buffer in place as long as
 /// nothing else holds it, so a step costs the size of a token, not of the history. Therefore let go
-/// of the arrays that [`KvCache::update`] returned before the next step is evaluated; holding them is
+/// of the arrays that [`Self::update`] returned before the next step is evaluated; holding them is
 /// safe and costs a copy of the buffer.
 ///
 /// The first update fixes the batch, the heads, the sizes and the dtype.
 ///
 /// # Example
 /// ```
-/// use mlx_primitives::{Layout, attention::KvCache, cache::SimpleKvCache};
+/// use mlx_primitives::{Layout, cache::SimpleKvCache};
 /// use mlx_rs::Array;
 ///
 /// let mut cache = SimpleKvCache::new();
@@ -89,11 +96,6 @@ impl SimpleKvCache {
         self.buffers.as_ref().map_or(0, Buffers::capacity)
     }
 
-    /// The size of both buffers, in bytes.
-    pub fn nbytes(&self) -> usize {
-        self.buffers.as_ref().map_or(0, |buffers| buffers.keys.nbytes() + buffers.values.nbytes())
-    }
-
     /// Forgets every token from position `len` on; the room stays allocated.
     ///
     /// # Errors
@@ -105,10 +107,25 @@ impl SimpleKvCache {
         Ok(())
     }
 
-    /// Forgets every token and frees the buffers; the next update may have other shapes.
-    pub fn clear(&mut self) {
-        self.buffers = None;
-        self.len = 0;
+    /// Appends the keys and values of new tokens and returns those of all tokens, in `layout`.
+    ///
+    /// # Shapes
+    /// In [`Layout::Bshd`]; the other one alike:
+    /// - `keys`: `[B, S, H_kv, D]`, `values`: `[B, S, H_kv, D_v]`
+    /// - result: `[B, S_kv, H_kv, D]` and `[B, S_kv, H_kv, D_v]`, with `S_kv` the new length
+    ///
+    /// # Errors
+    /// When the arrays do not fit each other or what is held. Nothing is changed then.
+    pub fn update(
+        &mut self,
+        keys: &Array,
+        values: &Array,
+        layout: Layout,
+    ) -> Result<(Array, Array)> {
+        let appended = self.appended(keys, values, layout)?;
+        let all = appended.all(layout)?;
+        self.keep(appended);
+        Ok(all)
     }
 
     /// What is held, in `layout`, or nothing before the first update.
@@ -135,6 +152,20 @@ impl SimpleKvCache {
         CHECK.known(len, "keys", format_args!("fit into {max_len} tokens"), found)
     }
 
+    fn appended(&self, keys: &Array, values: &Array, layout: Layout) -> Result<Appended> {
+        let len = self.checked_len(keys, values, layout)?;
+        let keys = layout.swap_with_bhsd(keys)?;
+        let values = layout.swap_with_bhsd(values)?;
+        let mut buffers = self.with_room(len, &keys, &values)?;
+        buffers.write(self.len, len, &keys, &values)?;
+        Ok(Appended { buffers, len })
+    }
+
+    fn keep(&mut self, Appended { buffers, len }: Appended) {
+        self.buffers = Some(buffers);
+        self.len = len;
+    }
+
     /// Buffers with room for `len` tokens that hold what these hold.
     fn with_room(&self, len: i32, keys: &Array, values: &Array) -> Result<Buffers> {
         let Some(held) = &self.buffers else {
@@ -158,21 +189,70 @@ impl SimpleKvCache {
     }
 }
 
+/// What a cache will hold once nothing can fail any more.
+struct Appended {
+    buffers: Buffers,
+    len: i32,
+}
+
+impl Appended {
+    fn all(&self, layout: Layout) -> Result<(Array, Array)> {
+        self.buffers.first(self.len, layout)
+    }
+}
+
 impl KvCache for SimpleKvCache {
+    fn offset(&self) -> RopeOffset<'_> {
+        RopeOffset::At(self.len)
+    }
+
+    fn attend(
+        &mut self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        options: FlashAttentionOptions<'_>,
+    ) -> Result<Array> {
+        let appended = self.appended(keys, values, options.layout)?;
+        check_queries(CHECK, queries, keys, options.layout)?;
+        let (keys, values) = appended.all(options.layout)?;
+        let attended = flash_attention(queries, keys, values, options)?;
+        self.keep(appended);
+        Ok(attended)
+    }
+}
+
+impl Cache for SimpleKvCache {
     fn len(&self) -> i32 {
         self.len
     }
 
-    fn update(&mut self, keys: &Array, values: &Array, layout: Layout) -> Result<(Array, Array)> {
-        let len = self.checked_len(keys, values, layout)?;
-        let keys = layout.swap_with_bhsd(keys)?;
-        let values = layout.swap_with_bhsd(values)?;
-        let mut buffers = self.with_room(len, &keys, &values)?;
-        buffers.write(self.len, len, &keys, &values)?;
-        let all = buffers.first(len, layout)?;
-        self.buffers = Some(buffers);
-        self.len = len;
-        Ok(all)
+    fn positions(&self) -> Vec<i32> {
+        (0..self.len).collect()
+    }
+
+    fn nbytes(&self) -> usize {
+        self.buffers.as_ref().map_or(0, |buffers| buffers.keys.nbytes() + buffers.values.nbytes())
+    }
+
+    fn trimmable(&self) -> i32 {
+        self.len
+    }
+
+    fn trim(&mut self, tokens: i32) -> Result<()> {
+        let expected = format_args!("be between 0 and {}", self.len);
+        CHECK.value(self.can_trim(tokens), "tokens", expected, tokens)?;
+        self.len -= tokens;
+        Ok(())
+    }
+
+    fn fork(&self) -> Result<Box<dyn Cache>> {
+        Ok(Box::new(self.clone()))
+    }
+
+    fn clear(&mut self) {
+        self.buffers = None;
+        self.len = 0;
     }
 }
 

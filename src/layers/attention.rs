@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     layout::Layout,
     norm::RmsNorm,
-    rope::{QkNormRopeOptions, Rope, qk_norm_rope},
+    rope::{QkNormRopeOptions, Rope, RopeOffset, qk_norm_rope},
 };
 
 const CHECK: Check = Check::op("Attention");
@@ -95,7 +95,7 @@ pub struct AttentionInput<'a> {
     pub x: &'a Array,
     /// Boolean or additive, broadcastable to `[B, H, S, S_kv]`; on top of `causal`.
     pub mask: Option<&'a Array>,
-    /// Keys and values of earlier tokens; this call appends its own.
+    /// Keys and values of earlier tokens; this call appends its own, which come after them.
     pub cache: Option<&'a mut dyn KvCache>,
 }
 
@@ -152,17 +152,8 @@ impl Attention {
         })
     }
 
-    /// Refuses what a later step would, before the cache has changed.
-    fn check(&self, x: &Array, mask: Option<&Array>, offset: i32) -> Result<()> {
-        CHECK.floating("x", x)?;
-        CHECK.shape("x", x, axes!["B", "S", self.dims])?;
-        let Some(mask) = mask else { return Ok(()) };
-        let (batch, tokens) = (x.dim(0), x.dim(1));
-        CHECK.mask(mask, &[batch, self.num_heads, tokens, offset.saturating_add(tokens)])
-    }
-
     /// Queries, keys and values of tokens that start at `offset`, `[B, S, heads, D]`.
-    fn project(&mut self, x: &Array, offset: i32) -> Result<[Array; 3]> {
+    fn project(&mut self, x: &Array, offset: RopeOffset) -> Result<[Array; 3]> {
         let queries = split_heads(self.query.forward(x)?, self.num_heads)?;
         let keys = split_heads(self.key.forward(x)?, self.num_kv_heads)?;
         let values = split_heads(self.value.forward(x)?, self.num_kv_heads)?;
@@ -171,8 +162,12 @@ impl Attention {
     }
 
     /// Normalizes and rotates what tokens that start at `offset` are compared by.
-    fn prepare(&mut self, queries: Array, keys: Array, offset: i32) -> Result<(Array, Array)> {
-        let offset = offset.into();
+    fn prepare(
+        &mut self,
+        queries: Array,
+        keys: Array,
+        offset: RopeOffset,
+    ) -> Result<(Array, Array)> {
         match (&mut self.query_norm, &mut self.key_norm, &self.rope) {
             (Some(query_norm), Some(key_norm), Some(rope)) if are_alike(query_norm, key_norm) => {
                 let RmsNorm { eps, unit_offset, .. } = *query_norm;
@@ -256,13 +251,14 @@ impl<'a, I: Into<AttentionInput<'a>>> Module<I> for Attention {
 
     fn forward(&mut self, input: I) -> Result<Array, Exception> {
         let AttentionInput { x, mask, cache } = input.into();
-        let offset = cache.as_ref().map_or(0, |cache| cache.len());
-        self.check(x, mask, offset)?;
-        let [queries, mut keys, mut values] = self.project(x, offset)?;
-        if let Some(cache) = cache {
-            (keys, values) = cache.update(&keys, &values, Layout::Bshd)?;
-        }
-        let attended = flash_attention(queries, keys, values, self.options(mask))?;
+        CHECK.floating("x", x)?;
+        CHECK.shape("x", x, axes!["B", "S", self.dims])?;
+        let offset = cache.as_ref().map_or(RopeOffset::At(0), |cache| cache.offset());
+        let [queries, keys, values] = self.project(x, offset)?;
+        let attended = match cache {
+            Some(cache) => cache.attend(&queries, &keys, &values, self.options(mask))?,
+            None => flash_attention(queries, keys, values, self.options(mask))?,
+        };
         self.output.forward(&merge_heads(attended)?)
     }
 

@@ -11,7 +11,7 @@ use crate::{
     check::Check,
     error::Result,
     layout::Layout,
-    rope::Rope,
+    rope::{Rope, RopeOffset},
 };
 
 const CHECK: Check = Check::op("FusedRopeAttention");
@@ -48,8 +48,8 @@ pub struct FusedRopeAttentionInput<'a> {
     pub values: &'a Array,
     /// Boolean or additive, broadcastable to `[B, H, S, S_kv]`; on top of `causal`.
     pub mask: Option<&'a Array>,
-    /// Turned keys, and values, of earlier tokens; this call appends its own. The first position is the
-    /// number of tokens held, and 0 without a cache.
+    /// Turned keys, and values, of earlier tokens; this call appends its own. It says what the first position is, which
+    /// is 0 without a cache.
     pub cache: Option<&'a mut dyn KvCache>,
 }
 
@@ -124,19 +124,17 @@ impl FusedRopeAttention {
         Ok(Self { num_heads, head_dim, num_kv_heads, rope, causal, scale, layout })
     }
 
-    /// Refuses what a later step would, before the cache has changed.
-    fn check(&self, input: &FusedRopeAttentionInput, held: i32) -> Result<()> {
+    /// Refuses tokens that do not fit these heads, or each other.
+    fn check(&self, input: &FusedRopeAttentionInput) -> Result<()> {
         let &Self { num_heads, head_dim, num_kv_heads, layout, .. } = self;
-        let FusedRopeAttentionInput { queries, keys, values, mask, .. } = input;
+        let FusedRopeAttentionInput { queries, keys, values, .. } = input;
         let dtype = CHECK.floating("queries", queries)?;
         CHECK.shape("queries", queries, &layout.axes("B", "S", num_heads, head_dim))?;
         let [batch, tokens, ..] = layout.dims(queries);
         CHECK.dtype_among("keys", keys, &[dtype])?;
         CHECK.shape("keys", keys, &layout.axes(batch, tokens, num_kv_heads, head_dim))?;
         CHECK.dtype_among("values", values, &[dtype])?;
-        CHECK.shape("values", values, &layout.axes(batch, tokens, num_kv_heads, "D_v"))?;
-        let scores = [batch, num_heads, tokens, held.saturating_add(tokens)];
-        mask.map_or(Ok(()), |mask| CHECK.mask(mask, &scores))
+        CHECK.shape("values", values, &layout.axes(batch, tokens, num_kv_heads, "D_v"))
     }
 }
 
@@ -149,17 +147,16 @@ where
 
     fn forward(&mut self, input: Input) -> Result<Array, Exception> {
         let input = input.into();
-        let held = input.cache.as_ref().map_or(0, |cache| cache.len());
-        self.check(&input, held)?;
+        self.check(&input)?;
         let FusedRopeAttentionInput { queries, keys, values, mask, cache } = input;
         let &mut Self { causal, scale, layout, .. } = self;
-        let (queries, keys) = self.rope.rotate_in(layout, queries, keys, held.into())?;
-        let (keys, values) = match cache {
-            Some(cache) => cache.update(&keys, values, layout)?,
-            None => (keys, values.clone()),
-        };
+        let offset = cache.as_ref().map_or(RopeOffset::At(0), |cache| cache.offset());
+        let (queries, keys) = self.rope.rotate_in(layout, queries, keys, offset)?;
         let options = FlashAttentionOptions { scale, causal, mask, layout, ..Default::default() };
-        Ok(flash_attention(queries, keys, values, options)?)
+        Ok(match cache {
+            Some(cache) => cache.attend(&queries, &keys, values, options)?,
+            None => flash_attention(queries, keys, values, options)?,
+        })
     }
 
     fn training_mode(&mut self, _: bool) {}

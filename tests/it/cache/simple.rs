@@ -1,8 +1,9 @@
 use mlx_primitives::{
     Error, Layout,
-    attention::KvCache,
-    cache::{SimpleKvCache, SimpleKvCacheOptions},
+    attention::{FlashAttentionOptions, KvCache, flash_attention},
+    cache::{Cache, SimpleKvCache, SimpleKvCacheOptions},
     dispatch::{Context, Target},
+    rope::RopeOffset,
 };
 use mlx_rs::{
     Array, Dtype,
@@ -12,10 +13,12 @@ use mlx_rs::{
 
 use crate::support::{
     FLOATING,
+    compare::{Tolerance, assert_close},
     sample::{Random, normal},
     tensor::Tensor,
 };
 
+const F32: Dtype = Dtype::Float32;
 const LAYOUTS: [Layout; 2] = [Layout::Bshd, Layout::Bhsd];
 
 fn shape(layout: Layout, batch: i32, tokens: i32, heads: i32, size: i32) -> [i32; 4] {
@@ -122,6 +125,81 @@ fn arrays_it_returned_stay_what_they_were() {
     let (after, _) = cache.update(&new, &new, Layout::Bshd).unwrap();
     assert_eq!(Tensor::of(&after), Tensor::of(&new));
     assert_eq!(Tensor::of(&before), Tensor::of(&old));
+}
+
+#[test]
+fn it_attends_to_every_token_held() {
+    for layout in LAYOUTS {
+        let options =
+            || FlashAttentionOptions { causal: true, layout, ..FlashAttentionOptions::default() };
+        let [q, k, v] = [(1, 4, 8), (2, 2, 8), (3, 2, 5)]
+            .map(|(seed, heads, size)| normal(seed, &shape(layout, 2, 9, heads, size), F32));
+        let whole = Tensor::of(&flash_attention(&q, &k, &v, options()).unwrap());
+        let axis = layout.sequence_axis();
+        let parts = |x| mlx_rs::ops::split_at_indices(x, &[4, 5], axis).unwrap();
+        let (mut cache, [q, k, v]) = (cache(4, None), [&q, &k, &v].map(parts));
+        let attended: Vec<_> =
+            (0..3).map(|i| cache.attend(&q[i], &k[i], &v[i], options()).unwrap()).collect();
+        let attended = concatenate(&attended, axis).unwrap();
+        assert_close("in parts", &attended, &whole, Tolerance::of("flash_attention", F32));
+        assert!(matches!(cache.offset(), RopeOffset::At(9)));
+    }
+}
+
+#[test]
+fn a_step_that_cannot_be_attended_changes_nothing() {
+    let mut cache = cache(4, None);
+    let x = normal(1, &[1, 3, 2, 4], F32);
+    cache.attend(&x, &x, &x, FlashAttentionOptions::default()).unwrap();
+    let mask = Array::from_slice(&[true; 5], &[5]);
+    let mut refuse = |queries: &Array, options| {
+        let refusal = cache.attend(queries, &x, &x, options).unwrap_err().to_string();
+        assert_eq!((cache.len(), cache.positions()), (3, vec![0, 1, 2]), "{refusal}");
+        refusal
+    };
+    let short = FlashAttentionOptions { mask: Some(&mask), ..Default::default() };
+    assert!(refuse(&x, short).contains("mask must have shape broadcastable to [1, 2, 3, 6]"));
+    let two = normal(1, &[1, 2, 2, 4], F32);
+    assert_eq!(
+        refuse(&two, FlashAttentionOptions::default()),
+        "[SimpleKvCache] queries must have shape [1, 3, H, D] but got [1, 2, 2, 4]"
+    );
+    let wide = normal(1, &[1, 3, 2, 8], F32);
+    assert!(refuse(&wide, FlashAttentionOptions::default()).starts_with("[flash_attention]"));
+}
+
+#[test]
+fn a_fork_goes_on_by_itself() {
+    let token = |seed| normal(seed, &[1, 1, 2, 4], F32);
+    let mut cache = cache(4, None);
+    let (old, left, right) = (token(1), token(2), token(3));
+    cache.update(&old, &old, Layout::Bshd).unwrap();
+    let mut fork = cache.clone();
+    let all = |cache: &mut SimpleKvCache, new: &Array| {
+        Tensor::of(&cache.update(new, new, Layout::Bshd).unwrap().0)
+    };
+    let joined = |new: &Array| Tensor::of(&concatenate(&[&old, new], 1).unwrap());
+    assert_eq!(all(&mut cache, &left), joined(&left));
+    assert_eq!(all(&mut fork, &right), joined(&right));
+    let mut boxed = cache.fork().unwrap();
+    assert_eq!((boxed.len(), boxed.nbytes()), (2, cache.nbytes()));
+    boxed.attend(&old, &old, &old, FlashAttentionOptions::default()).unwrap();
+    assert_eq!((boxed.len(), cache.len()), (3, 2));
+}
+
+#[test]
+fn the_last_tokens_can_be_taken_back() {
+    let mut cache = cache(4, None);
+    let x = normal(1, &[1, 5, 2, 4], F32);
+    cache.update(&x, &x, Layout::Bshd).unwrap();
+    assert!(cache.can_trim(5) && !cache.can_trim(6) && !cache.can_trim(-1));
+    cache.trim(2).unwrap();
+    assert_eq!(cache.len(), 3);
+    assert_eq!(
+        cache.trim(4).unwrap_err().to_string(),
+        "[SimpleKvCache] tokens must be between 0 and 3 but got 4"
+    );
+    assert_eq!(cache.len(), 3);
 }
 
 #[test]

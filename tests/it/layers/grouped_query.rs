@@ -1,6 +1,5 @@
 use mlx_primitives::{
-    attention::KvCache,
-    cache::SimpleKvCache,
+    cache::{Cache, SimpleKvCache},
     layers::{
         GroupedQueryAttention, GroupedQueryAttentionBuilder, MultiQueryAttention,
         MultiQueryAttentionBuilder,

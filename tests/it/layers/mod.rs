@@ -4,8 +4,7 @@ mod oracle;
 use mlx_primitives::{
     Error, Layout,
     activation::Activation,
-    attention::KvCache,
-    cache::SimpleKvCache,
+    cache::{Cache, SimpleKvCache},
     layers::{
         Attention, AttentionBuilder, AttentionInput, DecoderBlock, DecoderBlockBuilder,
         GatedFeedForward, GatedFeedForwardBuilder, Projection, TokenEmbedding,
