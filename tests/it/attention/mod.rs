@@ -20,7 +20,7 @@ mod merge;
 mod oracle;
 mod paged;
 mod performer;
-mod row;
+pub(crate) mod row;
 mod self_attention;
 mod sliding_window;
 mod sparse;
