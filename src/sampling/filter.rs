@@ -170,7 +170,7 @@ fn best(scores: &Array, k: i32) -> Result<Array> {
 /// Marks `seats` scores of each row: those above `least`, and the first of those equal to it.
 ///
 /// No sort has to be stable for this to be exact under ties.
-fn at_least(scores: &Array, least: &Array, seats: &Array) -> Result<Array> {
+pub(super) fn at_least(scores: &Array, least: &Array, seats: &Array) -> Result<Array> {
     let above = scores.gt(least)?;
     let left = seats.subtract(above.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?)?;
     let tied = scores.eq(least)?;

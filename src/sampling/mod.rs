@@ -1,18 +1,33 @@
 //! Drawing tokens from logits.
 //!
-//! The order of the steps is visible to users, and is: temperature, [`top_k`], [`top_p`],
-//! [`min_p`], draw. So a nucleus is that of the tempered distribution, and each filter sees only
-//! what those before it left.
+//! [`SamplerBatch`] draws for the requests of a batch, each with a chain of its own ([`SamplingParams`]);
+//! [`Sampler`] and [`sample`] draw for rows of one mind. The order of the steps is visible to users. It
+//! is data of a request, and by default temperature, [`top_k`], [`top_p`], [`min_p`], draw, with
+//! penalties and biases before. So a nucleus is that of the tempered distribution, and each filter
+//! sees only what those before it left.
 //!
 //! A NaN among the logits counts as −∞: it is never drawn. A row with nothing to draw from, all
 //! −∞ or NaN, gives token 0, whose [`token_log_probabilities`] is −∞ or NaN.
 
-mod draw;
 mod filter;
 mod log_probability;
+mod weights;
+mod bits;
+mod places;
+mod params;
+mod history;
+mod steps;
+mod rows;
+mod batch;
+mod draw;
 mod sampler;
 
+pub use batch::{
+    LogProbabilities, Sampled, SamplerBatch, SamplerBatchOptions, TopLogProbabilities,
+};
 pub use draw::{SamplingOptions, sample};
 pub use filter::{min_p, top_k, top_p};
+pub use history::TokenHistory;
 pub use log_probability::{log_probabilities, token_log_probabilities};
+pub use params::{Dry, Mirostat, SamplingParams, Step, Xtc};
 pub use sampler::Sampler;

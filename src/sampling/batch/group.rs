@@ -1,0 +1,304 @@
+//! Rows that go through the same steps together.
+
+use std::collections::BTreeMap;
+
+use mlx_rs::Array;
+
+use super::{
+    LogProbabilities, Sampled, SamplerBatchOptions, TopLogProbabilities, report,
+    rows::{self, Filters},
+};
+use crate::{
+    error::Result,
+    sampling::{
+        SamplingParams, Step, TokenHistory,
+        batch::settings::Settings,
+        bits::{Stream, bits, key},
+        filter::scores,
+        history::{Counts, Recent, stack_all},
+        log_probability::{log_probabilities, token_log_probabilities},
+        steps::{
+            dry, min_p, mirostat, penalize, surprise_of, temper, top_k, top_n_sigma, top_p,
+            typical_p, without_top_choices,
+        },
+    },
+};
+
+/// What the rows of a group have in common: the order of their steps, and how far back DRY looks.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Kind {
+    chain: Vec<Step>,
+    range: u32,
+}
+
+impl Kind {
+    fn of(params: &SamplingParams) -> Self {
+        let active = params.active();
+        let range = params.dry.as_ref().filter(|_| active.contains(&Step::Dry));
+        let chain = if rows::takes(&active) { rows::STEPS.to_vec() } else { params.chain.clone() };
+        Self { chain, range: range.map_or(0, |dry| dry.range) }
+    }
+}
+
+/// Rows of one kind.
+#[derive(Debug, Clone)]
+pub(super) struct Group {
+    /// Which rows of the batch.
+    pub(super) rows: Vec<i32>,
+    /// The same, where the group is not the whole batch.
+    index: Option<Array>,
+    params: Vec<SamplingParams>,
+    generated: Vec<u32>,
+    vocabulary: i32,
+    /// The steps that any row has and that go one by one.
+    steps: Vec<Step>,
+    settings: Settings,
+    /// The steps that end the chain.
+    filters: Filters,
+    counts: Option<Counts>,
+    recent: Option<Recent>,
+    bound: Option<Array>,
+}
+
+/// What was drawn for the rows of a group.
+pub(super) struct GroupDraw {
+    pub(super) tokens: Array,
+    pub(super) log_probabilities: Array,
+    pub(super) top: Option<TopLogProbabilities>,
+    pub(super) surprise: Option<Array>,
+}
+
+impl Group {
+    /// The requests of a batch, by kind.
+    pub(super) fn of_requests(
+        requests: Vec<(SamplingParams, TokenHistory)>,
+        vocabulary: i32,
+    ) -> Result<Vec<Self>> {
+        let count = requests.len();
+        let mut kinds: BTreeMap<Kind, Vec<_>> = BTreeMap::new();
+        for (row, request) in (0..).zip(requests) {
+            kinds.entry(Kind::of(&request.0)).or_default().push((row, request));
+        }
+        let groups = kinds.into_iter().map(|(kind, rows)| {
+            let whole = rows.len() == count;
+            Self::new(&kind, rows, whole, vocabulary)
+        });
+        groups.collect()
+    }
+
+    fn new(
+        kind: &Kind,
+        requests: Vec<(i32, (SamplingParams, TokenHistory))>,
+        whole: bool,
+        vocabulary: i32,
+    ) -> Result<Self> {
+        let (rows, requests): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        let (params, histories): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        let active: Vec<_> = params.iter().map(SamplingParams::active).collect();
+        let any = |step: &Step| active.iter().any(|active| active.contains(step));
+        let steps: Vec<_> = kind.chain.iter().copied().filter(any).collect();
+        let alone = (0..).find(|&start| steps.get(start..).is_none_or(rows::takes)).unwrap_or(0);
+        let (steps, ending) = steps.split_at(alone.min(steps.len()));
+        let generated: Vec<_> = histories.iter().map(|history| history.generated).collect();
+        let borrowed: Vec<_> = params.iter().collect();
+        let keys = keys(&params, Stream::Draw);
+        let index = (!whole).then(|| Array::from_slice(&rows, &[rows.len() as i32]));
+        Ok(Self {
+            filters: Filters::of(&borrowed, ending, keys),
+            settings: Settings::of(&params, &generated, steps, vocabulary)?,
+            counts: counts(&histories, vocabulary)?,
+            recent: recent(&histories, kind.range.cast_signed())?,
+            bound: bound(&histories)?,
+            steps: steps.to_vec(),
+            rows,
+            index,
+            params,
+            generated,
+            vocabulary,
+        })
+    }
+
+    /// Draws for the group's rows of the whole batch's `logits` and `positions`.
+    pub(super) fn draw(
+        &self,
+        logits: &Array,
+        positions: &Array,
+        options: &SamplerBatchOptions,
+    ) -> Result<GroupDraw> {
+        let own = |array: &Array| match &self.index {
+            Some(index) => array.take_axis(index, 0),
+            None => Ok(array.clone()),
+        };
+        let (logits, positions) = (own(logits)?, own(positions)?);
+        let (left, watched) = self.stepped(&logits, &positions)?;
+        let drawn = rows::sample(&left, &positions, &self.filters, options.dispatch)?;
+        let log_probabilities = match options.log_probabilities {
+            LogProbabilities::Processed => drawn.after,
+            LogProbabilities::Raw if self.steps.is_empty() => drawn.before,
+            LogProbabilities::Raw => token_log_probabilities(&logits, &drawn.tokens)?,
+        };
+        let surprise = watched.map(|scores| surprise_of(&scores, &drawn.tokens.expand_dims(-1)?));
+        Ok(GroupDraw {
+            log_probabilities,
+            top: self.top(&logits, &left, options)?,
+            surprise: match surprise {
+                Some(surprise) => Some(surprise?.squeeze_axes(&[-1])?),
+                None => None,
+            },
+            tokens: drawn.tokens,
+        })
+    }
+
+    /// The logits after the steps that go one by one, and as Mirostat found them.
+    fn stepped(&self, logits: &Array, positions: &Array) -> Result<(Array, Option<Array>)> {
+        if self.steps.is_empty() {
+            return Ok((logits.clone(), None));
+        }
+        let (mut left, mut watched) = (scores(logits)?, None);
+        for &step in &self.steps {
+            if step == Step::Mirostat {
+                watched = Some(left.clone());
+            }
+            left = self.step(step, &left, positions)?;
+        }
+        Ok((left, watched))
+    }
+
+    fn step(&self, step: Step, left: &Array, positions: &Array) -> Result<Array> {
+        let set = &self.settings;
+        match step {
+            Step::Penalties => match (&self.counts, &set.penalties) {
+                (Some(counts), Some(penalties)) => penalize(left, counts, penalties),
+                _ => Ok(left.clone()),
+            },
+            Step::Dry => match (&self.recent, &set.dry) {
+                (Some(recent), Some(rows)) => dry(left, recent, rows),
+                _ => Ok(left.clone()),
+            },
+            Step::Bias => match &set.bias {
+                Some(bias) => Ok(left.add(bias)?),
+                None => Ok(left.clone()),
+            },
+            Step::Temperature => temper(left, &set.temperature),
+            Step::TopNSigma => top_n_sigma(left, &set.sigmas),
+            Step::TopK => top_k(left, &set.top_k),
+            Step::TopP => top_p(left, &set.spare),
+            Step::MinP => min_p(left, &set.floor),
+            Step::TypicalP => typical_p(left, &set.typical),
+            Step::Xtc => {
+                let coin = bits(&set.xtc.keys, positions)?.expand_dims(-1)?;
+                let happens = coin.lt(&set.xtc.probability)?;
+                let protected = set.xtc.protected.as_ref();
+                without_top_choices(left, &happens, &set.xtc.threshold, protected)
+            }
+            Step::Mirostat => match &self.bound {
+                Some(bound) => mirostat(left, &bound.expand_dims(-1)?),
+                None => Ok(left.clone()),
+            },
+        }
+    }
+
+    fn top(
+        &self,
+        logits: &Array,
+        left: &Array,
+        options: &SamplerBatchOptions,
+    ) -> Result<Option<TopLogProbabilities>> {
+        if options.top == 0 {
+            return Ok(None);
+        }
+        let all = match options.log_probabilities {
+            LogProbabilities::Raw => log_probabilities(logits)?,
+            LogProbabilities::Processed => {
+                log_probabilities(rows::filtered(&scores(left)?, &self.filters)?)?
+            }
+        };
+        Ok(Some(report::top(&all, options.top)?))
+    }
+
+    /// The group one token further.
+    pub(super) fn advanced(&self, sampled: &Sampled) -> Result<Self> {
+        let own = |array: &Array| match &self.index {
+            Some(index) => array.take_axis(index, 0),
+            None => Ok(array.clone()),
+        };
+        let mut next = self.clone();
+        let tokens = own(&sampled.tokens)?;
+        next.generated.iter_mut().for_each(|count| *count += 1);
+        if let Some(counts) = &self.counts {
+            next.counts = Some(counts.push(&tokens)?);
+        }
+        if let (Some(recent), Some(rows)) = (&self.recent, &self.settings.dry) {
+            next.recent = Some(recent.push(&tokens, rows)?);
+        }
+        if let (Some(bound), Some(surprise)) = (&self.bound, &sampled.surprise) {
+            let off = own(surprise)?.subtract(&self.settings.mirostat.tau)?;
+            next.bound = Some(bound.subtract(off.multiply(&self.settings.mirostat.eta)?)?);
+        }
+        let past_minimum = |(params, &count): (&SamplingParams, &u32)| count == params.min_tokens;
+        if self.params.iter().zip(&next.generated).any(past_minimum) {
+            let (steps, vocabulary) = (&self.steps, self.vocabulary);
+            next.settings.renew_bias(&self.params, &next.generated, steps, vocabulary)?;
+        }
+        Ok(next)
+    }
+
+    /// Each row's history.
+    pub(super) fn into_histories(self) -> Result<Vec<(i32, TokenHistory)>> {
+        let history = |(place, (&row, &generated)): (i32, (&i32, &u32))| {
+            let params = &self.params[place.unsigned_abs() as usize];
+            let remembers = |step| params.active().contains(&step);
+            let counts = self.counts.as_ref().filter(|_| remembers(Step::Penalties));
+            let recent = self.recent.as_ref().filter(|_| remembers(Step::Dry));
+            let bound = self.bound.as_ref().filter(|_| remembers(Step::Mirostat));
+            let place_alone = Array::from_slice(&[place], &[1]);
+            let history = TokenHistory {
+                vocabulary: self.vocabulary,
+                generated,
+                counts: counts.map(|counts| counts.row(place)).transpose()?,
+                recent: recent.map(|recent| recent.row(place)).transpose()?,
+                bound: bound.map(|bound| bound.take_axis(&place_alone, 0)).transpose()?,
+            };
+            Ok((row, history))
+        };
+        (0..).zip(self.rows.iter().zip(&self.generated)).map(history).collect()
+    }
+}
+
+/// A key for each request, u64.
+pub(super) fn keys(params: &[SamplingParams], stream: Stream) -> Array {
+    let keys: Vec<_> = params.iter().map(|params| key(params.seed, stream)).collect();
+    Array::from_slice(&keys, &[keys.len() as i32])
+}
+
+fn counts(histories: &[TokenHistory], vocabulary: i32) -> Result<Option<Counts>> {
+    if histories.iter().all(|history| history.counts.is_none()) {
+        return Ok(None);
+    }
+    let rows = histories.iter().map(|history| match &history.counts {
+        Some(counts) => Ok(counts.clone()),
+        None => Counts::none(vocabulary),
+    });
+    Ok(Some(Counts::stack(&rows.collect::<Result<Vec<_>>>()?)?))
+}
+
+fn recent(histories: &[TokenHistory], window: i32) -> Result<Option<Recent>> {
+    if window == 0 {
+        return Ok(None);
+    }
+    let rows = histories.iter().map(|history| match &history.recent {
+        Some(recent) => recent.clone(),
+        None => Recent::none(window),
+    });
+    Ok(Some(Recent::stack(&rows.collect::<Vec<_>>())?))
+}
+
+/// The bounds of all rows, `[N]`; for a row that has none, one that nothing reaches.
+fn bound(histories: &[TokenHistory]) -> Result<Option<Array>> {
+    if histories.iter().all(|history| history.bound.is_none()) {
+        return Ok(None);
+    }
+    let none = Array::from_slice(&[f32::INFINITY], &[1]);
+    let rows = histories.iter().map(|history| history.bound.as_ref().unwrap_or(&none));
+    Ok(Some(stack_all(rows)?.squeeze_axes(&[-1])?))
+}

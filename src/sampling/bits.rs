@@ -1,0 +1,48 @@
+//! Random bits that depend on a request's seed and a position, and on nothing else.
+
+use mlx_rs::{Array, Dtype, ops::stack};
+
+use crate::{error::Result, splitmix::scramble, uploads::numbers};
+
+/// What the draws of a request are made from, and what the coin of its XTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stream {
+    Draw,
+    Coin,
+}
+
+/// The key of a seed: odd, and well mixed, for the generator wants irregular bits.
+pub(super) fn key(seed: u64, stream: Stream) -> u64 {
+    let apart = match stream {
+        Stream::Draw => 0,
+        Stream::Coin => 0x5851_F42D_4C95_7F2D,
+    };
+    scramble(scramble(seed) ^ apart) | 1
+}
+
+/// Sixty-four bits for each key and position, all `[N]`: keys and result u64, positions integers.
+///
+/// Two words of the counter-based generator of Widynski,
+/// [Squares](https://arxiv.org/abs/2004.06278), 2020, at twice the position and the number after.
+pub(super) fn bits(keys: &Array, positions: &Array) -> Result<Array> {
+    let twice = positions.as_dtype(Dtype::Uint64)?.multiply(numbers(vec![2]))?;
+    let counters = stack(&[&twice, &twice.add(numbers(vec![1]))?], 0)?;
+    let words = squares(&counters, keys)?;
+    // Counters are multiplied by 2^32 and 1: both words in one.
+    let places = numbers(vec![1 << 32, 1]).reshape(&[2, 1])?;
+    Ok(words.multiply(places)?.sum_axis(0, false)?)
+}
+
+/// The upper half of the fourth round, as a u64 below 2^32.
+fn squares(counters: &Array, keys: &Array) -> Result<Array> {
+    let half = numbers(vec![1 << 32]);
+    let y = counters.multiply(keys)?;
+    let z = y.add(keys)?;
+    let mut x = y.clone();
+    for added in [&y, &z, &y] {
+        let sum = x.multiply(&x)?.add(added)?;
+        // The halves change places.
+        x = sum.floor_divide(&half)?.add(sum.multiply(&half)?)?;
+    }
+    Ok(x.multiply(&x)?.add(z)?.floor_divide(half)?)
+}
