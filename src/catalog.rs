@@ -1,6 +1,6 @@
 //! Every kernel of the crate.
 
-use crate::{activation, attention, kernel::Kernel, norm, rope, scan};
+use crate::{activation, attention, kernel::Kernel, norm, rope, sampling, scan};
 
 /// Every kernel of the crate, in the order of the operations.
 pub fn kernels() -> impl Iterator<Item = &'static Kernel> {
@@ -23,4 +23,5 @@ const OPERATIONS: &[&[&Kernel]] = &[
     attention::PAGED_KERNELS,
     scan::SCAN_KERNELS,
     scan::SELECTIVE_SCAN_KERNELS,
+    sampling::SAMPLE_ROWS_KERNELS,
 ];

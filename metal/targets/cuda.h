@@ -88,6 +88,20 @@ template <typename T> METAL_FUNC T simd_prefix_inclusive_sum(T x) {
 METAL_FUNC bool simd_all(bool x) { return __all_sync(ALL_LANES, x); }
 METAL_FUNC bool simd_any(bool x) { return __any_sync(ALL_LANES, x); }
 
+// ---- counters that threads share
+
+typedef uint atomic_uint;
+enum memory_order : int { memory_order_relaxed = 0 };
+METAL_FUNC uint atomic_load_explicit(const atomic_uint* at, memory_order) {
+  return *reinterpret_cast<const volatile uint*>(at);
+}
+METAL_FUNC void atomic_store_explicit(atomic_uint* at, uint value, memory_order) {
+  *reinterpret_cast<volatile uint*>(at) = value;
+}
+METAL_FUNC uint atomic_fetch_add_explicit(atomic_uint* at, uint value, memory_order) {
+  return atomicAdd(at, value);
+}
+
 // ---- copies to shared memory that take no registers, for common/chunk.metal
 
 METAL_FUNC void begin_copy_16(void* to, const void* from) {
@@ -214,6 +228,11 @@ using metal::simd_min;
 using metal::simd_prefix_inclusive_sum;
 using metal::simd_all;
 using metal::simd_any;
+using metal::atomic_uint;
+using metal::memory_order_relaxed;
+using metal::atomic_load_explicit;
+using metal::atomic_store_explicit;
+using metal::atomic_fetch_add_explicit;
 
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)

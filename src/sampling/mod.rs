@@ -30,4 +30,5 @@ pub use filter::{min_p, top_k, top_p};
 pub use history::TokenHistory;
 pub use log_probability::{log_probabilities, token_log_probabilities};
 pub use params::{Dry, Mirostat, SamplingParams, Step, Xtc};
+pub(crate) use rows::KERNELS as SAMPLE_ROWS_KERNELS;
 pub use sampler::Sampler;

@@ -131,7 +131,7 @@ impl Group {
         };
         let (logits, positions) = (own(logits)?, own(positions)?);
         let (left, watched) = self.stepped(&logits, &positions)?;
-        let drawn = rows::sample(&left, &positions, &self.filters, options.dispatch)?;
+        let drawn = rows::sample(&left, &positions, &self.filters, options)?;
         let log_probabilities = match options.log_probabilities {
             LogProbabilities::Processed => drawn.after,
             LogProbabilities::Raw if self.steps.is_empty() => drawn.before,
@@ -179,11 +179,11 @@ impl Group {
                 Some(bias) => Ok(left.add(bias)?),
                 None => Ok(left.clone()),
             },
-            Step::Temperature => temper(left, &set.temperature),
+            Step::Temperature => temper(left, &set.rates),
             Step::TopNSigma => top_n_sigma(left, &set.sigmas),
             Step::TopK => top_k(left, &set.top_k),
             Step::TopP => top_p(left, &set.spare),
-            Step::MinP => min_p(left, &set.floor),
+            Step::MinP => min_p(left, &set.reach),
             Step::TypicalP => typical_p(left, &set.typical),
             Step::Xtc => {
                 let coin = bits(&set.xtc.keys, positions)?.expand_dims(-1)?;

@@ -123,7 +123,7 @@ impl SamplerBatch {
     ///
     /// # Shapes
     /// - `logits`: `[N, V]`, f32, f16 or bf16
-    /// - `positions`: `[N]`, integers of at least 0: what a row's draw depends on beside its seed, so
+    /// - `positions`: `[N]`, integers from 0 to 2^31 - 1: what a row's draw depends on beside its seed, so
     ///   another for each token of a request
     ///
     /// # Errors
@@ -140,6 +140,7 @@ impl SamplerBatch {
         check.shape("logits", logits, axes![self.rows, self.vocabulary])?;
         check.integer("positions", positions)?;
         check.shape("positions", positions, axes![self.rows])?;
+        let positions = &positions.as_dtype(Dtype::Int32)?;
         let draws = self.groups.iter().map(|group| group.draw(logits, positions, &self.options));
         self.together(&draws.collect::<Result<Vec<_>>>()?)
     }

@@ -8,7 +8,7 @@ use crate::{
     sampling::{
         Dry, Mirostat, SamplingParams, Step,
         bits::Stream,
-        rows::spare,
+        rows::{rate, reach, spare},
         steps::{Bias, DryRows, Penalties},
         weights::fraction,
     },
@@ -21,11 +21,11 @@ pub(super) struct Settings {
     pub(super) dry: Option<DryRows>,
     /// `[N, V]`.
     pub(super) bias: Option<Array>,
-    pub(super) temperature: Array,
+    pub(super) rates: Array,
     pub(super) sigmas: Array,
     pub(super) top_k: Array,
     pub(super) spare: Array,
-    pub(super) floor: Array,
+    pub(super) reach: Array,
     pub(super) typical: Array,
     pub(super) xtc: XtcRows,
     pub(super) mirostat: MirostatRows,
@@ -61,13 +61,13 @@ impl Settings {
             penalties: steps.contains(&Step::Penalties).then(|| columns.penalties()),
             dry: steps.contains(&Step::Dry).then(|| columns.dry()),
             bias: None,
-            temperature: columns.floats(Step::Temperature, 1.0, |row| row.temperature),
+            rates: columns.floats(Step::Temperature, 1.0, |row| rate(row.temperature)),
             sigmas: columns.floats(Step::TopNSigma, f32::INFINITY, |row| {
                 row.top_n_sigma.unwrap_or(f32::INFINITY)
             }),
             top_k: columns.integers(Step::TopK, i32::MAX, |row| row.top_k),
             spare: columns.fractions(Step::TopP, |row| spare(row.top_p)),
-            floor: columns.floats(Step::MinP, f32::NEG_INFINITY, |row| row.min_p.ln()),
+            reach: columns.floats(Step::MinP, f32::INFINITY, |row| reach(row.min_p)),
             typical: columns.fractions(Step::TypicalP, |row| spare(row.typical_p)),
             xtc: columns.xtc(vocabulary)?,
             mirostat: columns.mirostat()?,

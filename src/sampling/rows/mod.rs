@@ -1,15 +1,20 @@
 //! The usual end of a chain, for all rows at once: temperature, top-k, top-p, min-p, draw.
 
+mod kernel;
 mod reference;
 
+pub(crate) use kernel::KERNELS;
 pub(super) use reference::filtered;
 
 use mlx_rs::Array;
 
-use super::{Step, params::SamplingParams, weights::fraction};
+use super::{
+    LogProbabilities, SamplerBatchOptions, Step, params::SamplingParams, weights::fraction,
+};
 use crate::{
-    dispatch::{Backend, Context, Dispatch, Dispatched},
+    dispatch::{Backend, Context, Dispatched},
     error::Result,
+    kernel::refusal,
 };
 
 /// The steps that are done here, in order.
@@ -26,14 +31,14 @@ pub(super) fn takes(steps: &[Step]) -> bool {
 pub(super) struct Filters {
     /// u64.
     pub(super) keys: Array,
-    /// f32; 0 takes the best.
-    pub(super) temperature: Array,
+    /// The reciprocals of temperatures, f32; 0 takes the best.
+    pub(super) rates: Array,
     /// i32; the largest number for all.
     pub(super) top_k: Array,
     /// What share may be dropped, in units of 2^-64, u64.
-    pub(super) spare: Array,
-    /// How far below the best, f32; −∞ for all.
-    pub(super) floor: Array,
+    pub(super) spares: Array,
+    /// How far below the best, f32; ∞ for all.
+    pub(super) reaches: Array,
     /// Whether any row draws, and which steps any row has.
     pub(super) wants: Wants,
 }
@@ -46,9 +51,19 @@ pub(super) struct Wants {
     pub(super) min_p: bool,
 }
 
-/// `spare` of a probability.
+/// What may be dropped where `p` is to be kept, in units of 2^-64.
 pub(super) fn spare(p: f32) -> u64 {
     fraction(1.0 - f64::from(p))
+}
+
+/// What a temperature above 0 multiplies by.
+pub(super) fn rate(temperature: f32) -> f32 {
+    temperature.recip().min(f32::MAX)
+}
+
+/// How far below the best a token may be that is at least `p` times as likely.
+pub(super) fn reach(p: f32) -> f32 {
+    p.ln().abs()
 }
 
 impl Filters {
@@ -62,27 +77,27 @@ impl Filters {
             let values: Vec<_> = requests.iter().map(|params| value(params)).collect();
             Array::from_slice(&values, &[count])
         };
-        let temperature = floats(&|params| match params.temperature {
-            temperature if has(params, Step::Temperature) => temperature,
+        let rates = floats(&|params| match params.temperature {
             _ if params.is_greedy() => 0.0,
+            temperature if has(params, Step::Temperature) => rate(temperature),
             _ => 1.0,
         });
-        let floor = floats(&|params| {
-            if has(params, Step::MinP) { params.min_p.ln() } else { f32::NEG_INFINITY }
+        let reaches = floats(&|params| {
+            if has(params, Step::MinP) { reach(params.min_p) } else { f32::INFINITY }
         });
         let top_k = requests
             .iter()
             .map(|params| if has(params, Step::TopK) { params.top_k } else { i32::MAX });
-        let spare = requests
+        let spares = requests
             .iter()
             .map(|params| if has(params, Step::TopP) { spare(params.top_p) } else { 0 });
         let any = |step| requests.iter().any(|params| has(params, step));
         Self {
             keys,
-            temperature,
+            rates,
             top_k: Array::from_slice(&top_k.collect::<Vec<_>>(), &[count]),
-            spare: Array::from_slice(&spare.collect::<Vec<_>>(), &[count]),
-            floor,
+            spares: Array::from_slice(&spares.collect::<Vec<_>>(), &[count]),
+            reaches,
             wants: Wants {
                 draw: requests.iter().any(|params| !params.is_greedy()),
                 top_k: any(Step::TopK),
@@ -98,7 +113,7 @@ pub(super) struct Drawn {
     pub(super) tokens: Array,
     /// After the steps.
     pub(super) after: Array,
-    /// Of the logits as they came.
+    /// Of the logits as they came; anything where that is not wanted.
     pub(super) before: Array,
 }
 
@@ -107,11 +122,13 @@ pub(super) fn sample(
     logits: &Array,
     positions: &Array,
     filters: &Filters,
-    dispatch: Dispatch,
+    options: &SamplerBatchOptions,
 ) -> Result<Drawn> {
-    let problem = Problem { logits, positions, filters };
-    match dispatch.resolve(&problem)? {
-        Backend::Builtin | Backend::Kernel | Backend::Reference => reference::sample(&problem),
+    let before = options.log_probabilities == LogProbabilities::Raw;
+    let problem = Problem { logits, positions, filters, before };
+    match options.dispatch.resolve(&problem)? {
+        Backend::Kernel => kernel::sample(&problem),
+        Backend::Builtin | Backend::Reference => reference::sample(&problem),
     }
 }
 
@@ -120,19 +137,24 @@ struct Problem<'a> {
     logits: &'a Array,
     positions: &'a Array,
     filters: &'a Filters,
+    /// Whether log-probabilities before the steps are wanted.
+    before: bool,
 }
 
 impl Dispatched for Problem<'_> {
     const OP: &'static str = "SamplerBatch";
 
-    fn choose(&self, _: &Context) -> Backend {
-        Backend::Reference
+    fn choose(&self, context: &Context) -> Backend {
+        let kernel = context.kernel_wins(Self::OP, self.logits.size())
+            && self.refusal(Backend::Kernel, context).is_none();
+        if kernel { Backend::Kernel } else { Backend::Reference }
     }
 
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
         match backend {
+            Backend::Kernel => context.obstacle.or_else(|| refusal([self.logits])),
+            Backend::Builtin => Some("MLX has no such op"),
             Backend::Reference => None,
-            _ => Some("not yet"),
         }
     }
 }

@@ -5,7 +5,7 @@ use mlx_rs::{
     ops::{
         cumsum,
         indexing::{argmax_axis, take_along_axis},
-        select, zeros_dtype,
+        select,
     },
 };
 
@@ -24,32 +24,36 @@ use crate::{
 pub(super) fn sample(problem: &Problem) -> Result<Drawn> {
     let scores = scores(problem.logits)?;
     let best = argmax_axis(&scores, -1, false)?;
+    // What is certain has a logarithm of 0, and what is nothing, of −∞.
+    let none = Array::from_f32(f32::NEG_INFINITY);
+    let nothing = scores.max_axis(-1, false)?.eq(&none)?;
+    let certain = select(nothing, none, Array::from_f32(0.0))?;
     let (tokens, after) = if problem.filters.wants.draw {
         let (drawn, after) = draw(&scores, problem)?;
-        let greedy = problem.filters.temperature.eq(Array::from_f32(0.0))?;
-        // What is certain has a logarithm of 0.
-        let after = select(&greedy, Array::from_f32(0.0), after)?;
-        (select(greedy, best, drawn)?, after)
+        let greedy = problem.filters.rates.eq(Array::from_f32(0.0))?;
+        (select(&greedy, best, drawn)?, select(greedy, certain, after)?)
     } else {
-        let after = zeros_dtype(best.shape(), scores.dtype())?;
-        (best, after)
+        (best, certain)
     };
-    let before = token_log_probabilities(problem.logits, &tokens)?;
+    let before = match problem.before {
+        true => token_log_probabilities(problem.logits, &tokens)?,
+        false => after.clone(),
+    };
     Ok(Drawn { tokens, after, before })
 }
 
 /// Scores as they stand before the draw, tempered and filtered.
 pub(in crate::sampling) fn filtered(scores: &Array, filters: &Filters) -> Result<Array> {
     let column = |array: &Array| array.expand_dims(-1);
-    let mut left = temper(scores, &column(&filters.temperature)?)?;
+    let mut left = temper(scores, &column(&filters.rates)?)?;
     if filters.wants.top_k {
         left = top_k(&left, &column(&filters.top_k)?)?;
     }
     if filters.wants.top_p {
-        left = top_p(&left, &column(&filters.spare)?)?;
+        left = top_p(&left, &column(&filters.spares)?)?;
     }
     if filters.wants.min_p {
-        left = min_p(&left, &column(&filters.floor)?)?;
+        left = min_p(&left, &column(&filters.reaches)?)?;
     }
     Ok(left)
 }

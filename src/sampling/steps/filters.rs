@@ -14,13 +14,14 @@ use crate::{
     },
 };
 
-/// Divides what scores are below the largest by `temperature`; 0 counts as 1.
-pub(in crate::sampling) fn temper(scores: &Array, temperature: &Array) -> Result<Array> {
-    let none = temperature.eq(Array::from_f32(0.0))?;
-    let temperature = select(none, Array::from_f32(1.0), temperature)?;
+/// Multiplies what scores are below the largest by `rate`, the reciprocal of a temperature; 0
+/// counts as 1.
+pub(in crate::sampling) fn temper(scores: &Array, rate: &Array) -> Result<Array> {
+    let none = rate.eq(Array::from_f32(0.0))?;
+    let rate = select(none, Array::from_f32(1.0), rate)?;
     // Subtracting the largest first keeps a tiny temperature from overflowing.
     let centred = scores.subtract(shift(&scores.max_axis(-1, true)?)?)?;
-    Ok(centred.divide(temperature)?)
+    Ok(centred.multiply(rate)?)
 }
 
 /// Keeps the `k` best of each row, i32; `k` of `V` or more keeps all.
@@ -49,9 +50,9 @@ pub(in crate::sampling) fn top_p(scores: &Array, spare: &Array) -> Result<Array>
     only(scores, &kept.logical_or(off)?)
 }
 
-/// Keeps scores no further than `floor`, which is not above 0, from the best.
-pub(in crate::sampling) fn min_p(scores: &Array, floor: &Array) -> Result<Array> {
-    only(scores, &scores.ge(scores.max_axis(-1, true)?.add(floor)?)?)
+/// Keeps scores no further than `reach` below the best.
+pub(in crate::sampling) fn min_p(scores: &Array, reach: &Array) -> Result<Array> {
+    only(scores, &scores.ge(scores.max_axis(-1, true)?.subtract(reach)?)?)
 }
 
 /// Keeps scores no more than `sigmas` standard deviations below the best. What may not be drawn

@@ -10,6 +10,7 @@ const ABSENT: &[(&str, Backend)] = &[
     ("activation", Backend::Kernel),
     ("affine_scan", Backend::Builtin),
     ("chunked_cross_attention", Backend::Kernel),
+    ("SamplerBatch", Backend::Builtin),
     ("paged_attention", Backend::Builtin),
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),

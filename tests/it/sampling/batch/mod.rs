@@ -1,6 +1,7 @@
 mod draws;
 mod oracle;
 mod refusal;
+mod rows;
 mod state;
 
 use mlx_primitives::{

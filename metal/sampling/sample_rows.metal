@@ -1,0 +1,635 @@
+// Temperature, top-k, top-p and min-p of each row of logits, and a draw from what they leave, without a sort.
+//
+//   d_i = (max(x) - x_i) · rate,  w_i = floor(2^43 · exp(-d_i)),  token = the first i with w_0 + … + w_i > u · Σ w
+//
+// x: [N, V] of T, rate: [N], the reciprocal of the temperature, 0 for the best token. Tokens are ordered by d, and of
+// equal ones the lowest first. Left are the first top_k of them; of these the first whose weights, before each, add up to
+// less than all but spare / 2^64; of these those of d <= floor. u comes from keys and positions. tokens, after and before:
+// [N], the token, its logarithm among what is left, and among all of x untempered, where BEFORE.
+//
+// A filter's last token is found by a histogram of its row, of counts or of weights, and then among the few tokens of one
+// bin; a bin of many is parted again. Sums are those of integers, which no order changes. The row is read once for its
+// largest element, twice for each filter that is on, once where none is; each simdgroup reads a stretch of it.
+// Grid: a group of SIMDS simdgroups a row. Threadgroup memory: 17 KB.
+// Widynski, Squares: A Fast Counter-Based RNG, 2020 (arXiv:2004.06278).
+
+enum : uint { BINS = 1024, LISTED = 1024, NOTHING = 0x7f800000u };
+
+// The weight of the best token is 2^43, so those of 2^20 tokens add up to 63 bits.
+METAL_FUNC uint64_t weight_of(uint key) {
+  const float weight = metal::fast::exp2(as_type<float>(key) * -M_LOG2E_F) * 8796093022208.0f;
+  // Most are light, and conversions to 64 bits slow.
+  return weight < 4294967040.0f ? uint64_t(uint(weight)) : uint64_t(weight);
+}
+
+METAL_FUNC uint64_t joined(uint low, uint high) { return (uint64_t(high) << 32) | uint64_t(low); }
+
+METAL_FUNC uint64_t lanes_sum(uint64_t value) {
+  for (ushort mask = 16; mask > 0; mask /= 2) {
+    const uint low = simd_shuffle_xor(uint(value), mask);
+    const uint high = simd_shuffle_xor(uint(value >> 32), mask);
+    value += joined(low, high);
+  }
+  return value;
+}
+
+// The sum over the lanes before this one.
+METAL_FUNC uint64_t lanes_before(uint64_t value, uint lane) {
+  uint64_t sum = value;
+  for (ushort delta = 1; delta < 32; delta *= 2) {
+    const uint low = simd_shuffle_up(uint(sum), delta);
+    const uint high = simd_shuffle_up(uint(sum >> 32), delta);
+    if (lane >= uint(delta)) sum += joined(low, high);
+  }
+  return sum - value;
+}
+
+// fraction / 2^64 of total, as the reference rounds it.
+METAL_FUNC uint64_t share_of(uint64_t fraction, uint64_t total) {
+  const uint64_t high = fraction >> 32;
+  const uint64_t low = fraction & 0xffffffffu;
+  const uint64_t total_high = total >> 32;
+  const uint64_t total_low = total & 0xffffffffu;
+  return high * total_high + (high * total_low >> 32) + (low * total_high >> 32);
+}
+
+METAL_FUNC uint64_t squares(uint64_t counter, uint64_t key) {
+  const uint64_t y = counter * key;
+  const uint64_t z = y + key;
+  uint64_t x = y * y + y;
+  x = (x >> 32) | (x << 32);
+  x = x * x + z;
+  x = (x >> 32) | (x << 32);
+  x = x * x + y;
+  x = (x >> 32) | (x << 32);
+  return (x * x + z) >> 32;
+}
+
+METAL_FUNC uint64_t random_bits(uint64_t key, uint64_t position) {
+  return (squares(2 * position, key) << 32) | squares(2 * position + 1, key);
+}
+
+// The place of an element in the order: one before another has a smaller key, or as small a one and a smaller index.
+struct Rank {
+  uint key;
+  uint index;
+
+  METAL_FUNC bool before(Rank other) const {
+    return key < other.key || (key == other.key && index < other.index);
+  }
+};
+
+METAL_FUNC Rank rank_of(uint key, uint index) {
+  Rank rank;
+  rank.key = key;
+  rank.index = index;
+  return rank;
+}
+
+// What an element becomes: the bits of d, which order as it does.
+struct Scored {
+  float best;
+  float rate;
+
+  METAL_FUNC uint key(float x) const {
+    // Neither NaN nor infinity is a number to subtract.
+    const float value = x == x ? (x > 3.40282347e38f ? 3.40282347e38f : x) : -INFINITY;
+    return as_type<uint>((best - value) * rate);
+  }
+};
+
+// What a group shares.
+struct Shared {
+  threadgroup atomic_uint* lows;
+  threadgroup atomic_uint* highs;
+  threadgroup uint* keys;
+  threadgroup uint* indices;
+  threadgroup uint64_t* partial;
+  threadgroup uint64_t* before;
+  threadgroup uint* found;
+  threadgroup atomic_uint* listed;
+};
+
+METAL_FUNC void add_to(threadgroup atomic_uint* low, threadgroup atomic_uint* high, uint64_t value) {
+  const uint part = uint(value);
+  const uint old = atomic_fetch_add_explicit(low, part, memory_order_relaxed);
+  const uint rest = uint(value >> 32) + (old + part < old ? 1u : 0u);
+  if (rest != 0) atomic_fetch_add_explicit(high, rest, memory_order_relaxed);
+}
+
+METAL_FUNC uint64_t read_both(threadgroup atomic_uint* low, threadgroup atomic_uint* high) {
+  return joined(
+      atomic_load_explicit(low, memory_order_relaxed), atomic_load_explicit(high, memory_order_relaxed));
+}
+
+// The first element of the stretch of each simdgroup: a whole number of loads apart.
+template <typename T, int SIMDS>
+METAL_FUNC uint stretch_of(uint length) {
+  constexpr uint STEP = 32 * Chunk<T>::SIZE;
+  return ((length + SIMDS - 1) / SIMDS + STEP - 1) / STEP * STEP;
+}
+
+// Shows a simdgroup's stretch to what looks at its elements.
+template <typename T, int SIMDS, typename Pointer, typename Visitor>
+METAL_FUNC void visit(Pointer row, uint length, uint simdgroup, uint lane, thread Visitor& visitor) {
+  constexpr int HELD = 4;
+  constexpr uint SIZE = Chunk<T>::SIZE;
+  constexpr uint STEP = 32 * SIZE;
+  const uint stretch = stretch_of<T, SIMDS>(length);
+  const uint start = simdgroup * stretch;
+  const uint end = start + stretch < length ? start + stretch : length;
+  for (uint first = start; first < end; first += HELD * STEP) {
+    Chunk<T> held[HELD];
+    UNROLL
+    for (int c = 0; c < HELD; c++) {
+      held[c] = read_chunk<T>(row, first + c * STEP + lane * SIZE, end, T(-INFINITY));
+    }
+    UNROLL
+    for (int c = 0; c < HELD; c++) {
+      const uint at = first + c * STEP + lane * SIZE;
+      UNROLL
+      for (uint i = 0; i < SIZE; i++) {
+        if (at + i < end) visitor.see(float(held[c].values[i]), at + i);
+      }
+    }
+  }
+}
+
+// The largest element and the first of it; and the sum of exponentials, for BEFORE.
+template <bool BEFORE>
+struct Best {
+  float value;
+  uint index;
+  float total;
+  bool broken;
+
+  METAL_FUNC void see(float x, uint at) {
+    if (!(x <= 3.40282347e38f)) broken = true;
+    const float real = x == x ? (x > 3.40282347e38f ? 3.40282347e38f : x) : -INFINITY;
+    const bool better = real > value;
+    if (BEFORE) {
+      const float gap = better ? value - real : real - value;
+      // Of two infinities there is no difference, and nothing to add.
+      const float part = gap == gap ? metal::fast::exp2(gap * M_LOG2E_F) : 0.0f;
+      total = better ? total * part + 1.0f : total + part;
+    }
+    if (better) {
+      value = real;
+      index = at;
+    }
+  }
+};
+
+// One element or its weight, for each that a limit leaves.
+template <bool MASS>
+METAL_FUNC uint64_t amount_of(uint key) {
+  return MASS ? weight_of(key) : uint64_t(1);
+}
+
+// Which bin of some keys a key is in: at first by equal steps of d, for the exponents of its bits would crowd.
+struct Bins {
+  uint low;
+  uint shift;
+  float scale;
+
+  METAL_FUNC uint of(uint key) const {
+    if (scale > 0.0f) {
+      const float bin = as_type<float>(key) * scale;
+      return bin < float(BINS) ? uint(bin) : uint(BINS);
+    }
+    return (key - low) >> shift;
+  }
+};
+
+// The smallest key from `low` on, up to `high` + 1, of a bin that is `bin` or later.
+METAL_FUNC uint first_key_of(Bins bins, uint bin, uint low, uint high) {
+  uint end = high + 1;
+  while (low < end) {
+    const uint middle = low + (end - low) / 2;
+    if (bins.of(middle) >= bin) {
+      end = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
+// Adds elements to their bins, and adds up those within a limit.
+template <bool MASS>
+struct Histogram {
+  Scored scored;
+  Rank limit;
+  uint low;
+  uint high;
+  Bins bins;
+  threadgroup atomic_uint* lows;
+  threadgroup atomic_uint* highs;
+  uint64_t total;
+
+  METAL_FUNC void see(float x, uint index) {
+    const uint key = scored.key(x);
+    if (limit.before(rank_of(key, index))) return;
+    const uint64_t amount = amount_of<MASS>(key);
+    total += amount;
+    if (key < low || key > high || amount == 0) return;
+    const uint bin = bins.of(key);
+    if (bin >= uint(BINS)) return;
+    if (MASS) {
+      add_to(lows + bin, highs + bin, amount);
+    } else {
+      atomic_fetch_add_explicit(lows + bin, 1u, memory_order_relaxed);
+    }
+  }
+};
+
+// Lists the elements of some keys, and adds up the weights of those before.
+struct Collector {
+  Scored scored;
+  Rank limit;
+  uint low;
+  uint high;
+  uint floor;
+  Shared shared;
+  uint64_t sure;
+
+  METAL_FUNC void see(float x, uint index) {
+    const uint key = scored.key(x);
+    if (key > high || limit.before(rank_of(key, index))) return;
+    if (key < low) {
+      if (key <= floor) sure += weight_of(key);
+      return;
+    }
+    const uint place = atomic_fetch_add_explicit(shared.listed, 1u, memory_order_relaxed);
+    if (place < uint(LISTED)) {
+      shared.keys[place] = key;
+      shared.indices[place] = index;
+    }
+  }
+};
+
+// Weights within a limit; or how many elements have one key.
+template <bool EQUAL>
+struct Counter {
+  Scored scored;
+  Rank limit;
+  uint64_t total;
+
+  METAL_FUNC uint64_t amount(float x, uint index) const {
+    const uint key = scored.key(x);
+    if (EQUAL) return key == limit.key ? 1 : 0;
+    return limit.before(rank_of(key, index)) ? 0 : weight_of(key);
+  }
+
+  METAL_FUNC void see(float x, uint index) { total += amount(x, index); }
+};
+
+// One row and the group that works on it.
+template <typename T, int SIMDS, typename Pointer>
+struct Search {
+  enum : uint { THREADS = SIMDS * 32 };
+
+  Pointer row;
+  uint length;
+  Scored scored;
+  Rank limit;
+  uint floor;
+  float reach;
+  Shared shared;
+  uint simdgroup;
+  uint lane;
+  uint thread_in_group;
+  // Whether `partial` has the weights of each stretch within limit and floor.
+  bool weighed;
+
+  // The sum over the group; `partial` has that of each simdgroup.
+  METAL_FUNC uint64_t sum(uint64_t value) {
+    value = lanes_sum(value);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (lane == 0) shared.partial[simdgroup] = value;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return partial_sum(SIMDS);
+  }
+
+  METAL_FUNC uint64_t partial_sum(uint count) const {
+    uint64_t total = 0;
+    for (uint i = 0; i < count; i++) total += shared.partial[i];
+    return total;
+  }
+
+  METAL_FUNC void clear_bins() {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint bin = thread_in_group; bin < uint(BINS); bin += THREADS) {
+      atomic_store_explicit(shared.lows + bin, 0u, memory_order_relaxed);
+      atomic_store_explicit(shared.highs + bin, 0u, memory_order_relaxed);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+
+  // The bin in which the amounts reach `need`, and what the bins before have; BINS where none does.
+  METAL_FUNC uint reached_bin(uint64_t need, thread uint64_t& before) {
+    constexpr uint EACH = BINS / THREADS;
+    const uint first = thread_in_group * EACH;
+    uint64_t own = 0;
+    for (uint i = 0; i < EACH; i++) own += read_both(shared.lows + first + i, shared.highs + first + i);
+    const uint64_t all = sum(own);
+    uint64_t reached = partial_sum(simdgroup) + lanes_before(own, lane);
+    if (thread_in_group == 0) {
+      shared.found[0] = BINS;
+      shared.before[0] = all;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = 0; i < EACH; i++) {
+      const uint64_t amount = read_both(shared.lows + first + i, shared.highs + first + i);
+      if (reached < need && reached + amount >= need) {
+        shared.found[0] = first + i;
+        shared.before[0] = reached;
+      }
+      reached += amount;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    before = shared.before[0];
+    return shared.found[0];
+  }
+
+  // Makes the limit the last element before which the amounts are less than `need`: all but `dropped` / 2^64 of the
+  // weights, or `seats` elements.
+  template <bool MASS>
+  METAL_FUNC void tighten(uint64_t seats, uint64_t dropped) {
+    Histogram<MASS> histogram;
+    histogram.scored = scored;
+    histogram.limit = limit;
+    histogram.low = 0;
+    histogram.high = NOTHING;
+    histogram.bins.low = 0;
+    histogram.bins.shift = 0;
+    histogram.bins.scale = float(BINS) / reach;
+    histogram.lows = shared.lows;
+    histogram.highs = shared.highs;
+    uint64_t need = seats;
+    uint64_t before = 0;
+    weighed = false;
+    for (bool first = true;; first = false) {
+      clear_bins();
+      histogram.total = 0;
+      visit<T, SIMDS>(row, length, simdgroup, lane, histogram);
+      const uint64_t total = sum(histogram.total);
+      if (first) {
+        if (MASS) need = total - share_of(dropped, total);
+        if (need >= total) return;
+      }
+      uint64_t bins_before = 0;
+      const uint bin = reached_bin(need - before, bins_before);
+      before += bins_before;
+      const uint low = first_key_of(histogram.bins, bin, histogram.low, histogram.high);
+      histogram.high = first_key_of(histogram.bins, bin + 1, low, histogram.high) - 1;
+      histogram.low = low;
+      if (listed<MASS>(low, histogram.high, need - before)) return;
+      if (low == histogram.high) {
+        const uint64_t each = amount_of<MASS>(low);
+        limit_to_equal(low, (need - before - 1) / each);
+        return;
+      }
+      histogram.bins.low = low;
+      histogram.bins.scale = 0.0f;
+      histogram.bins.shift = 0;
+      while (((histogram.high - low) >> histogram.bins.shift) >= uint(BINS)) histogram.bins.shift++;
+    }
+  }
+
+  // Finds the limit among the elements from `low` to `high`, of which the amounts before it are less than `need`, and
+  // weighs what is within; or says that there are too many.
+  template <bool MASS>
+  METAL_FUNC bool listed(uint low, uint high, uint64_t need) {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (thread_in_group == 0) atomic_store_explicit(shared.listed, 0u, memory_order_relaxed);
+    if (thread_in_group < uint(SIMDS)) {
+      atomic_store_explicit(shared.lows + thread_in_group, 0u, memory_order_relaxed);
+      atomic_store_explicit(shared.highs + thread_in_group, 0u, memory_order_relaxed);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    Collector collector;
+    collector.scored = scored;
+    collector.limit = limit;
+    collector.low = low;
+    collector.high = high;
+    collector.floor = floor;
+    collector.shared = shared;
+    collector.sure = 0;
+    visit<T, SIMDS>(row, length, simdgroup, lane, collector);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    const uint count = atomic_load_explicit(shared.listed, memory_order_relaxed);
+    if (count > uint(LISTED)) return false;
+    for (uint i = thread_in_group; i < count; i += THREADS) settle<MASS>(i, count, need);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    limit = rank_of(shared.found[0], shared.found[1]);
+    weigh_listed(count);
+    finish_weights(collector.sure);
+    return true;
+  }
+
+  // Makes the i-th listed element the limit, if it is.
+  template <bool MASS>
+  METAL_FUNC void settle(uint i, uint count, uint64_t need) {
+    const Rank own = rank_of(shared.keys[i], shared.indices[i]);
+    uint64_t before = 0;
+    for (uint j = 0; j < count; j++) {
+      const Rank other = rank_of(shared.keys[j], shared.indices[j]);
+      if (other.before(own)) before += amount_of<MASS>(other.key);
+    }
+    if (before < need && before + amount_of<MASS>(own.key) >= need) {
+      shared.found[0] = own.key;
+      shared.found[1] = own.index;
+    }
+  }
+
+  // Adds the listed elements that are left to what their stretches weigh.
+  METAL_FUNC void weigh_listed(uint count) {
+    const uint stretch = stretch_of<T, SIMDS>(length);
+    for (uint i = thread_in_group; i < count; i += THREADS) {
+      const Rank own = rank_of(shared.keys[i], shared.indices[i]);
+      if (own.key > floor || limit.before(own)) continue;
+      add_to(shared.lows + own.index / stretch, shared.highs + own.index / stretch, weight_of(own.key));
+    }
+  }
+
+  METAL_FUNC void finish_weights(uint64_t sure) {
+    const uint64_t own = lanes_sum(sure);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (lane == 0) {
+      shared.partial[simdgroup] = own + read_both(shared.lows + simdgroup, shared.highs + simdgroup);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    weighed = true;
+  }
+
+  // Makes the limit the element of this key before which there are `equals` of it.
+  METAL_FUNC void limit_to_equal(uint key, uint64_t equals) {
+    Counter<true> counter;
+    counter.scored = scored;
+    counter.limit = rank_of(key, 0);
+    counter.total = 0;
+    visit<T, SIMDS>(row, length, simdgroup, lane, counter);
+    sum(counter.total);
+    limit = rank_of(key, locate(counter, equals));
+  }
+
+  // The first element up to which the counter's amounts add up to more than `mark`, where `partial` has those of each
+  // stretch; 0 where they do not.
+  template <typename Amounts>
+  METAL_FUNC uint locate(Amounts amounts, uint64_t mark) {
+    uint which = 0;
+    uint64_t before = 0;
+    while (which + 1 < uint(SIMDS) && before + shared.partial[which] <= mark) {
+      before += shared.partial[which];
+      which++;
+    }
+    const uint stretch = stretch_of<T, SIMDS>(length);
+    const uint start = which * stretch;
+    const uint end = start + stretch < length ? start + stretch : length;
+    const uint each = (stretch + THREADS - 1) / THREADS;
+    const uint own_start = start + thread_in_group * each;
+    const uint own_end = own_start + each < end ? own_start + each : end;
+    uint64_t own = 0;
+    for (uint i = own_start; i < own_end; i++) own += amounts.amount(float(row[i]), i);
+    sum(own);
+    uint64_t reached = before + partial_sum(simdgroup) + lanes_before(own, lane);
+    if (thread_in_group == 0) shared.found[0] = 0;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (reached <= mark && reached + own > mark) {
+      for (uint i = own_start; i < own_end; i++) {
+        const uint64_t amount = amounts.amount(float(row[i]), i);
+        if (reached <= mark && reached + amount > mark) shared.found[0] = i;
+        reached += amount;
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return shared.found[0];
+  }
+
+  // Draws by random bits from what is left, and its sum of weights.
+  METAL_FUNC uint draw(uint64_t random, thread uint64_t& total) {
+    Counter<false> counter;
+    counter.scored = scored;
+    // The floor has all of its key.
+    counter.limit = floor < limit.key ? rank_of(floor, 0xffffffffu) : limit;
+    counter.total = 0;
+    if (!weighed) {
+      visit<T, SIMDS>(row, length, simdgroup, lane, counter);
+      sum(counter.total);
+    }
+    total = partial_sum(SIMDS);
+    return locate(counter, share_of(random, total));
+  }
+};
+
+// ---- body ----
+THREADGROUP_ARRAY(atomic_uint, lows, [1024]);
+THREADGROUP_ARRAY(atomic_uint, highs, [1024]);
+THREADGROUP_ARRAY(uint, keys_listed, [1024]);
+THREADGROUP_ARRAY(uint, indices_listed, [1024]);
+THREADGROUP_ARRAY(uint64_t, partial, [32]);
+THREADGROUP_ARRAY(uint64_t, before_found, [1]);
+THREADGROUP_ARRAY(uint, found, [2]);
+THREADGROUP_ARRAY(atomic_uint, listed, [1]);
+THREADGROUP_ARRAY(float, peaks, [32]);
+THREADGROUP_ARRAY(float, least_peaks, [32]);
+THREADGROUP_ARRAY(float, totals, [32]);
+THREADGROUP_ARRAY(uint, places, [32]);
+THREADGROUP_ARRAY(uint, broken_parts, [32]);
+const uint length = x_shape[1];
+const uint lane = thread_index_in_simdgroup;
+const uint simdgroup = simdgroup_index_in_threadgroup;
+const uint row_index = threadgroup_position_in_grid.x;
+auto row = x + size_t(row_index) * length;
+
+Best<BEFORE> best;
+best.value = -INFINITY;
+best.index = 0xffffffffu;
+best.total = 0.0f;
+best.broken = false;
+visit<T, SIMDS>(row, length, simdgroup, lane, best);
+
+const float own_peak = best.value;
+const float simd_peak = simd_max(own_peak);
+const uint simd_place = simd_min(own_peak == simd_peak ? best.index : 0xffffffffu);
+const float simd_least = simd_min(own_peak);
+const float simd_base = simd_peak == -INFINITY ? 0.0f : simd_peak;
+const float simd_total = simd_sum(best.total * metal::fast::exp2((own_peak - simd_base) * M_LOG2E_F));
+const bool simd_broken = simd_any(best.broken);
+if (lane == 0) {
+  peaks[simdgroup] = simd_peak;
+  places[simdgroup] = simd_place;
+  least_peaks[simdgroup] = simd_least;
+  totals[simdgroup] = simd_total;
+  broken_parts[simdgroup] = simd_broken ? 1u : 0u;
+}
+threadgroup_barrier(mem_flags::mem_threadgroup);
+float peak = -INFINITY;
+float least_peak = INFINITY;
+uint greedy = 0;
+bool broken = false;
+for (uint i = 0; i < uint(SIMDS); i++) {
+  if (peaks[i] > peak) {
+    peak = peaks[i];
+    greedy = places[i];
+  }
+  least_peak = least_peaks[i] < least_peak ? least_peaks[i] : least_peak;
+  broken = broken || broken_parts[i] != 0;
+}
+const float base = peak == -INFINITY ? 0.0f : peak;
+float all = 0.0f;
+for (uint i = 0; i < uint(SIMDS); i++) {
+  all += totals[i] * metal::fast::exp2((peaks[i] - base) * M_LOG2E_F);
+}
+
+const float rate = rates[row_index];
+uint token = greedy;
+float logarithm = peak == -INFINITY ? -INFINITY : 0.0f;
+if (rate > 0.0f) {
+  Search<T, SIMDS, decltype(row)> search;
+  search.row = row;
+  search.length = length;
+  search.scored.best = peak < -3.40282347e38f ? -3.40282347e38f : peak;
+  search.scored.rate = rate;
+  search.limit = rank_of(0x7fffffffu, 0xffffffffu);
+  search.floor = as_type<uint>(floors[row_index]);
+  search.shared.lows = lows;
+  search.shared.highs = highs;
+  search.shared.keys = keys_listed;
+  search.shared.indices = indices_listed;
+  search.shared.partial = partial;
+  search.shared.before = before_found;
+  search.shared.found = found;
+  search.shared.listed = listed;
+  search.simdgroup = simdgroup;
+  search.lane = lane;
+  search.thread_in_group = thread_index_in_threadgroup;
+  search.weighed = false;
+
+  const uint seats = top_k[row_index];
+  if (seats < length) {
+    // As many elements as there are threads are within the least of what they found largest.
+    const float within = (search.scored.best - least_peak) * rate;
+    search.reach = seats <= uint(SIMDS) * 32 && within < 64.0f ? (within > 0.001f ? within * 1.0001f : 0.001f) : 64.0f;
+    search.template tighten<false>(seats, 0);
+  }
+  const uint64_t dropped = spares[row_index];
+  if (dropped != 0) {
+    // All that is further from the best weighs less than what may be dropped.
+    const float share = float(dropped >> 40) / 16777216.0f;
+    const float within = metal::log(float(length) / (share > 1e-7f ? share : 1e-7f));
+    search.reach = within > 0.001f ? within : 0.001f;
+    search.template tighten<true>(0, dropped);
+  }
+  uint64_t total = 0;
+  token = search.draw(random_bits(keys[row_index], uint64_t(int64_t(positions[row_index]))), total);
+  const float sum_of_weights = float(total) * 1.1368683772161603e-13f;
+  const float distance = as_type<float>(search.scored.key(float(row[token])));
+  logarithm = total == 0 ? -INFINITY : -distance - metal::log(sum_of_weights);
+}
+if (thread_index_in_threadgroup == 0) {
+  tokens[row_index] = token;
+  after[row_index] = logarithm;
+  before[row_index] = BEFORE ? (broken ? NAN : float(row[token]) - base - metal::max(metal::log(all), -3.40282347e38f)) : 0.0f;
+}

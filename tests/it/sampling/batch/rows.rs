@@ -1,0 +1,129 @@
+//! Whole rows at once, on every backend: which tokens, and how likely they are.
+
+use mlx_primitives::sampling::{LogProbabilities, SamplerBatchOptions, SamplingParams};
+use mlx_rs::{Array, Dtype};
+
+use super::{Text, batch_on, oracle::probabilities, tokens};
+use crate::{
+    sampling::softmax,
+    support::{
+        FLOATING,
+        backends::{on_backends, with_kernels},
+        compare::{Tolerance, assert_close},
+        sample::Random,
+        tensor::Tensor,
+    },
+};
+
+const OP: &str = "SamplerBatch";
+const NONE: f32 = f32::NEG_INFINITY;
+
+/// Parameters that differ from row to row.
+fn requests(vocabulary: usize) -> Vec<SamplingParams> {
+    let k = |k: usize| k.clamp(1, vocabulary) as i32;
+    let plain = SamplingParams::default();
+    let usual = SamplingParams { temperature: 0.7, top_k: 50, top_p: 0.9, min_p: 0.02, ..plain };
+    let mut requests = vec![
+        SamplingParams::default(),
+        SamplingParams { temperature: 0.0, ..Default::default() },
+        SamplingParams { temperature: 0.3, ..Default::default() },
+        SamplingParams { temperature: 1e-30, ..Default::default() },
+        SamplingParams { top_k: 1, ..Default::default() },
+        SamplingParams { top_k: 5, temperature: 2.0, ..Default::default() },
+        SamplingParams { top_k: k(vocabulary / 3), ..Default::default() },
+        SamplingParams { top_k: k(vocabulary - 1), ..Default::default() },
+        SamplingParams { top_p: 1e-6, ..Default::default() },
+        SamplingParams { top_p: 0.5, ..Default::default() },
+        SamplingParams { top_p: 0.95, temperature: 1.5, ..Default::default() },
+        SamplingParams { top_p: 0.9999, ..Default::default() },
+        SamplingParams { min_p: 0.05, ..Default::default() },
+        SamplingParams { min_p: 1.0, ..Default::default() },
+        SamplingParams { top_k: k(vocabulary / 2), top_p: 0.6, ..Default::default() },
+        usual,
+    ];
+    (0..).zip(&mut requests).for_each(|(seed, request)| request.seed = seed);
+    // A sanitizer takes its time over long rows.
+    let every = if vocabulary > 10_000 { 4 } else { 1 };
+    requests.into_iter().skip(every - 1).step_by(every).collect()
+}
+
+/// Logits of as many rows as there are requests.
+fn logits(kind: &str, vocabulary: usize, dtype: Dtype) -> Array {
+    let mut random = Random::new(3);
+    let rows = requests(vocabulary).len();
+    let mut value = |kind: &str| match kind {
+        "flat" => random.normal() as f32,
+        "peaked" => 3.0 * random.normal() as f32,
+        "tied" => random.below(3) as f32,
+        "equal" => 0.25,
+        "holes" => [NONE, f32::NAN, 1.0, 0.5, 2.0][random.below(5)],
+        other => panic!("no logits are {other}"),
+    };
+    let values: Vec<_> = (0..rows * vocabulary).map(|_| value(kind)).collect();
+    Array::from_slice(&values, &[rows as i32, vocabulary as i32]).as_dtype(dtype).unwrap()
+}
+
+fn options(log_probabilities: LogProbabilities) -> SamplerBatchOptions {
+    SamplerBatchOptions { log_probabilities, ..Default::default() }
+}
+
+/// Every backend draws what the reference draws, and says how likely that was.
+fn assert_drawn(kind: &str, vocabulary: usize, dtype: Dtype, report: LogProbabilities) {
+    let requests: Vec<_> =
+        requests(vocabulary).into_iter().map(|params| (params, Text::default())).collect();
+    let x = logits(kind, vocabulary, dtype);
+    let rows = requests.len() as i32;
+    let positions = Array::from_slice(&(100..100 + rows).collect::<Vec<_>>(), &[rows]);
+    let reference = batch_on(&requests, vocabulary, options(report)).unwrap();
+    let expected = tokens(&reference.sample(&x, &positions).unwrap());
+    let all = Tensor::of(&x);
+    let likely = all.rows().zip(&requests).zip(&expected).map(|((row, request), &token)| {
+        let row: Vec<_> =
+            row.iter().map(|&v| if v.is_nan() { f64::from(NONE) } else { v }).collect();
+        match report {
+            LogProbabilities::Processed if row.iter().all(|&v| v == f64::from(NONE)) => {
+                f64::from(NONE)
+            }
+            LogProbabilities::Processed => {
+                probabilities(&row, &request.0, &request.1)[token as usize].ln()
+            }
+            _ => softmax(&row)[token as usize].ln(),
+        }
+    });
+    let likely = Tensor::new(&[requests.len()], likely.collect());
+    on_backends(
+        with_kernels(true),
+        OP,
+        |dispatch| {
+            let options = SamplerBatchOptions { dispatch, ..options(report) };
+            batch_on(&requests, vocabulary, options)?.sample(&x, &positions)
+        },
+        |backend, sampled| {
+            let what = format!("{OP} {kind} {vocabulary} {dtype:?} {report:?} on {backend}");
+            assert_eq!(tokens(&sampled), expected, "{what}");
+            let shows = kind == "holes" && report == LogProbabilities::Raw;
+            let found = &sampled.log_probabilities;
+            if shows && vocabulary > 30 {
+                assert!(Tensor::of(found).values.iter().all(|v| v.is_nan()), "{what}");
+            } else if !shows {
+                assert_close(&what, found, &likely, Tolerance::of(OP, Dtype::Float32));
+            }
+        },
+    );
+}
+
+/// Short rows first, for the first call of a kernel goes through every build.
+#[test]
+fn every_backend_draws_the_same_and_says_how_likely_it_was() {
+    for (turn, dtype) in FLOATING.into_iter().enumerate() {
+        for kind in ["flat", "peaked", "tied", "equal", "holes"] {
+            for vocabulary in [1, 7, 1000] {
+                let report = [LogProbabilities::Raw, LogProbabilities::Processed];
+                assert_drawn(kind, vocabulary, dtype, report[(turn + vocabulary) % 2]);
+            }
+        }
+    }
+    for (kind, dtype) in [("flat", Dtype::Float32), ("equal", Dtype::Float16)] {
+        assert_drawn(kind, 128_256, dtype, LogProbabilities::Processed);
+    }
+}
