@@ -14,6 +14,7 @@ mod norm;
 mod quant;
 mod rope;
 mod rows;
+mod sampling;
 mod scan;
 mod selective_scan;
 
@@ -45,6 +46,7 @@ const SUITES: &[(&str, Suite)] = &[
     ("scan", scan::cases),
     ("quant", quant::cases),
     ("selective_scan", selective_scan::cases),
+    ("sampling", sampling::cases),
 ];
 
 /// Checks operations, then times them beside the best of MLX.

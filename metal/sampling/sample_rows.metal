@@ -13,7 +13,10 @@
 // Grid: a group of SIMDS simdgroups a row. Threadgroup memory: 17 KB.
 // Widynski, Squares: A Fast Counter-Based RNG, 2020 (arXiv:2004.06278).
 
-enum : uint { BINS = 1024, LISTED = 1024, NOTHING = 0x7f800000u };
+// What has no key that is a number may not be drawn.
+enum : uint { BINS = 1024, LISTED = 1024, LAST_KEY = 0x7f7fffffu };
+
+#define LARGEST 3.40282347e38f
 
 // The weight of the best token is 2^43, so those of 2^20 tokens add up to 63 bits.
 METAL_FUNC uint64_t weight_of(uint key) {
@@ -69,6 +72,22 @@ METAL_FUNC uint64_t random_bits(uint64_t key, uint64_t position) {
   return (squares(2 * position, key) << 32) | squares(2 * position + 1, key);
 }
 
+// A logit as a number to subtract: neither NaN nor positive infinity is one.
+METAL_FUNC float real_of(float x) { return metal::min(metal::max(x, -INFINITY), LARGEST); }
+
+// How far from the best a filter's last element is, at most or most likely: no bin is made of what is further.
+METAL_FUNC float reach_of_seats(uint seats, float least_peak, uint peaks) {
+  // As many elements as there are threads are no worse than the worst of what threads found best.
+  const float reach = seats <= peaks ? least_peak * 1.0001f : 64.0f;
+  return metal::min(metal::max(reach, 0.001f), 64.0f);
+}
+
+METAL_FUNC float reach_of_weights(uint length, uint64_t dropped) {
+  // All that is further weighs less than what may be dropped.
+  const float share = metal::max(float(dropped >> 40) / 16777216.0f, 1e-7f);
+  return metal::max(metal::log(float(length) / share), 0.001f);
+}
+
 // The place of an element in the order: one before another has a smaller key, or as small a one and a smaller index.
 struct Rank {
   uint key;
@@ -92,9 +111,7 @@ struct Scored {
   float rate;
 
   METAL_FUNC uint key(float x) const {
-    // Neither NaN nor infinity is a number to subtract.
-    const float value = x == x ? (x > 3.40282347e38f ? 3.40282347e38f : x) : -INFINITY;
-    return as_type<uint>((best - value) * rate);
+    return as_type<uint>((best - real_of(x)) * rate);
   }
 };
 
@@ -129,7 +146,7 @@ METAL_FUNC uint stretch_of(uint length) {
   return ((length + SIMDS - 1) / SIMDS + STEP - 1) / STEP * STEP;
 }
 
-// Shows a simdgroup's stretch to what looks at its elements.
+// Shows a simdgroup's stretch to what looks at its elements; and -inf, which may not be drawn, beyond its end.
 template <typename T, int SIMDS, typename Pointer, typename Visitor>
 METAL_FUNC void visit(Pointer row, uint length, uint simdgroup, uint lane, thread Visitor& visitor) {
   constexpr int HELD = 4;
@@ -149,41 +166,35 @@ METAL_FUNC void visit(Pointer row, uint length, uint simdgroup, uint lane, threa
       const uint at = first + c * STEP + lane * SIZE;
       UNROLL
       for (uint i = 0; i < SIZE; i++) {
-        if (at + i < end) visitor.see(float(held[c].values[i]), at + i);
+        visitor.see(float(held[c].values[i]), at + i);
       }
     }
   }
 }
 
-// The largest element and the first of it; and the sum of exponentials, for BEFORE.
+// The largest element and the first of it; and for BEFORE the sum of exponentials, NaN if an element is.
 template <bool BEFORE>
 struct Best {
   float value;
   uint index;
   float total;
-  bool broken;
 
   METAL_FUNC void see(float x, uint at) {
-    if (!(x <= 3.40282347e38f)) broken = true;
-    const float real = x == x ? (x > 3.40282347e38f ? 3.40282347e38f : x) : -INFINITY;
+    const float real = real_of(x);
     const bool better = real > value;
     if (BEFORE) {
-      const float gap = better ? value - real : real - value;
-      // Of two infinities there is no difference, and nothing to add.
-      const float part = gap == gap ? metal::fast::exp2(gap * M_LOG2E_F) : 0.0f;
+      const float gap = metal::fabs(x - metal::max(value, -LARGEST));
+      const float part = metal::fast::exp2(gap * -M_LOG2E_F);
       total = better ? total * part + 1.0f : total + part;
     }
-    if (better) {
-      value = real;
-      index = at;
-    }
+    value = better ? real : value;
+    index = better ? at : index;
   }
 };
 
-// One element or its weight, for each that a limit leaves.
-template <bool MASS>
-METAL_FUNC uint64_t amount_of(uint key) {
-  return MASS ? weight_of(key) : uint64_t(1);
+// The weight of an element, or one for each.
+METAL_FUNC uint64_t amount_of(bool mass, uint key) {
+  return mass ? weight_of(key) : uint64_t(1);
 }
 
 // Which bin of some keys a key is in: at first by equal steps of d, for the exponents of its bits would crowd.
@@ -216,9 +227,9 @@ METAL_FUNC uint first_key_of(Bins bins, uint bin, uint low, uint high) {
 }
 
 // Adds elements to their bins, and adds up those within a limit.
-template <bool MASS>
 struct Histogram {
   Scored scored;
+  bool mass;
   Rank limit;
   uint low;
   uint high;
@@ -229,13 +240,13 @@ struct Histogram {
 
   METAL_FUNC void see(float x, uint index) {
     const uint key = scored.key(x);
-    if (limit.before(rank_of(key, index))) return;
-    const uint64_t amount = amount_of<MASS>(key);
+    if (key > limit.key || (key == limit.key && index > limit.index)) return;
+    const uint64_t amount = amount_of(mass, key);
     total += amount;
-    if (key < low || key > high || amount == 0) return;
+    if (key < low || key > high) return;
     const uint bin = bins.of(key);
     if (bin >= uint(BINS)) return;
-    if (MASS) {
+    if (mass) {
       add_to(lows + bin, highs + bin, amount);
     } else {
       atomic_fetch_add_explicit(lows + bin, 1u, memory_order_relaxed);
@@ -255,7 +266,7 @@ struct Collector {
 
   METAL_FUNC void see(float x, uint index) {
     const uint key = scored.key(x);
-    if (key > high || limit.before(rank_of(key, index))) return;
+    if (key > high || (key == limit.key && index > limit.index)) return;
     if (key < low) {
       if (key <= floor) sure += weight_of(key);
       return;
@@ -354,13 +365,13 @@ struct Search {
 
   // Makes the limit the last element before which the amounts are less than `need`: all but `dropped` / 2^64 of the
   // weights, or `seats` elements.
-  template <bool MASS>
-  METAL_FUNC void tighten(uint64_t seats, uint64_t dropped) {
-    Histogram<MASS> histogram;
+  METAL_FUNC void tighten(bool mass, uint64_t seats, uint64_t dropped) {
+    Histogram histogram;
     histogram.scored = scored;
+    histogram.mass = mass;
     histogram.limit = limit;
     histogram.low = 0;
-    histogram.high = NOTHING;
+    histogram.high = limit.key;
     histogram.bins.low = 0;
     histogram.bins.shift = 0;
     histogram.bins.scale = float(BINS) / reach;
@@ -375,7 +386,7 @@ struct Search {
       visit<T, SIMDS>(row, length, simdgroup, lane, histogram);
       const uint64_t total = sum(histogram.total);
       if (first) {
-        if (MASS) need = total - share_of(dropped, total);
+        if (mass) need = total - share_of(dropped, total);
         if (need >= total) return;
       }
       uint64_t bins_before = 0;
@@ -384,9 +395,9 @@ struct Search {
       const uint low = first_key_of(histogram.bins, bin, histogram.low, histogram.high);
       histogram.high = first_key_of(histogram.bins, bin + 1, low, histogram.high) - 1;
       histogram.low = low;
-      if (listed<MASS>(low, histogram.high, need - before)) return;
+      if (listed(mass, low, histogram.high, need - before)) return;
       if (low == histogram.high) {
-        const uint64_t each = amount_of<MASS>(low);
+        const uint64_t each = amount_of(mass, low);
         limit_to_equal(low, (need - before - 1) / each);
         return;
       }
@@ -399,8 +410,7 @@ struct Search {
 
   // Finds the limit among the elements from `low` to `high`, of which the amounts before it are less than `need`, and
   // weighs what is within; or says that there are too many.
-  template <bool MASS>
-  METAL_FUNC bool listed(uint low, uint high, uint64_t need) {
+  METAL_FUNC bool listed(bool mass, uint low, uint high, uint64_t need) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (thread_in_group == 0) atomic_store_explicit(shared.listed, 0u, memory_order_relaxed);
     if (thread_in_group < uint(SIMDS)) {
@@ -420,7 +430,7 @@ struct Search {
     threadgroup_barrier(mem_flags::mem_threadgroup);
     const uint count = atomic_load_explicit(shared.listed, memory_order_relaxed);
     if (count > uint(LISTED)) return false;
-    for (uint i = thread_in_group; i < count; i += THREADS) settle<MASS>(i, count, need);
+    for (uint i = thread_in_group; i < count; i += THREADS) settle(mass, i, count, need);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     limit = rank_of(shared.found[0], shared.found[1]);
     weigh_listed(count);
@@ -429,15 +439,14 @@ struct Search {
   }
 
   // Makes the i-th listed element the limit, if it is.
-  template <bool MASS>
-  METAL_FUNC void settle(uint i, uint count, uint64_t need) {
+  METAL_FUNC void settle(bool mass, uint i, uint count, uint64_t need) {
     const Rank own = rank_of(shared.keys[i], shared.indices[i]);
     uint64_t before = 0;
     for (uint j = 0; j < count; j++) {
       const Rank other = rank_of(shared.keys[j], shared.indices[j]);
-      if (other.before(own)) before += amount_of<MASS>(other.key);
+      if (other.before(own)) before += amount_of(mass, other.key);
     }
-    if (before < need && before + amount_of<MASS>(own.key) >= need) {
+    if (before < need && before + amount_of(mass, own.key) >= need) {
       shared.found[0] = own.key;
       shared.found[1] = own.index;
     }
@@ -536,7 +545,6 @@ THREADGROUP_ARRAY(float, peaks, [32]);
 THREADGROUP_ARRAY(float, least_peaks, [32]);
 THREADGROUP_ARRAY(float, totals, [32]);
 THREADGROUP_ARRAY(uint, places, [32]);
-THREADGROUP_ARRAY(uint, broken_parts, [32]);
 const uint length = x_shape[1];
 const uint lane = thread_index_in_simdgroup;
 const uint simdgroup = simdgroup_index_in_threadgroup;
@@ -547,37 +555,32 @@ Best<BEFORE> best;
 best.value = -INFINITY;
 best.index = 0xffffffffu;
 best.total = 0.0f;
-best.broken = false;
 visit<T, SIMDS>(row, length, simdgroup, lane, best);
 
 const float own_peak = best.value;
 const float simd_peak = simd_max(own_peak);
 const uint simd_place = simd_min(own_peak == simd_peak ? best.index : 0xffffffffu);
 const float simd_least = simd_min(own_peak);
-const float simd_base = simd_peak == -INFINITY ? 0.0f : simd_peak;
+const float simd_base = metal::max(simd_peak, -LARGEST);
 const float simd_total = simd_sum(best.total * metal::fast::exp2((own_peak - simd_base) * M_LOG2E_F));
-const bool simd_broken = simd_any(best.broken);
 if (lane == 0) {
   peaks[simdgroup] = simd_peak;
   places[simdgroup] = simd_place;
   least_peaks[simdgroup] = simd_least;
   totals[simdgroup] = simd_total;
-  broken_parts[simdgroup] = simd_broken ? 1u : 0u;
 }
 threadgroup_barrier(mem_flags::mem_threadgroup);
 float peak = -INFINITY;
 float least_peak = INFINITY;
 uint greedy = 0;
-bool broken = false;
 for (uint i = 0; i < uint(SIMDS); i++) {
   if (peaks[i] > peak) {
     peak = peaks[i];
     greedy = places[i];
   }
   least_peak = least_peaks[i] < least_peak ? least_peaks[i] : least_peak;
-  broken = broken || broken_parts[i] != 0;
 }
-const float base = peak == -INFINITY ? 0.0f : peak;
+const float base = metal::max(peak, -LARGEST);
 float all = 0.0f;
 for (uint i = 0; i < uint(SIMDS); i++) {
   all += totals[i] * metal::fast::exp2((peaks[i] - base) * M_LOG2E_F);
@@ -590,9 +593,9 @@ if (rate > 0.0f) {
   Search<T, SIMDS, decltype(row)> search;
   search.row = row;
   search.length = length;
-  search.scored.best = peak < -3.40282347e38f ? -3.40282347e38f : peak;
+  search.scored.best = base;
   search.scored.rate = rate;
-  search.limit = rank_of(0x7fffffffu, 0xffffffffu);
+  search.limit = rank_of(LAST_KEY, 0xffffffffu);
   search.floor = as_type<uint>(floors[row_index]);
   search.shared.lows = lows;
   search.shared.highs = highs;
@@ -608,19 +611,14 @@ if (rate > 0.0f) {
   search.weighed = false;
 
   const uint seats = top_k[row_index];
-  if (seats < length) {
-    // As many elements as there are threads are within the least of what they found largest.
-    const float within = (search.scored.best - least_peak) * rate;
-    search.reach = seats <= uint(SIMDS) * 32 && within < 64.0f ? (within > 0.001f ? within * 1.0001f : 0.001f) : 64.0f;
-    search.template tighten<false>(seats, 0);
-  }
   const uint64_t dropped = spares[row_index];
-  if (dropped != 0) {
-    // All that is further from the best weighs less than what may be dropped.
-    const float share = float(dropped >> 40) / 16777216.0f;
-    const float within = metal::log(float(length) / (share > 1e-7f ? share : 1e-7f));
-    search.reach = within > 0.001f ? within : 0.001f;
-    search.template tighten<true>(0, dropped);
+  // Twice at most, in a loop so that it is one piece of code.
+  for (uint step = 0; step < 2; step++) {
+    const bool mass = step == 1;
+    if (mass ? dropped == 0 : seats >= length) continue;
+    search.reach = mass ? reach_of_weights(length, dropped)
+                        : reach_of_seats(seats, (base - least_peak) * rate, SIMDS * 32);
+    search.tighten(mass, seats, dropped);
   }
   uint64_t total = 0;
   token = search.draw(random_bits(keys[row_index], uint64_t(int64_t(positions[row_index]))), total);
@@ -631,5 +629,7 @@ if (rate > 0.0f) {
 if (thread_index_in_threadgroup == 0) {
   tokens[row_index] = token;
   after[row_index] = logarithm;
-  before[row_index] = BEFORE ? (broken ? NAN : float(row[token]) - base - metal::max(metal::log(all), -3.40282347e38f)) : 0.0f;
+    const float known = BEFORE ? float(row[token]) - base - metal::max(metal::log(all), -LARGEST) : 0.0f;
+  // A maximum drops a NaN, which is to be seen.
+  before[row_index] = all == all && peak < LARGEST ? known : NAN;
 }
