@@ -47,6 +47,7 @@ pub mod layers;
 pub mod ssm;
 
 pub mod cache;
+pub mod generation;
 
 mod catalog;
 

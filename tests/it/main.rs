@@ -10,6 +10,7 @@ mod architecture;
 mod attention;
 mod benches;
 mod cache;
+mod generation;
 mod hostile;
 mod kernel;
 mod layers;

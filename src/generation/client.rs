@@ -1,0 +1,119 @@
+//! A request that is being served, as the engine's thread sees it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::Sender,
+    },
+};
+
+use super::{
+    request::{Finish, FinishReason, GeneratedToken, GenerationEvent, GenerationRequest},
+    runner::Drawn,
+    text::{Detokenizer, StopFinder, TextStream},
+};
+
+/// Who gets the answers, and how each text stands.
+pub(super) struct Client {
+    pub(super) id: String,
+    pub(super) request: GenerationRequest,
+    events: Sender<GenerationEvent>,
+    cancelled: Arc<AtomicBool>,
+    texts: BTreeMap<u32, Text>,
+}
+
+struct Text {
+    tokens: usize,
+    characters: TextStream,
+    stops: StopFinder,
+}
+
+impl Client {
+    pub(super) fn new(
+        id: String,
+        request: GenerationRequest,
+        events: Sender<GenerationEvent>,
+        cancelled: Arc<AtomicBool>,
+    ) -> Self {
+        let text = Text {
+            tokens: 0,
+            characters: TextStream::default(),
+            stops: StopFinder::new(request.stop_strings.clone(), request.include_stop_string),
+        };
+        let rest = (1..request.texts()).map(|choice| (choice, text.fresh()));
+        let texts = rest.chain([(0, text.fresh())]).collect();
+        Self { id, request, events, cancelled, texts }
+    }
+
+    /// Whether nobody waits for more.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Whether every text has ended.
+    pub(super) fn is_done(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    /// The texts that have not ended.
+    pub(super) fn choices(&self) -> Vec<u32> {
+        self.texts.keys().copied().collect()
+    }
+
+    /// Tells of a token, and returns whether the text has ended with it.
+    pub(super) fn draw(
+        &mut self,
+        choice: u32,
+        drawn: Drawn,
+        detokenizer: Option<&dyn Detokenizer>,
+    ) -> bool {
+        let Some(text) = self.texts.get_mut(&choice) else { return true };
+        let Drawn { token, log_probability, mut top } = drawn;
+        if self.request.sampling.stop_tokens.contains(&token) {
+            self.finish(choice, FinishReason::StopToken(token));
+            return true;
+        }
+        text.tokens += 1;
+        let piece = detokenizer.map(|words| text.characters.push(&words.bytes(token)));
+        let shown = text.stops.push(&piece.unwrap_or_default());
+        let full = text.tokens >= self.request.max_tokens;
+        top.truncate(self.request.top_log_probabilities.unsigned_abs() as usize);
+        let token = GeneratedToken { choice, token, log_probability, top, text: shown.text };
+        self.send(GenerationEvent::Token(token));
+        let reason = match shown.stop {
+            Some(stop) => FinishReason::StopString(stop),
+            None if full => FinishReason::Length,
+            None => return false,
+        };
+        self.finish(choice, reason);
+        true
+    }
+
+    /// Tells of the end of a text.
+    pub(super) fn finish(&mut self, choice: u32, reason: FinishReason) {
+        let Some(mut text) = self.texts.remove(&choice) else { return };
+        let rest = match reason {
+            FinishReason::StopString(_) => String::new(),
+            _ => {
+                let last = text.stops.push(&text.characters.finish()).text;
+                last + &text.stops.finish()
+            }
+        };
+        self.send(GenerationEvent::Finish(Finish { choice, reason, text: rest }));
+    }
+
+    fn send(&self, event: GenerationEvent) {
+        if self.events.send(event).is_err() {
+            self.cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Text {
+    fn fresh(&self) -> Self {
+        let (characters, stops) = (self.characters.clone(), self.stops.clone());
+        Self { tokens: 0, characters, stops }
+    }
+}

@@ -1,0 +1,234 @@
+//! The engine's handle.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{self, Sender},
+    },
+    thread::{self, JoinHandle},
+};
+
+use super::{
+    client::Client,
+    model::CausalModel,
+    options::GenerationEngineOptions,
+    request::{Completion, GenerationRequest},
+    runner::Runner,
+    scheduler::{Limits, Scheduler},
+    stats::{EngineStats, Shared},
+    stream::GenerationStream,
+    worker::{Command, Worker, kvs, token_bytes},
+};
+use crate::{
+    cache::PagedPoolOptions,
+    check::Check,
+    dispatch::{Context, Target},
+    error::Result,
+};
+
+const CHECK: Check = Check::op("GenerationEngine");
+
+/// Writes many texts at once with one model, on a thread of its own.
+///
+/// Every step gives each text that is being written one token, and the rest of its budget to prompts, in chunks: a long
+/// prompt never stalls the others. Keys and values lie in blocks of one pool; prompts that begin alike share them, and
+/// where they run short the text that is last in order waits and is read again. What a text gets depends on its prompt,
+/// its parameters and its seed, and not on who else is served.
+///
+/// Handles are `Send` and `Sync`. When the last is gone, the engine finishes what streams still wait for.
+///
+/// # Example
+/// ```
+/// use mlx_primitives::{
+///     attention::KvCache,
+///     generation::{CausalModel, GenerationEngine, GenerationEngineOptions, GenerationRequest, LayerKv},
+///     sampling::SamplingParams,
+/// };
+/// use mlx_rs::{Array, error::Exception};
+///
+/// /// After every token comes the next.
+/// struct Counting;
+///
+/// impl CausalModel for Counting {
+///     fn vocabulary(&self) -> i32 {
+///         10
+///     }
+///
+///     fn layers(&self) -> Vec<LayerKv> {
+///         Vec::new()
+///     }
+///
+///     fn hidden(&mut self, tokens: &Array, _: &mut [&mut dyn KvCache]) -> Result<Array, Exception> {
+///         tokens.expand_dims(-1)
+///     }
+///
+///     fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
+///         let next = hidden.add(Array::from_int(1))?;
+///         next.eq(Array::arange::<_, u32>(0, 10, None)?)?.as_type::<f32>()
+///     }
+/// }
+///
+/// let engine = GenerationEngine::new(Counting, GenerationEngineOptions::default())?;
+/// let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
+/// let request = GenerationRequest { sampling: greedy, ..GenerationRequest::new(vec![1, 2], 4) };
+/// assert_eq!(engine.generate(request)?[0].tokens, [3, 4, 5, 6]);
+/// # Ok::<(), mlx_primitives::Error>(())
+/// ```
+///
+/// Yu et al., [Orca: A Distributed Serving System for Transformer-Based Generative
+/// Models](https://www.usenix.org/conference/osdi22/presentation/yu), 2022; Agrawal et al., [Taming Throughput-Latency
+/// Tradeoff in LLM Inference with Sarathi-Serve](https://arxiv.org/abs/2403.02310), 2024.
+#[derive(Debug)]
+pub struct GenerationEngine {
+    commands: Sender<Command>,
+    shared: Arc<Mutex<Shared>>,
+    named: AtomicU64,
+    vocabulary: i32,
+    detokenizes: bool,
+    /// The most texts at once, and the blocks that they can have.
+    texts: usize,
+    blocks: usize,
+    block_size: usize,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl GenerationEngine {
+    /// Starts a thread that runs `model`, whose weights must be evaluated: MLX evaluates an array only on the thread that
+    /// made it.
+    ///
+    /// # Errors
+    /// When an option is out of its range, when `cache_bytes` holds fewer than two blocks, or when the model has a layer of
+    /// sizes that make no cache.
+    pub fn new<M: CausalModel + Send + 'static>(
+        model: M,
+        options: GenerationEngineOptions,
+    ) -> Result<Self> {
+        options.check(CHECK)?;
+        let pool = PagedPoolOptions {
+            share_prefixes: options.share_prefixes,
+            salt: options.salt.clone(),
+            ..PagedPoolOptions::within(options.cache_bytes, token_bytes(&model))?
+        };
+        let (blocks, block_size) = (pool.blocks, pool.block_size);
+        let limits = Limits {
+            sequences: options.max_batch_size,
+            tokens: options.max_batch_tokens,
+            chunk: options.max_prompt_chunk,
+            padded: Context::current()?.target != Target::Cpu,
+        };
+        let scheduler = Scheduler::new(options.policy, limits, pool)?;
+        let kvs = kvs(&model, blocks, block_size);
+        let (vocabulary, texts) = (model.vocabulary(), options.max_batch_size);
+        let detokenizes = options.detokenizer.is_some();
+        let shared = Arc::<Mutex<Shared>>::default();
+        let (commands, received) = mpsc::channel();
+        let (tell, started) = mpsc::channel();
+        let of_thread = shared.clone();
+        let thread = thread::spawn(move || {
+            // MLX evaluates an array only on the thread that made it, so the caches are made here.
+            let runner = match Runner::new(model, &kvs, options.log_probabilities) {
+                Ok(runner) => runner,
+                Err(error) => return drop(tell.send(Err(error))),
+            };
+            drop(tell.send(Ok(())));
+            let worker = Worker {
+                runner,
+                kvs,
+                scheduler,
+                detokenizer: options.detokenizer,
+                shared: of_thread,
+                clients: BTreeMap::new(),
+                next: 0,
+            };
+            worker.run(&received);
+        });
+        let started = started.recv();
+        CHECK.known(started.ok(), "thread", "start", "one that did not")??;
+        Ok(Self {
+            commands,
+            shared,
+            named: AtomicU64::new(0),
+            vocabulary,
+            detokenizes,
+            texts,
+            // One block is nobody's.
+            blocks: (blocks - 1).unsigned_abs() as usize,
+            block_size: block_size.unsigned_abs() as usize,
+            thread: Some(thread),
+        })
+    }
+
+    /// Hands in a request; what it gets comes in the stream. To drop the stream cancels it.
+    ///
+    /// # Errors
+    /// When the prompt is empty or has an id that the vocabulary has not, `max_tokens` is zero, a stop string is empty or
+    /// cannot be found for want of a detokenizer, a parameter is out of its range, there are more texts than the engine
+    /// writes at once, a request of this name has not ended, its texts could need more blocks than there are, or the
+    /// engine has stopped.
+    pub fn submit(&self, request: GenerationRequest) -> Result<GenerationStream> {
+        request.check(self.vocabulary, self.detokenizes)?;
+        self.check_room(&request)?;
+        let id = self.named(request.id.clone())?;
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let (events, received) = mpsc::channel();
+        let stream =
+            GenerationStream::new(id.clone(), request.texts(), received, cancelled.clone());
+        let client = Client::new(id, request, events, cancelled);
+        let sent = self.commands.send(Command::Submit(Box::new(client)));
+        CHECK.value(sent.is_ok(), "engine", "be running", "one that has stopped")?;
+        Ok(stream)
+    }
+
+    /// Waits for all texts of a request.
+    ///
+    /// # Errors
+    /// As for [`Self::submit`].
+    pub fn generate(&self, request: GenerationRequest) -> Result<Vec<Completion>> {
+        Ok(self.submit(request)?.completions())
+    }
+
+    /// What the engine has done so far.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).stats
+    }
+
+    /// Ends all requests and waits for the thread.
+    pub fn shut_down(mut self) {
+        // It may have stopped already.
+        let _ = self.commands.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// The texts fit into the engine, each as long as it may become.
+    fn check_room(&self, request: &GenerationRequest) -> Result<()> {
+        let texts = request.texts() as usize;
+        CHECK.value(texts <= self.texts, "n", format_args!("be at most {}", self.texts), texts)?;
+        let tokens = request.prompt.len().saturating_add(request.max_tokens);
+        let needed = tokens.div_ceil(self.block_size).saturating_mul(texts);
+        let expected = format_args!(
+            "need at most {} blocks of {} tokens for prompt and max_tokens, which is what fits into cache_bytes,",
+            self.blocks, self.block_size
+        );
+        CHECK.value(needed <= self.blocks, "request", expected, needed)
+    }
+
+    /// Takes a name that no request has.
+    fn named(&self, asked: Option<String>) -> Result<String> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(id) = asked else {
+            loop {
+                let id = format!("request-{}", self.named.fetch_add(1, Ordering::Relaxed));
+                if shared.ids.insert(id.clone()) {
+                    return Ok(id);
+                }
+            }
+        };
+        let fresh = shared.ids.insert(id.clone());
+        CHECK.value(fresh, "id", "be that of no other request", &id)?;
+        Ok(id)
+    }
+}

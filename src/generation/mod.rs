@@ -1,0 +1,33 @@
+//! Text from a model: many requests at once, over a pool of keys and values.
+//!
+//! ```text
+//! submit(request) -> stream      any thread: the checks, and a channel
+//! listen, schedule               the engine's thread: who gets which tokens of the next step
+//! runner.run(batch)              the model over a row for each token; a draw for each text that goes on
+//! advance, client.draw           tokens into texts, and out through the channels
+//! ```
+//!
+//! The scheduler knows no model and no array but those of its pool; the runner knows no request but how it draws.
+
+mod client;
+mod engine;
+mod model;
+mod options;
+mod request;
+mod runner;
+mod scheduler;
+mod stats;
+mod stream;
+mod text;
+mod worker;
+
+pub use engine::GenerationEngine;
+pub use model::{CausalModel, LayerKv};
+pub use options::GenerationEngineOptions;
+pub use request::{
+    Completion, Finish, FinishReason, GeneratedToken, GenerationEvent, GenerationRequest,
+};
+pub use scheduler::Policy;
+pub use stats::EngineStats;
+pub use stream::GenerationStream;
+pub use text::{Detokenizer, TextStream};

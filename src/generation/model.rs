@@ -1,0 +1,56 @@
+//! What the engine asks of a model.
+
+use mlx_rs::{Array, Dtype, error::Exception};
+
+use crate::{attention::KvCache, cache::PagedKvOptions};
+
+/// What one layer keeps of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerKv {
+    /// Key and value heads.
+    pub num_kv_heads: i32,
+    /// The size of a key.
+    pub head_dim: i32,
+    /// The size of a value; that of a key where there is none.
+    pub value_dim: Option<i32>,
+    /// Of keys and values: f32, f16 or bf16.
+    pub dtype: Dtype,
+}
+
+impl LayerKv {
+    pub(super) fn in_blocks(self, blocks: i32, block_size: i32) -> PagedKvOptions {
+        let Self { num_kv_heads, head_dim, value_dim, dtype } = self;
+        PagedKvOptions { blocks, block_size, num_kv_heads, head_dim, value_dim, dtype }
+    }
+}
+
+/// A decoder that predicts the next token, as [`GenerationEngine`](super::GenerationEngine) runs it.
+///
+/// It keeps nothing of a text itself: what its layers have to remember is in the caches that it is handed.
+pub trait CausalModel {
+    /// `V`: there are the ids below it.
+    fn vocabulary(&self) -> i32;
+
+    /// What each of its layers keeps, in order.
+    fn layers(&self) -> Vec<LayerKv>;
+
+    /// What the last layer says of each token; each layer attends by its cache.
+    ///
+    /// # Shapes
+    /// `[B, S]`, u32, to `[B, S, dims]`. The engine calls it with a row for each token of all sequences, `[T, 1]`, each at
+    /// the position that its cache says ([`KvCache::offset`]).
+    ///
+    /// # Errors
+    /// As the model has it. The requests whose tokens these were then fail with it.
+    fn hidden(
+        &mut self,
+        tokens: &Array,
+        caches: &mut [&mut dyn KvCache],
+    ) -> Result<Array, Exception>;
+
+    /// The logits of the next token: `[..., dims]` to `[..., V]`.
+    ///
+    /// # Errors
+    /// As for [`Self::hidden`].
+    fn logits(&mut self, hidden: &Array) -> Result<Array, Exception>;
+}

@@ -1,0 +1,70 @@
+//! How an engine works.
+
+use std::{fmt, sync::Arc};
+
+use super::{scheduler::Policy, text::Detokenizer};
+use crate::{check::Check, error::Result, sampling::LogProbabilities};
+
+/// Options of [`GenerationEngine`](super::GenerationEngine).
+#[derive(Clone)]
+pub struct GenerationEngineOptions {
+    /// How many texts are written at once. Default: 32.
+    pub max_batch_size: usize,
+    /// How many tokens a step reads at most, of all texts together. Default: 2048.
+    pub max_batch_tokens: usize,
+    /// How many tokens of one prompt a step reads at most, so that a long one leaves room for others. Default: 512.
+    pub max_prompt_chunk: usize,
+    /// What the keys and values of all texts may take, in bytes; they are allocated at the start. Default: 1 GiB.
+    pub cache_bytes: usize,
+    /// Whether prompts that begin alike are read once. Default: yes.
+    pub share_prefixes: bool,
+    /// Part of the hashes by which prefixes are found. Default: nothing.
+    pub salt: Vec<u8>,
+    /// Who goes first. Default: whoever came first.
+    pub policy: Policy,
+    /// Which distribution log-probabilities are those of. Default: the model's.
+    pub log_probabilities: LogProbabilities,
+    /// Turns tokens into text. Default: none; then there are tokens only.
+    pub detokenizer: Option<Arc<dyn Detokenizer>>,
+}
+
+impl Default for GenerationEngineOptions {
+    fn default() -> Self {
+        Self {
+            max_batch_size: 32,
+            max_batch_tokens: 2048,
+            max_prompt_chunk: 512,
+            cache_bytes: 1 << 30,
+            share_prefixes: true,
+            salt: Vec::new(),
+            policy: Policy::default(),
+            log_probabilities: LogProbabilities::default(),
+            detokenizer: None,
+        }
+    }
+}
+
+impl fmt::Debug for GenerationEngineOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GenerationEngineOptions")
+            .field("max_batch_size", &self.max_batch_size)
+            .field("max_batch_tokens", &self.max_batch_tokens)
+            .field("max_prompt_chunk", &self.max_prompt_chunk)
+            .field("cache_bytes", &self.cache_bytes)
+            .field("policy", &self.policy)
+            .finish_non_exhaustive()
+    }
+}
+
+impl GenerationEngineOptions {
+    pub(super) fn check(&self, check: Check) -> Result<()> {
+        let counts = [
+            ("max_batch_size", self.max_batch_size),
+            ("max_batch_tokens", self.max_batch_tokens),
+            ("max_prompt_chunk", self.max_prompt_chunk),
+        ];
+        counts
+            .into_iter()
+            .try_for_each(|(name, count)| check.value(count > 0, name, "be at least 1", count))
+    }
+}

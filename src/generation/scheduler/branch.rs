@@ -1,0 +1,56 @@
+//! One text that is being written.
+
+use std::sync::Arc;
+
+use crate::cache::SequenceId;
+
+/// Which text: of which request, and of its completions which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Key {
+    pub(crate) request: u64,
+    pub(crate) choice: u32,
+}
+
+/// A text, and how far the model has read it.
+#[derive(Debug, Clone)]
+pub(crate) struct Branch {
+    pub(crate) key: Key,
+    pub(crate) prompt: Arc<[u32]>,
+    pub(crate) output: Vec<u32>,
+    /// Who goes first: the higher.
+    pub(crate) priority: i32,
+    /// How many further texts begin with the prompt, once it is read.
+    pub(crate) siblings: u32,
+    /// Where its keys and values are, while it runs.
+    pub(super) sequence: Option<SequenceId>,
+    /// The step since which it has waited.
+    pub(super) since: u64,
+}
+
+impl Branch {
+    pub(crate) fn new(key: Key, prompt: Arc<[u32]>, priority: i32, siblings: u32) -> Self {
+        Self { key, prompt, output: Vec::new(), priority, siblings, sequence: None, since: 0 }
+    }
+
+    /// Tokens of prompt and output together.
+    pub(crate) fn len(&self) -> usize {
+        self.prompt.len() + self.output.len()
+    }
+
+    /// Prompt and output from token `from` on, `count` of them.
+    pub(super) fn tokens(&self, from: usize, count: usize) -> Vec<u32> {
+        self.prompt.iter().chain(&self.output).skip(from).take(count).copied().collect()
+    }
+
+    /// How many sequences it takes or will take.
+    pub(super) fn width(&self) -> usize {
+        1 + self.siblings as usize
+    }
+
+    /// The text of another choice, begun where this one's prompt ends.
+    pub(super) fn sibling(&self, choice: u32, sequence: SequenceId) -> Self {
+        let key = Key { choice, ..self.key };
+        let (prompt, sequence) = (self.prompt.clone(), Some(sequence));
+        Self { sequence, ..Self::new(key, prompt, self.priority, 0) }
+    }
+}

@@ -1,0 +1,369 @@
+//! Which tokens the model reads next.
+
+mod branch;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Reverse;
+
+pub(crate) use self::branch::{Branch, Key};
+use crate::{
+    cache::{PagedPool, PagedPoolOptions, PagedStep, SequenceId},
+    check::Check,
+    error::Result,
+};
+
+const CHECK: Check = Check::op("GenerationEngine");
+
+/// Who goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Policy {
+    /// Whoever came first.
+    #[default]
+    Fcfs,
+    /// The highest priority, and of equal ones whoever came first.
+    Priority {
+        /// After this many steps of waiting a request counts as one higher, so that everyone's turn comes; 0 for never.
+        ageing: u64,
+    },
+}
+
+/// What bounds a step.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// Sequences that run at once.
+    pub(crate) sequences: usize,
+    /// Tokens of one step.
+    pub(crate) tokens: usize,
+    /// Tokens of one prompt in one step.
+    pub(crate) chunk: usize,
+    /// Whether a step is filled up with rows of no sequence, so that few numbers of rows occur.
+    pub(crate) padded: bool,
+}
+
+/// The tokens of one step, one sequence after another.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) step: PagedStep,
+    /// A token for each row of a sequence.
+    pub(crate) tokens: Vec<u32>,
+    /// The texts that go on after this step, each with the row of its last token.
+    pub(crate) drawn: Vec<(Key, i32)>,
+    /// Every text that is in this step.
+    pub(crate) keys: Vec<Key>,
+}
+
+/// Puts steps together: whoever writes gets a token in each, and what the budget leaves goes to prompts, a chunk at a time.
+///
+/// Where blocks run short, the text that is last in order waits and is read again later; its blocks are found again by
+/// what they hold, unless they were needed. It knows no array but the step's.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    policy: Policy,
+    limits: Limits,
+    options: PagedPoolOptions,
+    pool: PagedPool,
+    /// In no order.
+    waiting: Vec<Branch>,
+    /// The first goes first.
+    running: Vec<Branch>,
+    steps: u64,
+    pub(crate) counts: Counts,
+}
+
+/// What happened so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Counts {
+    /// Tokens of prompts that were read, and that were found to be read already.
+    pub(crate) read: u64,
+    pub(crate) found: u64,
+    /// Times that a running text had to wait.
+    pub(crate) preempted: u64,
+}
+
+/// The part of a step that is planned.
+#[derive(Debug, Default)]
+struct Plan {
+    sequences: Vec<SequenceId>,
+    keys: Vec<Key>,
+    tokens: Vec<u32>,
+    /// Which of the sequences are read to the end.
+    ends: Vec<usize>,
+}
+
+impl Scheduler {
+    pub(crate) fn new(policy: Policy, limits: Limits, options: PagedPoolOptions) -> Result<Self> {
+        let pool = PagedPool::new(options.clone())?;
+        let (waiting, running, counts) = (Vec::new(), Vec::new(), Counts::default());
+        Ok(Self { policy, limits, options, pool, waiting, running, steps: 0, counts })
+    }
+
+    pub(crate) fn pool(&self) -> &PagedPool {
+        &self.pool
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub(crate) fn push(&mut self, branch: Branch) {
+        self.waiting.push(Branch { since: self.steps, ..branch });
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<&Branch> {
+        self.running.iter().chain(&self.waiting).find(|branch| branch.key == key)
+    }
+
+    /// The next step, if anything is left to do.
+    pub(crate) fn schedule(&mut self) -> Result<Option<Batch>> {
+        self.steps += 1;
+        let mut plan = Plan::default();
+        loop {
+            self.plan_writers(&mut plan)?;
+            self.plan_readers(&mut plan)?;
+            self.admit(&mut plan)?;
+            if !plan.sequences.is_empty() {
+                return self.batch(plan).map(Some);
+            }
+            // Some hold blocks that each other need: the last gives its own back.
+            let Some(last) = self.running.pop() else { return Ok(None) };
+            self.preempt(last)?;
+        }
+    }
+
+    /// Takes in what was drawn after a batch, a token for each text in [`Batch::drawn`].
+    pub(crate) fn advance(&mut self, batch: &Batch, tokens: &[u32]) {
+        self.pool.computed(&batch.step);
+        for ((key, _), &token) in batch.drawn.iter().zip(tokens) {
+            if let Some(branch) = self.running.iter_mut().find(|branch| branch.key == *key) {
+                branch.output.push(token);
+            }
+        }
+    }
+
+    /// Forgets a text.
+    pub(crate) fn remove(&mut self, key: Key) -> Result<Option<Branch>> {
+        if let Some(place) = self.waiting.iter().position(|branch| branch.key == key) {
+            return Ok(Some(self.waiting.swap_remove(place)));
+        }
+        let Some(place) = self.running.iter().position(|branch| branch.key == key) else {
+            return Ok(None);
+        };
+        let branch = self.running.remove(place);
+        self.pool.close(sequence(&branch)?)?;
+        Ok(Some(branch))
+    }
+
+    /// Has every text wait, and begins with an empty pool: what the blocks hold is lost.
+    pub(crate) fn reset(&mut self) -> Result<()> {
+        self.pool = PagedPool::new(self.options.clone())?;
+        for branch in std::mem::take(&mut self.running) {
+            self.waiting.push(Branch { sequence: None, since: self.steps, ..branch });
+        }
+        Ok(())
+    }
+
+    /// A token for each text that is being written.
+    fn plan_writers(&mut self, plan: &mut Plan) -> Result<()> {
+        let mut place = 0;
+        while place < self.running.len() && plan.tokens.len() < self.limits.tokens {
+            let (sequence, unread) = self.unread(&self.running[place])?;
+            if unread != 1 || plan.sequences.contains(&sequence) {
+                place += 1;
+                continue;
+            }
+            if self.make_room(place, sequence)? {
+                self.take(place, 1, plan)?;
+                place += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes room for a token by having those wait that come after; or, where none do, the text itself.
+    fn make_room(&mut self, place: usize, sequence: SequenceId) -> Result<bool> {
+        while self.pool.blocks_for(sequence, 1)? > self.pool.available_blocks() {
+            let last = self.running.pop();
+            let itself = self.running.len() == place;
+            last.map_or(Ok(()), |branch| self.preempt(branch))?;
+            if itself {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Chunks of the prompts that are being read.
+    fn plan_readers(&mut self, plan: &mut Plan) -> Result<()> {
+        for place in 0..self.running.len() {
+            self.plan_reader(place, plan)?;
+        }
+        Ok(())
+    }
+
+    fn plan_reader(&mut self, place: usize, plan: &mut Plan) -> Result<()> {
+        let (sequence, unread) = self.unread(&self.running[place])?;
+        let budget = self.limits.tokens - plan.tokens.len();
+        let wanted = unread.min(budget).min(self.limits.chunk);
+        if wanted == 0 || plan.sequences.contains(&sequence) {
+            return Ok(());
+        }
+        let chunk = self.fitting(sequence, wanted)?;
+        if chunk == 0 { Ok(()) } else { self.take(place, chunk, plan) }
+    }
+
+    /// How many of that many tokens there is room for.
+    fn fitting(&self, sequence: SequenceId, wanted: usize) -> Result<usize> {
+        let available = self.pool.available_blocks();
+        let (mut fits, mut above) = (0, wanted + 1);
+        while above - fits > 1 {
+            let middle = fits.midpoint(above);
+            match self.pool.blocks_for(sequence, middle)? <= available {
+                true => fits = middle,
+                false => above = middle,
+            }
+        }
+        Ok(fits)
+    }
+
+    /// Lets those in who wait, as long as there is room for all that they have to say so far.
+    fn admit(&mut self, plan: &mut Plan) -> Result<()> {
+        while plan.tokens.len() < self.limits.tokens {
+            let Some(place) = self.next_waiting() else { return Ok(()) };
+            let taken: usize = self.running.iter().map(Branch::width).sum();
+            if taken + self.waiting[place].width()
+                > self.limits.sequences.max(self.waiting[place].width())
+            {
+                return Ok(());
+            }
+            let branch = &self.waiting[place];
+            let sequence = self.pool.open(&branch.tokens(0, branch.len()), b"")?;
+            let found = self.pool.len(sequence)? as usize;
+            let needed = self.pool.blocks_for(sequence, branch.len() - found)?;
+            if needed + self.promised()? > self.pool.available_blocks() {
+                return self.pool.close(sequence);
+            }
+            let branch = self.waiting.swap_remove(place);
+            self.counts.found += found as u64;
+            let place = self.running.partition_point(|other| self.comes_first(other, &branch));
+            self.running.insert(place, Branch { sequence: Some(sequence), ..branch });
+            self.plan_reader(place, plan)?;
+        }
+        Ok(())
+    }
+
+    /// Blocks that those who run need to read what they have so far.
+    fn promised(&self) -> Result<usize> {
+        let needed = self.running.iter().map(|branch| {
+            let (sequence, unread) = self.unread(branch)?;
+            self.pool.blocks_for(sequence, unread)
+        });
+        needed.sum()
+    }
+
+    fn next_waiting(&self) -> Option<usize> {
+        let order = |place: &usize| {
+            let branch = &self.waiting[*place];
+            (Reverse(self.rank(branch)), branch.key)
+        };
+        (0..self.waiting.len()).min_by_key(order)
+    }
+
+    /// The priority, with what waiting adds to it.
+    fn rank(&self, branch: &Branch) -> i64 {
+        match self.policy {
+            Policy::Fcfs => 0,
+            Policy::Priority { ageing: 0 } => branch.priority.into(),
+            Policy::Priority { ageing } => {
+                let waited = (self.steps - branch.since) / ageing;
+                i64::from(branch.priority).saturating_add_unsigned(waited)
+            }
+        }
+    }
+
+    fn comes_first(&self, one: &Branch, other: &Branch) -> bool {
+        let order = |branch: &Branch| {
+            let priority = if self.policy == Policy::Fcfs { 0 } else { branch.priority };
+            (Reverse(priority), branch.key)
+        };
+        order(one) < order(other)
+    }
+
+    /// Where a running text is, and how many of its tokens the model has not read.
+    fn unread(&self, branch: &Branch) -> Result<(SequenceId, usize)> {
+        let sequence = sequence(branch)?;
+        Ok((sequence, branch.len() - self.pool.len(sequence)? as usize))
+    }
+
+    /// Puts the next tokens of a running text into the step.
+    fn take(&mut self, place: usize, count: usize, plan: &mut Plan) -> Result<()> {
+        let branch = &self.running[place];
+        let (sequence, unread) = self.unread(branch)?;
+        let tokens = branch.tokens(branch.len() - unread, count);
+        self.pool.append(sequence, &tokens)?;
+        let of_prompt = branch.prompt.len().saturating_sub(branch.len() - unread).min(count);
+        self.counts.read += of_prompt as u64;
+        if count == unread {
+            plan.ends.push(plan.sequences.len());
+        }
+        plan.sequences.push(sequence);
+        plan.keys.push(branch.key);
+        plan.tokens.extend(tokens);
+        Ok(())
+    }
+
+    fn batch(&mut self, plan: Plan) -> Result<Batch> {
+        let rows = if self.limits.padded { padded(plan.tokens.len()) } else { 0 };
+        let step = self.pool.step(&plan.sequences, rows)?;
+        let last_rows = step.last_rows();
+        let mut drawn = Vec::new();
+        for end in plan.ends {
+            drawn.push((plan.keys[end], last_rows[end]));
+            let siblings = self.fork(plan.keys[end])?;
+            drawn.extend(siblings.into_iter().map(|key| (key, last_rows[end])));
+        }
+        let keys = plan.keys.iter().chain(drawn.iter().map(|(key, _)| key)).copied();
+        let mut keys = keys.collect::<Vec<_>>();
+        keys.sort_unstable();
+        keys.dedup();
+        Ok(Batch { step, tokens: plan.tokens, drawn, keys })
+    }
+
+    /// Begins the other texts of a request whose prompt is read.
+    fn fork(&mut self, key: Key) -> Result<Vec<Key>> {
+        let Some(place) = self.running.iter().position(|branch| branch.key == key) else {
+            return Ok(Vec::new());
+        };
+        let count = std::mem::take(&mut self.running[place].siblings);
+        let mut siblings = Vec::new();
+        for choice in 1..=count {
+            let leader = &self.running[place];
+            let sibling = leader.sibling(choice, self.pool.fork(sequence(leader)?)?);
+            siblings.push(sibling.key);
+            let after = self.running.partition_point(|other| self.comes_first(other, &sibling));
+            self.running.insert(after, sibling);
+        }
+        Ok(siblings)
+    }
+
+    fn preempt(&mut self, branch: Branch) -> Result<()> {
+        self.pool.close(sequence(&branch)?)?;
+        self.counts.preempted += 1;
+        self.waiting.push(Branch { sequence: None, since: self.steps, ..branch });
+        Ok(())
+    }
+}
+
+/// The sequence of a text that runs.
+fn sequence(branch: &Branch) -> Result<SequenceId> {
+    CHECK.known(branch.sequence, "request", "be running", format_args!("{:?}", branch.key))
+}
+
+/// Powers of two, and from 64 on multiples of 64: as few as MLX's graphs for a GPU can be reused for.
+fn padded(rows: usize) -> usize {
+    if rows <= 64 { rows.next_power_of_two() } else { rows.next_multiple_of(64) }
+}

@@ -1,0 +1,40 @@
+//! What an engine has done so far.
+
+use std::{collections::HashSet, time::Duration};
+
+/// What an engine has done, and how it stands after its last step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Texts that wait for their turn.
+    pub waiting: usize,
+    /// Texts that are being read or written.
+    pub running: usize,
+    /// Requests that have ended, in whatever way.
+    pub finished: u64,
+    /// Steps.
+    pub steps: u64,
+    /// Tokens of prompts that were read, those read again included.
+    pub prompt_tokens: u64,
+    /// Tokens that needed no reading, because a text before began with them.
+    pub shared_tokens: u64,
+    /// Tokens that were drawn.
+    pub generated_tokens: u64,
+    /// How often a text had to give its blocks back and wait.
+    pub preemptions: u64,
+    /// Blocks that texts use.
+    pub used_blocks: usize,
+    /// Blocks that could be given to texts.
+    pub available_blocks: usize,
+    /// The time of all steps.
+    pub time: Duration,
+    /// How much of it the engine took for itself: to plan steps, and to hand tokens out.
+    pub scheduling_time: Duration,
+}
+
+/// What handles and the thread both know.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) stats: EngineStats,
+    /// The names of requests that have not ended.
+    pub(super) ids: HashSet<String>,
+}

@@ -1,0 +1,236 @@
+//! The engine's thread: takes requests in, runs steps, hands tokens out.
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, TryRecvError},
+    },
+    time::Instant,
+};
+
+use super::{
+    client::Client,
+    model::CausalModel,
+    request::FinishReason,
+    runner::{Drawn, Draws, Runner},
+    scheduler::{Batch, Branch, Key, Scheduler},
+    stats::Shared,
+    text::Detokenizer,
+};
+use crate::{cache::PagedKvOptions, error::Error};
+
+const TARGET: &str = "mlx_primitives::generation";
+const LEAST_TOKEN_BYTES: usize = 256;
+
+/// What a handle tells the thread.
+pub(super) enum Command {
+    Submit(Box<Client>),
+    Stop,
+}
+
+pub(super) struct Worker<M> {
+    pub(super) runner: Runner<M>,
+    pub(super) kvs: Vec<PagedKvOptions>,
+    pub(super) scheduler: Scheduler,
+    pub(super) detokenizer: Option<Arc<dyn Detokenizer>>,
+    pub(super) shared: Arc<Mutex<Shared>>,
+    pub(super) clients: BTreeMap<u64, Client>,
+    pub(super) next: u64,
+}
+
+impl<M: CausalModel> Worker<M> {
+    /// Works until it is told to stop, or nobody is left who could tell it anything.
+    pub(super) fn run(mut self, commands: &Receiver<Command>) {
+        while self.listen(commands) {
+            self.drop_cancelled();
+            let started = Instant::now();
+            match self.scheduler.schedule() {
+                Ok(Some(batch)) => self.step(&batch, started),
+                Ok(None) => {}
+                Err(error) => self.fail(&self.all(), &said(&error)),
+            }
+            self.publish();
+        }
+        for request in self.clients.keys().copied().collect::<Vec<_>>() {
+            self.end(request, &FinishReason::Cancelled);
+        }
+        self.publish();
+    }
+
+    /// Takes what handles have said, and waits for them where there is nothing to do. Whether to go on.
+    fn listen(&mut self, commands: &Receiver<Command>) -> bool {
+        loop {
+            let command = match self.clients.is_empty() {
+                true => commands.recv().map_err(|_| TryRecvError::Disconnected),
+                false => commands.try_recv(),
+            };
+            match command {
+                Ok(Command::Submit(client)) => self.admit(*client),
+                Ok(Command::Stop) => return false,
+                Err(TryRecvError::Empty) => return true,
+                // Those that stream do not need a handle.
+                Err(TryRecvError::Disconnected) => return !self.clients.is_empty(),
+            }
+        }
+    }
+
+    fn admit(&mut self, client: Client) {
+        let (request, key) = (&client.request, Key { request: self.next, choice: 0 });
+        let siblings = request.texts() - 1;
+        self.scheduler.push(Branch::new(
+            key,
+            request.prompt.clone().into(),
+            request.priority,
+            siblings,
+        ));
+        self.clients.insert(self.next, client);
+        self.next += 1;
+    }
+
+    fn drop_cancelled(&mut self) {
+        let gone = self.clients.iter().filter(|(_, client)| client.is_cancelled());
+        for request in gone.map(|(request, _)| *request).collect::<Vec<_>>() {
+            self.end(request, &FinishReason::Cancelled);
+        }
+    }
+
+    fn step(&mut self, batch: &Batch, started: Instant) {
+        let span = tracing::debug_span!(
+            target: TARGET,
+            "step",
+            tokens = batch.tokens.len(),
+            texts = batch.keys.len(),
+            waiting = self.scheduler.waiting(),
+        );
+        let _entered = span.enter();
+        let scheduled = started.elapsed();
+        let (clients, scheduler) = (&self.clients, &self.scheduler);
+        let draws = |key: Key| {
+            let (request, branch) = (&clients.get(&key.request)?.request, scheduler.get(key)?);
+            let mut params = request.sampling.clone();
+            params.seed = params.seed.wrapping_add(key.choice.into());
+            let top = request.top_log_probabilities;
+            Some(Draws { params, prompt: &branch.prompt, output: &branch.output, top })
+        };
+        let runner = &mut self.runner;
+        // A model that panics fails its own requests, and no others.
+        let drawn = catch_unwind(AssertUnwindSafe(|| runner.run(batch, draws)));
+        let read = Instant::now();
+        match drawn {
+            Ok(Ok(drawn)) => self.advance(batch, drawn),
+            Ok(Err(error)) => self.fail(&batch.keys, &said(&error)),
+            Err(panic) => {
+                self.fail(&batch.keys, &format!("the model panicked: {}", message(&*panic)))
+            }
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.stats.steps += 1;
+        shared.stats.time += started.elapsed();
+        shared.stats.scheduling_time += scheduled + read.elapsed();
+        drop(shared);
+    }
+
+    fn advance(&mut self, batch: &Batch, drawn: Vec<Drawn>) {
+        let tokens = drawn.iter().map(|drawn| drawn.token).collect::<Vec<_>>();
+        self.scheduler.advance(batch, &tokens);
+        let mut generated = 0;
+        for ((key, _), drawn) in batch.drawn.iter().zip(drawn) {
+            let Some(client) = self.clients.get_mut(&key.request) else { continue };
+            generated += 1;
+            if client.draw(key.choice, drawn, self.detokenizer.as_deref()) {
+                self.leave(*key);
+            }
+        }
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.stats.generated_tokens += generated;
+    }
+
+    /// Lets go of a text that has ended, and of its request with the last one.
+    fn leave(&mut self, key: Key) {
+        if let Err(error) = self.scheduler.remove(key) {
+            tracing::error!(target: TARGET, %error, "a text could not be removed");
+        }
+        if self.clients.get(&key.request).is_some_and(Client::is_done) {
+            self.forget(key.request);
+        }
+    }
+
+    /// Ends all texts of a request.
+    fn end(&mut self, request: u64, reason: &FinishReason) {
+        let Some(client) = self.clients.get_mut(&request) else { return };
+        for choice in client.choices() {
+            client.finish(choice, reason.clone());
+            if let Err(error) = self.scheduler.remove(Key { request, choice }) {
+                tracing::error!(target: TARGET, %error, "a text could not be removed");
+            }
+        }
+        self.forget(request);
+    }
+
+    fn forget(&mut self, request: u64) {
+        if let Some(client) = self.clients.remove(&request) {
+            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.ids.remove(&client.id);
+            shared.stats.finished += 1;
+        }
+    }
+
+    /// Ends the requests of a step that failed. What its caches hold is lost, and everybody else is read again.
+    fn fail(&mut self, keys: &[Key], reason: &str) {
+        tracing::warn!(target: TARGET, reason, "a step failed");
+        for key in keys {
+            self.end(key.request, &FinishReason::Failed(reason.to_owned()));
+        }
+        let anew = self.scheduler.reset().and_then(|()| self.runner.reset(&self.kvs));
+        if let Err(error) = anew {
+            for key in self.all() {
+                self.end(key.request, &FinishReason::Failed(said(&error)));
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Key> {
+        self.clients.keys().map(|&request| Key { request, choice: 0 }).collect()
+    }
+
+    fn publish(&self) {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let (pool, counts) = (self.scheduler.pool(), self.scheduler.counts);
+        let stats = &mut shared.stats;
+        stats.waiting = self.scheduler.waiting();
+        stats.running = self.scheduler.running();
+        stats.used_blocks = pool.used_blocks();
+        stats.available_blocks = pool.available_blocks();
+        stats.prompt_tokens = counts.read;
+        stats.shared_tokens = counts.found;
+        stats.preemptions = counts.preempted;
+    }
+}
+
+/// What an error says, without where in the engine it was met.
+fn said(error: &Error) -> String {
+    match error {
+        Error::Mlx(exception) => exception.what().to_owned(),
+        error => error.to_string(),
+    }
+}
+
+/// What a panic said.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it said nothing")
+}
+
+/// The sizes of the caches of all layers.
+pub(super) fn kvs<M: CausalModel>(model: &M, blocks: i32, block_size: i32) -> Vec<PagedKvOptions> {
+    model.layers().into_iter().map(|layer| layer.in_blocks(blocks, block_size)).collect()
+}
+
+/// How many bytes a token takes in all layers, or stands for, so that a model without any has a pool of some size.
+pub(super) fn token_bytes<M: CausalModel>(model: &M) -> usize {
+    let bytes: usize = kvs(model, 0, 0).iter().map(PagedKvOptions::token_bytes).sum();
+    bytes.max(LEAST_TOKEN_BYTES)
+}

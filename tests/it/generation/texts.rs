@@ -1,0 +1,165 @@
+//! A text depends on its request alone.
+
+use mlx_primitives::{
+    generation::{FinishReason, GenerationEngineOptions, GenerationEvent, GenerationRequest},
+    sampling::SamplingParams,
+};
+
+use super::{Decoder, cache_bytes, engine, options, params, prompt, request};
+
+/// Requests of many lengths and ways to draw.
+fn requests(count: u64) -> Vec<GenerationRequest> {
+    let request = |number: u64| {
+        let sampling = match number % 4 {
+            0 => params(number, 0.0),
+            1 => params(number, 1.0),
+            2 => SamplingParams { top_p: 0.8, top_k: 20, ..params(number, 0.7) },
+            _ => SamplingParams {
+                repetition_penalty: 1.3,
+                frequency_penalty: 0.2,
+                ..params(number, 0.9)
+            },
+        };
+        let length = [1, 5, 16, 17, 40, 70][number as usize % 6];
+        request(prompt(number, length), 4 + number as usize % 9, sampling)
+    };
+    (0..count).map(request).collect()
+}
+
+fn expected(requests: &[GenerationRequest]) -> Vec<Vec<u32>> {
+    let mut decoder = Decoder::new();
+    let write = |request: &GenerationRequest| {
+        decoder.written(&request.prompt, request.max_tokens, &request.sampling)
+    };
+    requests.iter().map(write).collect()
+}
+
+fn tokens(options: GenerationEngineOptions, requests: &[GenerationRequest]) -> Vec<Vec<u32>> {
+    let engine = engine(options);
+    let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
+    let streams = streams.collect::<Vec<_>>();
+    let texts = streams.into_iter().map(|stream| stream.completions().swap_remove(0));
+    let texts = texts.map(|text| {
+        assert_eq!(text.reason, FinishReason::Length);
+        assert_eq!(text.tokens.len(), text.log_probabilities.len());
+        text.tokens
+    });
+    texts.collect()
+}
+
+#[test]
+fn alone_in_a_batch_in_chunks_and_after_waiting() {
+    let requests = requests(32);
+    let expected = expected(&requests);
+    let mut alone = Vec::new();
+    let one = engine(options());
+    for request in &requests {
+        alone.push(one.generate(request.clone()).unwrap().swap_remove(0).tokens);
+    }
+    assert_eq!(alone, expected, "alone");
+    assert_eq!(tokens(options(), &requests), expected, "together");
+    let chunks = GenerationEngineOptions { max_batch_tokens: 24, max_prompt_chunk: 7, ..options() };
+    assert_eq!(tokens(chunks, &requests), expected, "in chunks");
+}
+
+#[test]
+fn after_giving_blocks_back() {
+    let requests = requests(24);
+    let engine = engine(GenerationEngineOptions { cache_bytes: cache_bytes(160), ..options() });
+    let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
+    let texts = streams.collect::<Vec<_>>().into_iter().map(|stream| stream.completions());
+    let texts = texts.map(|mut texts| texts.swap_remove(0).tokens).collect::<Vec<_>>();
+    assert_eq!(texts, expected(&requests));
+    let stats = engine.stats();
+    assert!(stats.preemptions > 0, "{stats:?}");
+    assert_eq!((stats.used_blocks, stats.finished), (0, 24), "{stats:?}");
+    assert_eq!(stats.generated_tokens, texts.iter().map(Vec::len).sum::<usize>() as u64);
+}
+
+#[test]
+fn after_a_prompt_that_began_alike() {
+    let shared = prompt(3, 50);
+    let request = |tail: u32| request([&shared[..], &[tail]].concat(), 8, params(5, 1.0));
+    let engine = engine(options());
+    for tail in [1, 2, 1] {
+        let request = request(tail);
+        let text = engine.generate(request.clone()).unwrap().swap_remove(0);
+        assert_eq!(text.tokens, expected(&[request])[0]);
+    }
+    // Three blocks each of two prompts.
+    assert_eq!(engine.stats().shared_tokens, 2 * 48);
+    assert_eq!(engine.stats().prompt_tokens, 51 + 3 + 3);
+}
+
+#[test]
+fn several_texts_of_a_prompt_are_those_of_as_many_requests() {
+    let prompt = prompt(9, 21);
+    let four = GenerationRequest { n: 4, ..request(prompt.clone(), 12, params(7, 1.0)) };
+    let engine = engine(options());
+    let texts = engine.generate(four).unwrap();
+    let texts = texts.into_iter().map(|text| text.tokens).collect::<Vec<_>>();
+    let alone = (7..11).map(|seed| request(prompt.clone(), 12, params(seed, 1.0)));
+    assert_eq!(texts, expected(&alone.collect::<Vec<_>>()));
+    assert_eq!(engine.stats().prompt_tokens, 21, "the prompt is read once");
+    assert!(texts[1..].iter().all(|text| *text != texts[0]), "{texts:?}");
+}
+
+#[test]
+fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
+    let request = request(prompt(2, 9), 12, params(1, 0.0));
+    let whole = expected(std::slice::from_ref(&request)).swap_remove(0);
+    let stop = whole[5];
+    let end = whole.iter().position(|&token| token == stop).unwrap();
+    let sampling = SamplingParams { stop_tokens: vec![stop], ..request.sampling.clone() };
+    let text = engine(options()).generate(GenerationRequest { sampling, ..request });
+    let text = text.unwrap().swap_remove(0);
+    assert_eq!(
+        (text.tokens.as_slice(), text.reason),
+        (&whole[..end], FinishReason::StopToken(stop))
+    );
+}
+
+#[test]
+fn a_stop_string_ends_a_text_across_tokens() {
+    let request = request(prompt(4, 9), 20, params(3, 1.0));
+    let engine = engine(options());
+    let whole = engine.generate(request.clone()).unwrap().swap_remove(0).text;
+    let stop = whole[6..9].to_owned();
+    let end = whole.find(&stop).unwrap();
+    for include_stop_string in [false, true] {
+        let stop_strings = vec!["never".to_owned(), stop.clone()];
+        let request = GenerationRequest { stop_strings, include_stop_string, ..request.clone() };
+        let events = engine.submit(request).unwrap().collect::<Vec<_>>();
+        let mut text = String::new();
+        for event in &events {
+            match event {
+                GenerationEvent::Token(token) => text.push_str(&token.text),
+                GenerationEvent::Finish(finish) => {
+                    assert_eq!(finish.reason, FinishReason::StopString(stop.clone()));
+                    text.push_str(&finish.text);
+                }
+            }
+            assert!(include_stop_string || whole[..end].starts_with(&text), "{text} of {whole}");
+        }
+        let shown = if include_stop_string { end + 3 } else { end };
+        assert_eq!(text, whole[..shown]);
+    }
+}
+
+#[test]
+fn the_likeliest_tokens_are_told_of() {
+    let request = request(prompt(4, 5), 3, params(0, 0.0));
+    let asked = GenerationRequest { top_log_probabilities: 3, ..request.clone() };
+    let engine = engine(options());
+    // Another in the same steps asks for none.
+    let other = engine.submit(request).unwrap();
+    for event in engine.submit(asked).unwrap() {
+        let GenerationEvent::Token(token) = event else { continue };
+        assert_eq!(token.top.len(), 3);
+        assert_eq!(token.top[0], (token.token, token.log_probability));
+        assert!(token.top.is_sorted_by(|one, other| one.1 >= other.1));
+    }
+    for event in other {
+        assert!(!matches!(event, GenerationEvent::Token(token) if !token.top.is_empty()));
+    }
+}

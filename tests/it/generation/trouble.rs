@@ -1,0 +1,144 @@
+//! What goes wrong stays with whom it belongs to.
+
+use std::{thread, time::Duration};
+
+use mlx_primitives::{
+    attention::KvCache,
+    generation::{
+        CausalModel, EngineStats, FinishReason, GenerationEngine, GenerationEngineOptions,
+        GenerationEvent, GenerationRequest, LayerKv,
+    },
+};
+use mlx_rs::{Array, error::Exception};
+
+use super::{Decoder, engine, options, params, prompt, request};
+
+/// A decoder whose step number `at` goes wrong.
+struct Failing {
+    decoder: Decoder,
+    steps: usize,
+    at: usize,
+    panics: bool,
+}
+
+impl CausalModel for Failing {
+    fn vocabulary(&self) -> i32 {
+        self.decoder.vocabulary()
+    }
+
+    fn layers(&self) -> Vec<LayerKv> {
+        self.decoder.layers()
+    }
+
+    fn hidden(
+        &mut self,
+        tokens: &Array,
+        caches: &mut [&mut dyn KvCache],
+    ) -> Result<Array, Exception> {
+        let hidden = self.decoder.hidden(tokens, caches)?;
+        self.steps += 1;
+        match self.steps == self.at {
+            true if self.panics => panic!("step {} burns", self.at),
+            true => Err(Exception::custom(format!("step {} fails", self.at))),
+            false => Ok(hidden),
+        }
+    }
+
+    fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
+        self.decoder.logits(hidden)
+    }
+}
+
+#[test]
+fn a_failing_step_fails_its_own_requests_and_the_others_finish() {
+    for (panics, reason) in [(false, "step 7 fails"), (true, "the model panicked: step 7 burns")] {
+        let model = Failing { decoder: Decoder::new(), steps: 0, at: 7, panics };
+        let two = GenerationEngineOptions { max_batch_size: 2, ..options() };
+        let engine = GenerationEngine::new(model, two).unwrap();
+        let requests: Vec<_> =
+            (0..5).map(|seed| request(prompt(seed, 20), 10, params(seed, 1.0))).collect();
+        let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
+        let streams = streams.collect::<Vec<_>>();
+        let texts = streams.into_iter().map(|stream| stream.completions().swap_remove(0));
+        let texts = texts.collect::<Vec<_>>();
+        let failed =
+            texts.iter().filter(|text| text.reason == FinishReason::Failed(reason.to_owned()));
+        assert!((1..=2).contains(&failed.count()), "{texts:?}");
+        for (text, request) in texts.iter().zip(&requests) {
+            if text.reason == FinishReason::Length {
+                let expected = Decoder::new().written(&request.prompt, 10, &request.sampling);
+                assert_eq!(text.tokens, expected);
+            }
+        }
+        assert_eq!(texts[4].reason, FinishReason::Length);
+        assert_eq!(engine.stats().used_blocks, 0);
+    }
+}
+
+/// The stats, once they are as wanted.
+fn settled(engine: &GenerationEngine, wanted: impl Fn(&EngineStats) -> bool) -> EngineStats {
+    for _ in 0..1000 {
+        let stats = engine.stats();
+        if wanted(&stats) {
+            return stats;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("still {:?}", engine.stats());
+}
+
+#[test]
+fn a_dropped_stream_frees_its_blocks() {
+    let engine = engine(options());
+    let mut dropped = engine.submit(request(prompt(1, 30), 3000, params(1, 1.0))).unwrap();
+    let kept = engine.submit(request(prompt(2, 30), 12, params(2, 1.0))).unwrap();
+    assert!(matches!(dropped.next(), Some(GenerationEvent::Token(_))));
+    drop(dropped);
+    assert_eq!(kept.completions()[0].tokens.len(), 12);
+    let stats = settled(&engine, |stats| stats.finished == 2);
+    assert_eq!((stats.used_blocks, stats.running), (0, 0), "{stats:?}");
+    assert!(stats.generated_tokens < 3000);
+}
+
+#[test]
+fn a_cancelled_request_says_so_and_its_name_is_free_again() {
+    let engine = engine(options());
+    let named = || GenerationRequest {
+        id: Some("mine".to_owned()),
+        n: 2,
+        ..request(prompt(1, 3), 2000, params(1, 1.0))
+    };
+    let mut stream = engine.submit(named()).unwrap();
+    assert_eq!(stream.id(), "mine");
+    let error = engine.submit(named()).unwrap_err().to_string();
+    assert_eq!(error, "[GenerationEngine] id must be that of no other request but got mine");
+    stream.next();
+    stream.cancel();
+    let texts = stream.completions();
+    assert!(texts.iter().all(|text| text.reason == FinishReason::Cancelled));
+    settled(&engine, |stats| stats.finished == 1);
+    drop(engine.submit(named()).unwrap());
+}
+
+#[test]
+fn an_engine_that_is_dropped_finishes_and_one_that_is_shut_down_does_not() {
+    let first = engine(options());
+    let stream = first.submit(request(prompt(1, 3), 9, params(1, 1.0))).unwrap();
+    drop(first);
+    assert_eq!(stream.completions()[0].reason, FinishReason::Length);
+    let second = engine(options());
+    let stream = second.submit(request(prompt(1, 3), 3000, params(1, 1.0))).unwrap();
+    second.shut_down();
+    assert_eq!(stream.completions()[0].reason, FinishReason::Cancelled);
+}
+
+#[test]
+fn handles_go_to_other_threads() {
+    let engine = engine(options());
+    let text = thread::scope(|scope| {
+        let ask = |seed| engine.generate(request(prompt(seed, 4), 5, params(seed, 1.0)));
+        let threads = [1, 2, 3].map(|seed| scope.spawn(move || ask(seed).unwrap()));
+        threads.map(|thread| thread.join().unwrap()[0].tokens.len())
+    });
+    assert_eq!(text, [5; 3]);
+}
