@@ -29,9 +29,10 @@ impl Source {
         self.path.split('/').next().unwrap().trim_end_matches(".rs")
     }
 
-    /// Everything before the unit tests, which may evaluate what the library may not.
+    /// Everything before the unit tests, which may evaluate what the library may not; nothing of a file of tests.
     fn library_lines(&self) -> impl Iterator<Item = &(usize, String)> {
-        self.lines.iter().take_while(|(_, line)| line != "#[cfg(test)]")
+        let tests = self.path.ends_with("/tests.rs");
+        self.lines.iter().take_while(move |(_, line)| !tests && line != "#[cfg(test)]")
     }
 
     fn uses(&self, word: &str) -> impl Iterator<Item = String> {

@@ -355,7 +355,7 @@ impl PagedPool {
     }
 
     fn ends_inside(&self, sequence: &Sequence) -> bool {
-        sequence.tokens.len() % self.options.block_size as usize != 0
+        !sequence.tokens.len().is_multiple_of(self.options.block_size as usize)
     }
 
     /// Gives a sequence `to` in place of its last block, `from`.

@@ -49,8 +49,11 @@ pub(super) fn root(salts: [&[u8]; 2]) -> Hash {
 pub(super) struct Prefixes {
     by_hash: HashMap<Hash, i32>,
     /// By the hash of the block before.
-    followers: HashMap<Hash, Vec<(i32, Box<[u32]>)>>,
+    followers: HashMap<Hash, Vec<Follower>>,
 }
+
+/// A block and its tokens.
+type Follower = (i32, Box<[u32]>);
 
 /// A beginning of a prompt that blocks hold.
 #[derive(Debug, Default, PartialEq)]

@@ -142,8 +142,8 @@ fn expected(
             places.map(|(p, &token)| rounded(seed, token, p, key_heads * size)).collect()
         };
         let (keys, values) = (all(2, size), all(3, value_size));
-        for position in first..tokens.len() {
-            let query = rounded(1, tokens[position], position, heads * size);
+        for (position, &token) in tokens.iter().enumerate().skip(first) {
+            let query = rounded(1, token, position, heads * size);
             for head in 0..heads {
                 let group = head / (heads / key_heads);
                 let part = |all: &'_ [Vec<f64>], size: usize| -> Vec<Vec<f64>> {
@@ -240,7 +240,7 @@ impl Checked {
             })
             .collect();
         let step = self.pool.step(ids, rows).unwrap();
-        if rows % 2 == 0 {
+        if rows.is_multiple_of(2) {
             eval(&self.kv.gather(&step).unwrap()).unwrap();
         }
         let attended = self.attended(&step, &tokens, asked, layout);
