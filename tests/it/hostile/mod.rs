@@ -8,8 +8,10 @@ use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
 use mlx_primitives::{quant::*, rope::*, sampling::*, ssm::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 
+mod chains;
 mod scans;
 
+use self::chains::chains;
 use self::scans::{scans, scans_of_states, selective_scans, state_space_layers};
 use crate::support::{FLOATING, host, sample::Random, sample::strided};
 
@@ -481,7 +483,7 @@ fn ask_all(asks: &[fn(&mut Hostile)]) {
 fn whatever_is_asked_is_answered_or_refused() {
     host::install();
     ask_all(&[norms_and_activations, norms_in_company, ropes, attention, scans]);
-    ask_all(&[paged, quantized, samplers, blocks]);
+    ask_all(&[paged, quantized, samplers, chains, blocks]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ const DRAWS: usize = 60_000;
 /// Rows of one batch: to make a history for each takes longer than to draw.
 const ROWS: usize = 2_000;
 
-fn text() -> Text {
+pub(super) fn text() -> Text {
     let prompt = vec![0, 3, 2, 8, 4, 0, 3, 2, 11];
     let output = vec![5, 4, 0, 3, 2, 4, 0, 3, 2];
     Text { prompt, output, bound: 4.4 }
@@ -21,7 +21,7 @@ fn some() -> SamplingParams {
 }
 
 /// Each sampler alone, then chains.
-fn cases() -> Vec<(&'static str, SamplingParams)> {
+pub(super) fn cases() -> Vec<(&'static str, SamplingParams)> {
     let xtc = |probability| Xtc { probability, threshold: 0.08, protected: vec![2] };
     let dry =
         Dry { multiplier: 0.8, base: 1.5, range: 16, breakers: vec![11], ..Default::default() };

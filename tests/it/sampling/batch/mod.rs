@@ -1,6 +1,7 @@
 mod draws;
 mod oracle;
 mod refusal;
+mod report;
 mod rows;
 mod state;
 
