@@ -2,7 +2,7 @@
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{cumsum, indexing::take_along_axis, maximum, partition_axis, select, sort_axis},
+    ops::{cumsum, indexing::take_along_axis, maximum, minimum, partition_axis, select, sort_axis},
 };
 
 use crate::{check::Check, error::Result};
@@ -150,7 +150,10 @@ pub(super) fn checked_vocabulary(check: Check, logits: &Array) -> Result<i32> {
 /// subtract.
 pub(super) fn scores(logits: &Array) -> Result<Array> {
     let logits = logits.as_dtype(Dtype::Float32)?;
-    Ok(logits.nan_to_num(f32::NEG_INFINITY, f32::MAX, f32::NEG_INFINITY)?)
+    let none = Array::from_f32(f32::NEG_INFINITY);
+    // A comparison with NaN is false.
+    let real = select(logits.ge(&none)?, &logits, none)?;
+    Ok(minimum(real, Array::from_f32(f32::MAX))?)
 }
 
 /// What to subtract from a row of scores whose largest is `max`, so that its largest becomes 0: for
@@ -172,7 +175,7 @@ fn best(scores: &Array, k: i32) -> Result<Array> {
 /// No sort has to be stable for this to be exact under ties.
 pub(super) fn at_least(scores: &Array, least: &Array, seats: &Array) -> Result<Array> {
     let above = scores.gt(least)?;
-    let left = seats.subtract(above.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?)?;
+    let left = seats.subtract(above.sum_axis(-1, true)?)?;
     let tied = scores.eq(least)?;
     let place = cumsum(tied.as_dtype(Dtype::Int32)?, -1, None, None)?;
     Ok(above.logical_or(tied.logical_and(place.le(left)?)?)?)

@@ -14,7 +14,11 @@ pub(super) const MAX_VOCABULARY: i32 = 1 << 20;
 
 /// The weights of scores, `[..., V]` in f32, as i64; what may not be drawn weighs nothing.
 pub(super) fn weights(scores: &Array) -> Result<Array> {
-    let centred = scores.subtract(shift(&scores.max_axis(-1, true)?)?)?;
+    weights_of_centred(&scores.subtract(shift(&scores.max_axis(-1, true)?)?)?)
+}
+
+/// The same of scores of which the largest is 0, or all are −∞.
+pub(super) fn weights_of_centred(centred: &Array) -> Result<Array> {
     let unit = Array::from_f32((1_i64 << WEIGHT_BITS) as f32);
     Ok(centred.exp()?.multiply(unit)?.as_dtype(Dtype::Int64)?)
 }

@@ -39,13 +39,16 @@ pub(super) struct Filters {
     pub(super) spares: Array,
     /// How far below the best, f32; ∞ for all.
     pub(super) reaches: Array,
-    /// Whether any row draws, and which steps any row has.
     pub(super) wants: Wants,
 }
 
+/// Whether any row draws or takes the best, and which steps any row has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Wants {
     pub(super) draw: bool,
+    pub(super) greedy: bool,
+    /// The largest `top_k`, where all rows that draw have one.
+    pub(super) most_seats: Option<i32>,
     pub(super) top_k: bool,
     pub(super) top_p: bool,
     pub(super) min_p: bool,
@@ -91,6 +94,7 @@ impl Filters {
         let spares = requests
             .iter()
             .map(|params| if has(params, Step::TopP) { spare(params.top_p) } else { 0 });
+        let bounded = requests.iter().all(|params| has(params, Step::TopK) || params.is_greedy());
         let any = |step| requests.iter().any(|params| has(params, step));
         Self {
             keys,
@@ -100,6 +104,11 @@ impl Filters {
             reaches,
             wants: Wants {
                 draw: requests.iter().any(|params| !params.is_greedy()),
+                greedy: requests.iter().any(|params| params.is_greedy()),
+                most_seats: match bounded {
+                    true => requests.iter().map(|params| params.top_k).max(),
+                    false => None,
+                },
                 top_k: any(Step::TopK),
                 top_p: any(Step::TopP),
                 min_p: any(Step::MinP),

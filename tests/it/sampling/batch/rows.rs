@@ -1,9 +1,9 @@
 //! Whole rows at once, on every backend: which tokens, and how likely they are.
 
 use mlx_primitives::sampling::{LogProbabilities, SamplerBatchOptions, SamplingParams};
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops::concatenate};
 
-use super::{Text, batch_on, oracle::probabilities, tokens};
+use super::{Text, batch_on, oracle::probabilities, positions_from, tokens};
 use crate::{
     sampling::softmax,
     support::{
@@ -127,5 +127,39 @@ fn every_backend_draws_the_same_and_says_how_likely_it_was() {
     }
     for kind in ["flat", "equal"] {
         assert_drawn(kind, 128_256, Dtype::Float32, LogProbabilities::Raw);
+    }
+}
+
+/// Where every row keeps a few tokens, no more of it is ordered; a row that keeps all changes that.
+#[test]
+fn what_is_ordered_of_a_row_changes_nothing() {
+    let few = |seed: u64| SamplingParams {
+        seed,
+        top_k: 1 + (seed % 6) as i32,
+        top_p: [1.0, 0.7, 0.3][seed as usize % 3],
+        min_p: [0.0, 0.4][seed as usize % 2],
+        temperature: [1.0, 0.0, 3.0, 0.5][seed as usize % 4],
+        ..Default::default()
+    };
+    let mut requests: Vec<_> = (0..48).map(|seed| (few(seed), Text::default())).collect();
+    for kind in ["flat", "tied", "equal", "holes"] {
+        let x = logits(kind, 33, Dtype::Float32);
+        let x =
+            concatenate(&[&x, &x, &x, &x.take_axis(Array::from_slice(&[0], &[1]), 0).unwrap()], 0);
+        let x = x.unwrap();
+        let draw = |requests: &[(SamplingParams, Text)]| {
+            let rows = requests.len() as i32;
+            let options = options(LogProbabilities::Processed);
+            let x = x.take_axis(Array::arange::<_, i32>(0, rows, None).unwrap(), 0).unwrap();
+            let batch = batch_on(requests, 33, options).unwrap();
+            let sampled = batch.sample(&x, positions_from(5, requests.len())).unwrap();
+            (tokens(&sampled), Tensor::of(&sampled.log_probabilities).values)
+        };
+        let (few, likely) = draw(&requests);
+        requests.push((SamplingParams::default(), Text::default()));
+        let (all, likely_beside) = draw(&requests);
+        requests.pop();
+        assert_eq!(few, all[..48], "{kind}");
+        assert_eq!(likely, likely_beside[..48], "{kind}");
     }
 }
