@@ -10,11 +10,11 @@
 // A filter's last token is found by a histogram of its row, of counts or of weights, and then among the few tokens of one
 // bin; a bin of many is parted again. Sums are those of integers, which no order changes. The row is read once for its
 // largest element, twice for each filter that is on, once where none is; each simdgroup reads a stretch of it.
-// Grid: a group of SIMDS simdgroups a row. Threadgroup memory: 17 KB.
+// Grid: a group of SIMDS simdgroups a row. Threadgroup memory: 18 KB.
 // Widynski, Squares: A Fast Counter-Based RNG, 2020 (arXiv:2004.06278).
 
 // What has no key that is a number may not be drawn.
-enum : uint { BINS = 1024, LISTED = 1024, LAST_KEY = 0x7f7fffffu };
+enum : uint { BINS = 1024, LISTED = 1024, SHORT_LIST = 64, LAST_KEY = 0x7f7fffffu };
 
 #define LARGEST 3.40282347e38f
 
@@ -115,16 +115,34 @@ struct Scored {
   }
 };
 
+// Some elements of a row, in no order.
+struct List {
+  threadgroup uint* keys;
+  threadgroup uint* indices;
+  threadgroup atomic_uint* count;
+
+  METAL_FUNC Rank rank(uint i) const { return rank_of(keys[i], indices[i]); }
+
+  METAL_FUNC uint length() const { return atomic_load_explicit(count, memory_order_relaxed); }
+
+  // The count goes on beyond what there is room for.
+  METAL_FUNC void add(Rank rank, uint most) {
+    const uint place = atomic_fetch_add_explicit(count, 1u, memory_order_relaxed);
+    if (place >= most) return;
+    keys[place] = rank.key;
+    indices[place] = rank.index;
+  }
+};
+
 // What a group shares.
 struct Shared {
   threadgroup atomic_uint* lows;
   threadgroup atomic_uint* highs;
-  threadgroup uint* keys;
-  threadgroup uint* indices;
+  List list;
+  List short_list;
   threadgroup uint64_t* partial;
   threadgroup uint64_t* before;
   threadgroup uint* found;
-  threadgroup atomic_uint* listed;
 };
 
 METAL_FUNC void add_to(threadgroup atomic_uint* low, threadgroup atomic_uint* high, uint64_t value) {
@@ -212,6 +230,16 @@ struct Bins {
   }
 };
 
+// Bins of equal numbers of keys.
+METAL_FUNC Bins fine_bins(uint low, uint high) {
+  Bins bins;
+  bins.low = low;
+  bins.shift = 0;
+  bins.scale = 0.0f;
+  while (((high - low) >> bins.shift) >= uint(BINS)) bins.shift++;
+  return bins;
+}
+
 // The smallest key from `low` on, up to `high` + 1, of a bin that is `bin` or later.
 METAL_FUNC uint first_key_of(Bins bins, uint bin, uint low, uint high) {
   uint end = high + 1;
@@ -261,7 +289,7 @@ struct Collector {
   uint low;
   uint high;
   uint floor;
-  Shared shared;
+  List list;
   uint64_t sure;
 
   METAL_FUNC void see(float x, uint index) {
@@ -271,11 +299,7 @@ struct Collector {
       if (key <= floor) sure += weight_of(key);
       return;
     }
-    const uint place = atomic_fetch_add_explicit(shared.listed, 1u, memory_order_relaxed);
-    if (place < uint(LISTED)) {
-      shared.keys[place] = key;
-      shared.indices[place] = index;
-    }
+    list.add(rank_of(key, index), LISTED);
   }
 };
 
@@ -401,64 +425,98 @@ struct Search {
         limit_to_equal(low, (need - before - 1) / each);
         return;
       }
-      histogram.bins.low = low;
-      histogram.bins.scale = 0.0f;
-      histogram.bins.shift = 0;
-      while (((histogram.high - low) >> histogram.bins.shift) >= uint(BINS)) histogram.bins.shift++;
+      histogram.bins = fine_bins(low, histogram.high);
     }
   }
 
   // Finds the limit among the elements from `low` to `high`, of which the amounts before it are less than `need`, and
   // weighs what is within; or says that there are too many.
   METAL_FUNC bool listed(bool mass, uint low, uint high, uint64_t need) {
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (thread_in_group == 0) atomic_store_explicit(shared.listed, 0u, memory_order_relaxed);
-    if (thread_in_group < uint(SIMDS)) {
-      atomic_store_explicit(shared.lows + thread_in_group, 0u, memory_order_relaxed);
-      atomic_store_explicit(shared.highs + thread_in_group, 0u, memory_order_relaxed);
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    clear_lists();
     Collector collector;
     collector.scored = scored;
     collector.limit = limit;
     collector.low = low;
     collector.high = high;
     collector.floor = floor;
-    collector.shared = shared;
+    collector.list = shared.list;
     collector.sure = 0;
     visit<T, SIMDS>(row, length, simdgroup, lane, collector);
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    const uint count = atomic_load_explicit(shared.listed, memory_order_relaxed);
-    if (count > uint(LISTED)) return false;
-    for (uint i = thread_in_group; i < count; i += THREADS) settle(mass, i, count, need);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (shared.list.length() > uint(LISTED)) return false;
+    settle(mass, low, high, need);
     limit = rank_of(shared.found[0], shared.found[1]);
-    weigh_listed(count);
+    clear_bins();
+    weigh_listed();
     finish_weights(collector.sure);
     return true;
   }
 
-  // Makes the i-th listed element the limit, if it is.
-  METAL_FUNC void settle(bool mass, uint i, uint count, uint64_t need) {
-    const Rank own = rank_of(shared.keys[i], shared.indices[i]);
-    uint64_t before = 0;
-    for (uint j = 0; j < count; j++) {
-      const Rank other = rank_of(shared.keys[j], shared.indices[j]);
-      if (other.before(own)) before += amount_of(mass, other.key);
+  METAL_FUNC void clear_lists() {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (thread_in_group == 0) {
+      atomic_store_explicit(shared.list.count, 0u, memory_order_relaxed);
+      atomic_store_explicit(shared.short_list.count, 0u, memory_order_relaxed);
     }
-    if (before < need && before + amount_of(mass, own.key) >= need) {
-      shared.found[0] = own.key;
-      shared.found[1] = own.index;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+
+  // Finds the limit among the listed elements: of many, among those of one bin of them.
+  METAL_FUNC void settle(bool mass, uint low, uint high, uint64_t need) {
+    const uint count = shared.list.length();
+    if (count <= uint(SHORT_LIST)) {
+      settle_among(shared.list, count, mass, low, high, need);
+      return;
+    }
+    const Bins bins = fine_bins(low, high);
+    clear_bins();
+    for (uint i = thread_in_group; i < count; i += THREADS) {
+      const uint bin = bins.of(shared.list.keys[i]);
+      add_to(shared.lows + bin, shared.highs + bin, amount_of(mass, shared.list.keys[i]));
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint64_t before = 0;
+    const uint bin = reached_bin(need, before);
+    for (uint i = thread_in_group; i < count; i += THREADS) {
+      const Rank own = shared.list.rank(i);
+      if (bins.of(own.key) == bin) shared.short_list.add(own, SHORT_LIST);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    const uint left = shared.short_list.length();
+    if (left <= uint(SHORT_LIST)) {
+      settle_among(shared.short_list, left, mass, low, high, need - before);
+    } else {
+      const uint first = low + (bin << bins.shift);
+      settle_among(shared.list, count, mass, first, first + (1u << bins.shift) - 1, need - before);
     }
   }
 
-  // Adds the listed elements that are left to what their stretches weigh.
-  METAL_FUNC void weigh_listed(uint count) {
-    const uint stretch = stretch_of<T, SIMDS>(length);
+  // Finds the limit among the elements of a list from `low` to `high`.
+  METAL_FUNC void settle_among(List list, uint count, bool mass, uint low, uint high, uint64_t need) {
     for (uint i = thread_in_group; i < count; i += THREADS) {
-      const Rank own = rank_of(shared.keys[i], shared.indices[i]);
+      const Rank own = list.rank(i);
+      if (own.key < low || own.key > high) continue;
+      uint64_t before = 0;
+      for (uint j = 0; j < count; j++) {
+        const Rank other = list.rank(j);
+        if (other.key >= low && other.before(own)) before += amount_of(mass, other.key);
+      }
+      if (before < need && before + amount_of(mass, own.key) >= need) {
+        shared.found[0] = own.key;
+        shared.found[1] = own.index;
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+
+  // Adds the listed elements that are left to what their stretches weigh.
+  METAL_FUNC void weigh_listed() {
+    const uint stretch = stretch_of<T, SIMDS>(length);
+    for (uint i = thread_in_group; i < shared.list.length(); i += THREADS) {
+      const Rank own = shared.list.rank(i);
       if (own.key > floor || limit.before(own)) continue;
-      add_to(shared.lows + own.index / stretch, shared.highs + own.index / stretch, weight_of(own.key));
+      const uint place = own.index / stretch;
+      add_to(shared.lows + place, shared.highs + place, weight_of(own.key));
     }
   }
 
@@ -540,7 +598,9 @@ THREADGROUP_ARRAY(uint, indices_listed, [1024]);
 THREADGROUP_ARRAY(uint64_t, partial, [32]);
 THREADGROUP_ARRAY(uint64_t, before_found, [1]);
 THREADGROUP_ARRAY(uint, found, [2]);
-THREADGROUP_ARRAY(atomic_uint, listed, [1]);
+THREADGROUP_ARRAY(uint, keys_short, [64]);
+THREADGROUP_ARRAY(uint, indices_short, [64]);
+THREADGROUP_ARRAY(atomic_uint, counts, [2]);
 THREADGROUP_ARRAY(float, peaks, [32]);
 THREADGROUP_ARRAY(float, least_peaks, [32]);
 THREADGROUP_ARRAY(float, totals, [32]);
@@ -599,12 +659,15 @@ if (rate > 0.0f) {
   search.floor = as_type<uint>(floors[row_index]);
   search.shared.lows = lows;
   search.shared.highs = highs;
-  search.shared.keys = keys_listed;
-  search.shared.indices = indices_listed;
+  search.shared.list.keys = keys_listed;
+  search.shared.list.indices = indices_listed;
+  search.shared.list.count = counts;
+  search.shared.short_list.keys = keys_short;
+  search.shared.short_list.indices = indices_short;
+  search.shared.short_list.count = counts + 1;
   search.shared.partial = partial;
   search.shared.before = before_found;
   search.shared.found = found;
-  search.shared.listed = listed;
   search.simdgroup = simdgroup;
   search.lane = lane;
   search.thread_in_group = thread_index_in_threadgroup;

@@ -38,7 +38,7 @@ const SIMDS_OF_SHORT_ROWS: i32 = 4;
 /// The longest of those, which a group of the fewer reads in 16 loads or less.
 const SHORT: i32 = 8192;
 
-const THREADGROUP_BYTES: u32 = 17 * 1024 + 256;
+const THREADGROUP_BYTES: u32 = 18 * 1024;
 
 pub(super) fn sample(problem: &Problem) -> Result<Drawn> {
     let filters = problem.filters;

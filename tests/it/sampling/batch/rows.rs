@@ -52,13 +52,20 @@ fn logits(kind: &str, vocabulary: usize, dtype: Dtype) -> Array {
     let rows = requests(vocabulary).len();
     let mut value = |kind: &str| match kind {
         "flat" => random.normal() as f32,
+        // So close that most are in one bin of a histogram.
+        "crowded" => [4.0, 1.0, 1.0, 1.0, 1.0][random.below(5)] + 1e-4 * random.normal() as f32,
         "peaked" => 3.0 * random.normal() as f32,
         "tied" => random.below(3) as f32,
         "equal" => 0.25,
         "holes" => [NONE, f32::NAN, 1.0, 0.5, 2.0][random.below(5)],
         other => panic!("no logits are {other}"),
     };
-    let values: Vec<_> = (0..rows * vocabulary).map(|_| value(kind)).collect();
+    // In turn, for one call that takes every way through the kernel.
+    let kind_of = |row: usize| match kind {
+        "mixed" => ["crowded", "equal", "flat"][row % 3],
+        kind => kind,
+    };
+    let values: Vec<_> = (0..rows * vocabulary).map(|i| value(kind_of(i / vocabulary))).collect();
     Array::from_slice(&values, &[rows as i32, vocabulary as i32]).as_dtype(dtype).unwrap()
 }
 
@@ -111,7 +118,7 @@ fn assert_drawn(kind: &str, vocabulary: usize, dtype: Dtype, report: LogProbabil
     );
 }
 
-/// Short rows first, for the first call of a kernel goes through every build. Each kind has one dtype in turn.
+/// The first calls of a kernel go through every build. After them, each kind has one dtype in turn.
 #[test]
 fn every_backend_draws_the_same_and_says_how_likely_it_was() {
     let variants = [
@@ -119,6 +126,9 @@ fn every_backend_draws_the_same_and_says_how_likely_it_was() {
         (Dtype::Float16, LogProbabilities::Processed),
         (Dtype::Bfloat16, LogProbabilities::Raw),
     ];
+    for (dtype, report) in variants {
+        assert_drawn("mixed", 2500, dtype, report);
+    }
     for (turn, kind) in ["flat", "peaked", "tied", "equal", "holes"].into_iter().enumerate() {
         for (size, vocabulary) in [7, 1, 1000].into_iter().enumerate() {
             let (dtype, report) = variants[(turn + size) % 3];
