@@ -18,7 +18,7 @@ use crate::{
         history::{Counts, Recent, stack_all},
         log_probability::{log_probabilities, token_log_probabilities},
         steps::{
-            dry, min_p, mirostat, penalize, surprise_of, temper, top_k, top_n_sigma, top_p,
+            Bias, dry, min_p, mirostat, penalize, surprise_of, temper, top_k, top_n_sigma, top_p,
             typical_p, without_top_choices,
         },
     },
@@ -48,16 +48,24 @@ pub(super) struct Group {
     /// The same, where the group is not the whole batch.
     index: Option<Array>,
     params: Vec<SamplingParams>,
-    generated: Vec<u32>,
     vocabulary: i32,
     /// The steps that any row has and that go one by one.
     steps: Vec<Step>,
     settings: Settings,
     /// The steps that end the chain.
     filters: Filters,
+    pub(super) state: State,
+}
+
+/// What changes from token to token.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    generated: Vec<u32>,
     counts: Option<Counts>,
     recent: Option<Recent>,
     bound: Option<Array>,
+    /// `[N, V]`: it changes where a row has its minimum of tokens.
+    bias: Option<Array>,
 }
 
 /// What was drawn for the rows of a group.
@@ -105,15 +113,18 @@ impl Group {
         let index = (!whole).then(|| Array::from_slice(&rows, &[rows.len() as i32]));
         Ok(Self {
             filters: Filters::of(&borrowed, ending, keys),
-            settings: Settings::of(&params, &generated, steps, vocabulary)?,
-            counts: counts(&histories, vocabulary)?,
-            recent: recent(&histories, kind.range.cast_signed())?,
-            bound: bound(&histories)?,
+            settings: Settings::of(&params, steps, vocabulary)?,
+            state: State {
+                counts: counts(&histories, vocabulary)?,
+                recent: recent(&histories, kind.range.cast_signed())?,
+                bound: bound(&histories)?,
+                bias: bias(&params, &generated, steps, vocabulary)?,
+                generated,
+            },
             steps: steps.to_vec(),
             rows,
             index,
             params,
-            generated,
             vocabulary,
         })
     }
@@ -167,15 +178,15 @@ impl Group {
     fn step(&self, step: Step, left: &Array, positions: &Array) -> Result<Array> {
         let set = &self.settings;
         match step {
-            Step::Penalties => match (&self.counts, &set.penalties) {
+            Step::Penalties => match (&self.state.counts, &set.penalties) {
                 (Some(counts), Some(penalties)) => penalize(left, counts, penalties),
                 _ => Ok(left.clone()),
             },
-            Step::Dry => match (&self.recent, &set.dry) {
+            Step::Dry => match (&self.state.recent, &set.dry) {
                 (Some(recent), Some(rows)) => dry(left, recent, rows),
                 _ => Ok(left.clone()),
             },
-            Step::Bias => match &set.bias {
+            Step::Bias => match &self.state.bias {
                 Some(bias) => Ok(left.add(bias)?),
                 None => Ok(left.clone()),
             },
@@ -191,7 +202,7 @@ impl Group {
                 let protected = set.xtc.protected.as_ref();
                 without_top_choices(left, &happens, &set.xtc.threshold, protected)
             }
-            Step::Mirostat => match &self.bound {
+            Step::Mirostat => match &self.state.bound {
                 Some(bound) => mirostat(left, &bound.expand_dims(-1)?),
                 None => Ok(left.clone()),
             },
@@ -216,29 +227,27 @@ impl Group {
         Ok(Some(report::top(&all, options.top)?))
     }
 
-    /// The group one token further.
-    pub(super) fn advanced(&self, sampled: &Sampled) -> Result<Self> {
+    /// The state one token further.
+    pub(super) fn advanced(&self, sampled: &Sampled) -> Result<State> {
         let own = |array: &Array| match &self.index {
             Some(index) => array.take_axis(index, 0),
             None => Ok(array.clone()),
         };
-        let mut next = self.clone();
-        let tokens = own(&sampled.tokens)?;
+        let mut next = self.state.clone();
         next.generated.iter_mut().for_each(|count| *count += 1);
-        if let Some(counts) = &self.counts {
-            next.counts = Some(counts.push(&tokens)?);
+        if let Some(counts) = &mut next.counts {
+            *counts = counts.push(&own(&sampled.tokens)?)?;
         }
-        if let (Some(recent), Some(rows)) = (&self.recent, &self.settings.dry) {
-            next.recent = Some(recent.push(&tokens, rows)?);
+        if let (Some(recent), Some(rows)) = (&mut next.recent, &self.settings.dry) {
+            *recent = recent.push(&own(&sampled.tokens)?, rows)?;
         }
-        if let (Some(bound), Some(surprise)) = (&self.bound, &sampled.surprise) {
+        if let (Some(bound), Some(surprise)) = (&mut next.bound, &sampled.surprise) {
             let off = own(surprise)?.subtract(&self.settings.mirostat.tau)?;
-            next.bound = Some(bound.subtract(off.multiply(&self.settings.mirostat.eta)?)?);
+            *bound = bound.subtract(off.multiply(&self.settings.mirostat.eta)?)?;
         }
         let past_minimum = |(params, &count): (&SamplingParams, &u32)| count == params.min_tokens;
         if self.params.iter().zip(&next.generated).any(past_minimum) {
-            let (steps, vocabulary) = (&self.steps, self.vocabulary);
-            next.settings.renew_bias(&self.params, &next.generated, steps, vocabulary)?;
+            next.bias = bias(&self.params, &next.generated, &self.steps, self.vocabulary)?;
         }
         Ok(next)
     }
@@ -248,9 +257,9 @@ impl Group {
         let history = |(place, (&row, &generated)): (i32, (&i32, &u32))| {
             let params = &self.params[place.unsigned_abs() as usize];
             let remembers = |step| params.active().contains(&step);
-            let counts = self.counts.as_ref().filter(|_| remembers(Step::Penalties));
-            let recent = self.recent.as_ref().filter(|_| remembers(Step::Dry));
-            let bound = self.bound.as_ref().filter(|_| remembers(Step::Mirostat));
+            let counts = self.state.counts.as_ref().filter(|_| remembers(Step::Penalties));
+            let recent = self.state.recent.as_ref().filter(|_| remembers(Step::Dry));
+            let bound = self.state.bound.as_ref().filter(|_| remembers(Step::Mirostat));
             let place_alone = Array::from_slice(&[place], &[1]);
             let history = TokenHistory {
                 vocabulary: self.vocabulary,
@@ -261,7 +270,7 @@ impl Group {
             };
             Ok((row, history))
         };
-        (0..).zip(self.rows.iter().zip(&self.generated)).map(history).collect()
+        (0..).zip(self.rows.iter().zip(&self.state.generated)).map(history).collect()
     }
 }
 
@@ -291,6 +300,23 @@ fn recent(histories: &[TokenHistory], window: i32) -> Result<Option<Recent>> {
         None => Recent::none(window),
     });
     Ok(Some(Recent::stack(&rows.collect::<Vec<_>>())?))
+}
+
+/// The bias of rows with so many tokens of output, where there is any.
+fn bias(
+    params: &[SamplingParams],
+    generated: &[u32],
+    steps: &[Step],
+    vocabulary: i32,
+) -> Result<Option<Array>> {
+    if !steps.contains(&Step::Bias) {
+        return Ok(None);
+    }
+    let mut bias = Bias::default();
+    for (row, &generated) in params.iter().zip(generated) {
+        bias.row(row, generated, vocabulary);
+    }
+    Ok(Some(bias.array(vocabulary)?))
 }
 
 /// The bounds of all rows, `[N]`; for a row that has none, one that nothing reaches.

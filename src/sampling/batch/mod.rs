@@ -54,10 +54,16 @@ pub struct Sampled {
 /// nothing else in the batch. Rows whose steps are among temperature, top-k, top-p and min-p, in
 /// this order, are drawn together, and the others by groups of equal chains.
 ///
-/// The `i`-th row of weights `w`, of integers `2^43 · exp(score)` with the best score 0, gives the
-/// first token up to which they add up to more than `u` of their sum; `u` comes from the request's
-/// seed and the row's position. Nothing is read on the host, so a step may be asked for before the
-/// tokens of the last are known.
+/// A token weighs `floor(2^43 · exp(score))`, where the best score is 0, and the first is drawn up to
+/// which the weights add up to more than `u` of their sum; `u` comes from the request's seed and the
+/// row's position. Nothing is read on the host, so a step may be asked for before the tokens of the
+/// last are known.
+///
+/// # Backends
+/// `Kernel` tempers, filters by top-k, top-p and min-p, and draws, in one launch and without a sort;
+/// other steps are compositions before it. `Reference` is plain ops, with a sort where there is a
+/// top-k or a top-p. Both draw by the same bits; as their weights differ by rounding, so may a token,
+/// once in millions. `Auto` takes the kernel where it was measured to win.
 ///
 /// # Example
 /// ```
@@ -154,7 +160,10 @@ impl SamplerBatch {
         check.shape("sampled.tokens", &sampled.tokens, axes![self.rows])?;
         check.dtype_among("sampled.tokens", &sampled.tokens, &[Dtype::Uint32])?;
         let advanced = self.groups.iter().map(|group| group.advanced(sampled));
-        self.groups = advanced.collect::<Result<Vec<_>>>()?;
+        let advanced = advanced.collect::<Result<Vec<_>>>()?;
+        for (group, state) in self.groups.iter_mut().zip(advanced) {
+            group.state = state;
+        }
         Ok(())
     }
 

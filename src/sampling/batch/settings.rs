@@ -19,8 +19,6 @@ use crate::{
 pub(super) struct Settings {
     pub(super) penalties: Option<Penalties>,
     pub(super) dry: Option<DryRows>,
-    /// `[N, V]`.
-    pub(super) bias: Option<Array>,
     pub(super) rates: Array,
     pub(super) sigmas: Array,
     pub(super) top_k: Array,
@@ -50,17 +48,11 @@ pub(super) struct MirostatRows {
 }
 
 impl Settings {
-    pub(super) fn of(
-        params: &[SamplingParams],
-        generated: &[u32],
-        steps: &[Step],
-        vocabulary: i32,
-    ) -> Result<Self> {
+    pub(super) fn of(params: &[SamplingParams], steps: &[Step], vocabulary: i32) -> Result<Self> {
         let columns = Columns(params);
-        let mut settings = Self {
+        Ok(Self {
             penalties: steps.contains(&Step::Penalties).then(|| columns.penalties()),
             dry: steps.contains(&Step::Dry).then(|| columns.dry()),
-            bias: None,
             rates: columns.floats(Step::Temperature, 1.0, |row| rate(row.temperature)),
             sigmas: columns.floats(Step::TopNSigma, f32::INFINITY, |row| {
                 row.top_n_sigma.unwrap_or(f32::INFINITY)
@@ -71,27 +63,7 @@ impl Settings {
             typical: columns.fractions(Step::TypicalP, |row| spare(row.typical_p)),
             xtc: columns.xtc(vocabulary)?,
             mirostat: columns.mirostat()?,
-        };
-        settings.renew_bias(params, generated, steps, vocabulary)?;
-        Ok(settings)
-    }
-
-    /// The bias for rows with so many tokens of output.
-    pub(super) fn renew_bias(
-        &mut self,
-        params: &[SamplingParams],
-        generated: &[u32],
-        steps: &[Step],
-        vocabulary: i32,
-    ) -> Result<()> {
-        if steps.contains(&Step::Bias) {
-            let mut bias = Bias::default();
-            for (row, &generated) in params.iter().zip(generated) {
-                bias.row(row, generated, vocabulary);
-            }
-            self.bias = Some(bias.array(vocabulary)?);
-        }
-        Ok(())
+        })
     }
 }
 
