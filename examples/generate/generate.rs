@@ -1,151 +1,82 @@
-//! The loop: a prompt in, token after token out.
+//! A prompt in, token after token out.
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
-use mlx_primitives::{
-    cache::SimpleKvCache,
-    sampling::{Sampler, token_log_probabilities},
+use anyhow::{Result, bail, ensure};
+use mlx_primitives::generation::{
+    FinishReason, GenerationEngine, GenerationEvent, GenerationRequest,
 };
-use mlx_rs::{
-    Array,
-    memory::peak_memory,
-    transforms::{async_eval, eval},
-};
+use mlx_rs::memory::peak_memory;
 
-use crate::{model::Llama, report::Generation};
+use crate::report::Generation;
 
-/// Longer prompts are read in parts, which bounds the memory of their attention scores.
-const PROMPT_CHUNK: usize = 512;
-
-/// What the model is asked to do.
-#[derive(Debug)]
-pub(crate) struct Request<'a> {
-    pub(crate) prompt: &'a [u32],
-    pub(crate) max_tokens: usize,
-    /// Tokens that end the text, and are not part of it.
-    pub(crate) stops: &'a [u32],
-}
-
-/// Writes after the prompt until a stop or `max_tokens`; `emit` gets each token once it is chosen.
+/// Writes after the prompt; `emit` gets the text of each token once it is drawn.
 pub(crate) fn generate(
-    model: &mut Llama,
-    sampler: Sampler,
-    request: &Request<'_>,
-    mut emit: impl FnMut(u32) -> Result<()>,
+    engine: &GenerationEngine,
+    request: GenerationRequest,
+    mut emit: impl FnMut(&str) -> Result<()>,
 ) -> Result<Generation> {
-    let mut writer = Writer { caches: model.caches(), model, sampler };
     let mut generation = Generation::default();
     let start = Instant::now();
-    let mut step = writer.read(request.prompt)?;
     let mut first = start;
-    while generation.tokens.len() < request.max_tokens {
-        // The device works on the next token while this one is read and printed.
-        let next = match request.max_tokens - generation.tokens.len() {
-            1 => None,
-            _ => Some(writer.follow(&step)?),
+    for event in engine.submit(request)? {
+        let token = match event {
+            GenerationEvent::Token(token) => token,
+            GenerationEvent::Finish(finish) => {
+                emit(&finish.text)?;
+                if let FinishReason::Failed(reason) = finish.reason {
+                    bail!("{reason}");
+                }
+                continue;
+            }
         };
-        let (token, logprob) = step.value()?;
         if generation.tokens.is_empty() {
             first = Instant::now();
             generation.prompt_time = first - start;
         }
-        if request.stops.contains(&token) {
-            break;
-        }
-        generation.tokens.push(token);
+        let logprob = token.log_probability;
+        ensure!(!logprob.is_nan(), "the model's output is not a number: are its weights whole?");
+        generation.tokens.push(token.token);
         generation.logprobs.push(logprob);
         generation.decode_time = first.elapsed();
-        emit(token)?;
-        match next {
-            Some(next) => step = next,
-            None => break,
-        }
+        emit(&token.text)?;
     }
     generation.peak_bytes = peak_memory()?;
     Ok(generation)
 }
 
-struct Writer<'a> {
-    model: &'a mut Llama,
-    caches: Vec<SimpleKvCache>,
-    sampler: Sampler,
-}
-
-/// A token being computed: `[1]` and `[1]`.
-struct Step {
-    token: Array,
-    logprob: Array,
-}
-
-impl Writer<'_> {
-    fn read(&mut self, prompt: &[u32]) -> Result<Step> {
-        let mut chunks = prompt.chunks(PROMPT_CHUNK).peekable();
-        loop {
-            let chunk = chunks.next().unwrap_or_default();
-            let ids = Array::from_slice(chunk, &[1, chunk.len() as i32]);
-            let logits = self.model.next_logits(&ids, &mut self.caches)?;
-            if chunks.peek().is_none() {
-                return self.choose(&logits);
-            }
-            eval([&logits])?;
-        }
-    }
-
-    fn follow(&mut self, step: &Step) -> Result<Step> {
-        let ids = step.token.expand_dims(0)?;
-        let logits = self.model.next_logits(&ids, &mut self.caches)?;
-        self.choose(&logits)
-    }
-
-    fn choose(&mut self, logits: &Array) -> Result<Step> {
-        let token = self.sampler.sample(logits)?;
-        let logprob = token_log_probabilities(logits, &token)?;
-        async_eval([&token, &logprob])?;
-        Ok(Step { token, logprob })
-    }
-}
-
-impl Step {
-    fn value(&self) -> Result<(u32, f32)> {
-        let logprob = self.logprob.try_item_cast::<f32>()?;
-        ensure!(!logprob.is_nan(), "the model's output is not a number: are its weights whole?");
-        Ok((self.token.try_item_cast::<u32>()?, logprob))
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use mlx_primitives::sampling::SamplingOptions;
+    use mlx_primitives::{generation::GenerationEngineOptions, sampling::SamplingParams};
 
     use super::*;
     use crate::{
         gguf::Checkpoint,
+        model::Llama,
         testing::{fixtures, model_path},
     };
 
-    fn sampler(temperature: f32) -> Sampler {
-        Sampler::new(SamplingOptions { temperature, ..Default::default() }, 7).unwrap()
+    fn engine() -> Option<GenerationEngine> {
+        let model = Llama::load(&Checkpoint::open(&model_path()?).unwrap()).unwrap();
+        let cache_bytes = GenerationEngineOptions::cache_bytes_for(&model, 512);
+        let options = GenerationEngineOptions { cache_bytes, ..Default::default() };
+        Some(GenerationEngine::new(model, options).unwrap())
     }
 
-    fn write(model: &mut Llama, sampler: Sampler, prompt: &[u32], stops: &[u32]) -> Generation {
-        let request = Request { prompt, max_tokens: 24, stops };
-        let mut emitted = Vec::new();
-        let emit = |token| {
-            emitted.push(token);
-            Ok(())
-        };
-        let generation = generate(model, sampler, &request, emit).unwrap();
-        assert_eq!(emitted, generation.tokens);
-        generation
+    fn write(engine: &GenerationEngine, prompt: &[u32], sampling: SamplingParams) -> Generation {
+        let request = GenerationRequest { sampling, ..GenerationRequest::new(prompt.to_vec(), 24) };
+        generate(engine, request, |_| Ok(())).unwrap()
+    }
+
+    fn greedy() -> SamplingParams {
+        SamplingParams { temperature: 0.0, ..Default::default() }
     }
 
     #[test]
     fn the_real_model_writes_what_the_independent_one_wrote() {
-        let Some(path) = model_path() else { return };
-        let mut model = Llama::load(&Checkpoint::open(&path).unwrap()).unwrap();
+        let Some(engine) = engine() else { return };
         for case in fixtures() {
-            let written = write(&mut model, sampler(0.0), &case.prompt_tokens, &[]);
+            let written = write(&engine, &case.prompt_tokens, greedy());
             assert_eq!(written.tokens, case.tokens, "{:?}", case.prompt);
             let distance = written.logprobs.iter().zip(&case.logprobs).map(|(a, b)| (a - b).abs());
             let mean = distance.sum::<f32>() / case.logprobs.len() as f32;
@@ -155,24 +86,22 @@ mod tests {
 
     #[test]
     fn a_stop_ends_the_text_and_is_no_part_of_it() {
-        let Some(path) = model_path() else { return };
-        let mut model = Llama::load(&Checkpoint::open(&path).unwrap()).unwrap();
+        let Some(engine) = engine() else { return };
         let case = fixtures().swap_remove(0);
         let stop = case.tokens[5];
         let expected = case.tokens.split(|token| *token == stop).next().unwrap();
-        let written = write(&mut model, sampler(0.0), &case.prompt_tokens, &[stop]);
-        assert_eq!(written.tokens, expected);
+        let sampling = SamplingParams { stop_tokens: vec![stop], ..greedy() };
+        assert_eq!(write(&engine, &case.prompt_tokens, sampling).tokens, expected);
     }
 
     #[test]
     fn a_seed_reproduces_a_text() {
-        let Some(path) = model_path() else { return };
-        let mut model = Llama::load(&Checkpoint::open(&path).unwrap()).unwrap();
+        let Some(engine) = engine() else { return };
         let prompt = fixtures().swap_remove(0).prompt_tokens;
-        let first = write(&mut model, sampler(1.0), &prompt, &[]);
-        let again = write(&mut model, sampler(1.0), &prompt, &[]);
+        let seeded = || SamplingParams { seed: 7, ..Default::default() };
+        let first = write(&engine, &prompt, seeded());
+        let again = write(&engine, &prompt, seeded());
         assert_eq!(first.tokens, again.tokens);
-        let greedy = write(&mut model, sampler(0.0), &prompt, &[]);
-        assert_ne!(first.tokens, greedy.tokens);
+        assert_ne!(first.tokens, write(&engine, &prompt, greedy()).tokens);
     }
 }

@@ -10,7 +10,6 @@ mod generate;
 mod gguf;
 mod model;
 mod report;
-mod stream;
 mod template;
 #[cfg(test)]
 mod testing;
@@ -19,18 +18,21 @@ mod tokenizer;
 use std::{
     io::{self, Write},
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use mlx_primitives::sampling::{Sampler, SamplingOptions};
+use mlx_primitives::{
+    generation::{GenerationEngine, GenerationEngineOptions, GenerationRequest},
+    sampling::SamplingParams,
+};
 
 use args::Args;
-use generate::{Request, generate};
+use generate::generate;
 use gguf::{Checkpoint, Metadata};
 use model::Llama;
 use report::Report;
-use stream::TextStream;
 use tokenizer::Tokenizer;
 
 fn main() -> ExitCode {
@@ -61,31 +63,43 @@ fn refusal(message: &str) -> String {
 
 fn run(args: &Args) -> Result<()> {
     let device = device::select(args.device)?;
-    let sampler = sampler(args)?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let metadata = checkpoint.metadata();
     let tokenizer = Tokenizer::new(metadata).with_context(|| args.model.display().to_string())?;
     let prompt = prompt_tokens(args, metadata, &tokenizer)?;
     let context = checkpoint.config().context_length;
     let max_tokens = room(prompt.len(), args.max_tokens as usize, context)?;
+    let sampling = sampling(args, tokenizer.stops());
+    let request =
+        GenerationRequest { sampling, ..GenerationRequest::new(prompt.clone(), max_tokens) };
 
-    let mut model = Llama::load(&checkpoint)?;
-    let request = Request { prompt: &prompt, max_tokens, stops: tokenizer.stops() };
-    let mut stream = TextStream::new(text_output(args.json));
-    let emit = |token| Ok(stream.push(tokenizer.bytes(token))?);
-    let generation = generate(&mut model, sampler, &request, emit)?;
-    let text = stream.finish()?;
+    let model = Llama::load(&checkpoint)?;
+    let options = GenerationEngineOptions {
+        cache_bytes: GenerationEngineOptions::cache_bytes_for(&model, prompt.len() + max_tokens),
+        detokenizer: Some(Arc::new(move |token| tokenizer.bytes(token).to_vec())),
+        ..Default::default()
+    };
+    let engine = GenerationEngine::new(model, options)?;
+    let (mut text, mut output) = (String::new(), text_output(args.json));
+    let emit = |piece: &str| {
+        text.push_str(piece);
+        output.write_all(piece.as_bytes())?;
+        Ok(output.flush()?)
+    };
+    let generation = generate(&engine, request, emit)?;
     print_report(&Report::new(prompt, generation, text, device), args.json)
 }
 
-fn sampler(args: &Args) -> Result<Sampler> {
-    let options = SamplingOptions {
+fn sampling(args: &Args, stops: &[u32]) -> SamplingParams {
+    SamplingParams {
+        seed: args.seed,
         temperature: args.temperature,
         top_k: i32::try_from(args.top_k).unwrap_or(i32::MAX),
         top_p: args.top_p,
         min_p: args.min_p,
-    };
-    Ok(Sampler::new(options, args.seed)?)
+        stop_tokens: stops.to_vec(),
+        ..Default::default()
+    }
 }
 
 fn prompt_tokens(args: &Args, metadata: &Metadata, tokenizer: &Tokenizer) -> Result<Vec<u32>> {

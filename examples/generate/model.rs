@@ -2,11 +2,12 @@
 
 use anyhow::{Result, bail};
 use mlx_primitives::{
-    cache::SimpleKvCache,
+    attention::KvCache,
     dispatch::{Context, Target},
+    generation::{CausalModel, LayerKv},
     layers::{
-        AttentionBuilder, DecoderBlock, DecoderBlockBuilder, GatedFeedForward, Projection,
-        TokenEmbedding,
+        AttentionBuilder, AttentionInput, DecoderBlock, DecoderBlockBuilder, GatedFeedForward,
+        Projection, TokenEmbedding,
     },
     norm::RmsNorm,
     quant::{QuantizedEmbedding, QuantizedLinear},
@@ -15,9 +16,9 @@ use mlx_primitives::{
 use mlx_rs::{
     Array, Dtype,
     builder::Builder,
+    error::Exception,
     module::{Module, Param},
     nn,
-    ops::indexing::TryIndexOp,
     transforms::eval,
 };
 
@@ -31,7 +32,9 @@ pub(crate) struct Llama {
     norm: RmsNorm,
     /// None where the embedding is the output head too.
     head: Option<Projection>,
-    dtype: Dtype,
+    vocabulary: i32,
+    /// What each block keeps of a token.
+    layer: LayerKv,
 }
 
 impl Llama {
@@ -45,30 +48,44 @@ impl Llama {
             blocks: blocks.collect::<Result<_>>()?,
             norm: loader.norm("output_norm", config)?,
             head: (!config.tied).then(|| loader.projection("output")).transpose()?,
-            dtype: loader.dtype,
+            vocabulary: config.vocab,
+            layer: LayerKv {
+                num_kv_heads: config.kv_heads,
+                head_dim: config.head_dim,
+                value_dim: None,
+                dtype: loader.dtype,
+            },
         })
     }
+}
 
-    /// An empty cache for each block.
-    pub(crate) fn caches(&self) -> Vec<SimpleKvCache> {
-        vec![SimpleKvCache::new(); self.blocks.len()]
+impl CausalModel for Llama {
+    fn vocabulary(&self) -> i32 {
+        self.vocabulary
     }
 
-    /// The logits, `[1, V]`, of the token after the last of `ids`, `[1, S]`.
-    pub(crate) fn next_logits(
+    fn layers(&self) -> Vec<LayerKv> {
+        vec![self.layer; self.blocks.len()]
+    }
+
+    fn hidden(
         &mut self,
-        ids: &Array,
-        caches: &mut [SimpleKvCache],
-    ) -> Result<Array> {
-        let mut x = self.embedding.forward(ids)?.as_dtype(self.dtype)?;
+        tokens: &Array,
+        caches: &mut [&mut dyn KvCache],
+    ) -> Result<Array, Exception> {
+        let mut x = self.embedding.forward(tokens)?.as_dtype(self.layer.dtype)?;
         for (block, cache) in self.blocks.iter_mut().zip(caches) {
-            x = block.forward((&x, cache))?;
+            x = block.forward(AttentionInput { x: &x, mask: None, cache: Some(&mut **cache) })?;
         }
-        let last = self.norm.forward(&x.try_index((.., -1, ..))?)?;
-        Ok(match &mut self.head {
-            Some(head) => head.forward(&last)?,
-            None => self.embedding.as_linear(&last)?,
-        })
+        Ok(x)
+    }
+
+    fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
+        let last = self.norm.forward(hidden)?;
+        match &mut self.head {
+            Some(head) => head.forward(&last),
+            None => Ok(self.embedding.as_linear(&last)?),
+        }
     }
 }
 

@@ -12,14 +12,14 @@ use std::{
 
 use super::{
     client::Client,
-    model::CausalModel,
+    model::{CausalModel, kvs, token_bytes},
     options::GenerationEngineOptions,
     request::{Completion, GenerationRequest},
     runner::Runner,
     scheduler::{Limits, Scheduler},
     stats::{EngineStats, Shared},
     stream::GenerationStream,
-    worker::{Command, Worker, kvs, token_bytes},
+    worker::{Command, Worker},
 };
 use crate::{
     cache::PagedPoolOptions,

@@ -4,6 +4,9 @@ use mlx_rs::{Array, Dtype, error::Exception};
 
 use crate::{attention::KvCache, cache::PagedKvOptions};
 
+/// What a token of a model without caches stands for.
+const LEAST_TOKEN_BYTES: usize = 256;
+
 /// What one layer keeps of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerKv {
@@ -53,4 +56,15 @@ pub trait CausalModel {
     /// # Errors
     /// As for [`Self::hidden`].
     fn logits(&mut self, hidden: &Array) -> Result<Array, Exception>;
+}
+
+/// The sizes of the caches of all layers.
+pub(super) fn kvs<M: CausalModel>(model: &M, blocks: i32, block_size: i32) -> Vec<PagedKvOptions> {
+    model.layers().into_iter().map(|layer| layer.in_blocks(blocks, block_size)).collect()
+}
+
+/// How many bytes a token takes in all layers, or stands for, so that a model without any has a pool of some size.
+pub(super) fn token_bytes<M: CausalModel>(model: &M) -> usize {
+    let bytes: usize = kvs(model, 0, 0).iter().map(PagedKvOptions::token_bytes).sum();
+    bytes.max(LEAST_TOKEN_BYTES)
 }

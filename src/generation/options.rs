@@ -2,8 +2,12 @@
 
 use std::{fmt, sync::Arc};
 
-use super::{scheduler::Policy, text::Detokenizer};
-use crate::{check::Check, error::Result, sampling::LogProbabilities};
+use super::{
+    model::{CausalModel, token_bytes},
+    scheduler::Policy,
+    text::Detokenizer,
+};
+use crate::{cache::PagedPoolOptions, check::Check, error::Result, sampling::LogProbabilities};
 
 /// Options of [`GenerationEngine`](super::GenerationEngine).
 #[derive(Clone)]
@@ -57,6 +61,14 @@ impl fmt::Debug for GenerationEngineOptions {
 }
 
 impl GenerationEngineOptions {
+    /// The [`cache_bytes`](Self::cache_bytes) that a text of so many tokens needs, or shorter ones of as many blocks.
+    pub fn cache_bytes_for<M: CausalModel>(model: &M, tokens: usize) -> usize {
+        let block = PagedPoolOptions::DEFAULT_BLOCK_SIZE.unsigned_abs() as usize;
+        // One block is nobody's, and a pool has two or more.
+        let blocks = tokens.max(1).div_ceil(block).saturating_add(1);
+        token_bytes(model).saturating_mul(block).saturating_mul(blocks)
+    }
+
     pub(super) fn check(&self, check: Check) -> Result<()> {
         let counts = [
             ("max_batch_size", self.max_batch_size),

@@ -120,6 +120,7 @@ impl StopFinder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::splitmix::scramble;
 
     /// What is shown after each piece, and after the end; and what was found.
     fn shown(stops: &[&str], included: bool, pieces: &[&str]) -> (Vec<String>, Option<String>) {
@@ -166,5 +167,59 @@ mod tests {
     fn characters_are_not_cut() {
         let (texts, stop) = shown(&["é!"], false, &["é", "é", "!"]);
         assert_eq!((texts.concat(), stop.as_deref()), ("é".to_owned(), Some("é!")));
+    }
+
+    /// All text after each piece, and after the end.
+    fn printed(pieces: &[&[u8]]) -> Vec<String> {
+        let (mut stream, mut text) = (TextStream::default(), String::new());
+        let mut steps = Vec::new();
+        for piece in pieces {
+            text += &stream.push(piece);
+            steps.push(text.clone());
+        }
+        steps.push(text + &stream.finish());
+        steps
+    }
+
+    #[test]
+    fn characters_appear_whole() {
+        let [a, b] = ["🙂", "中"].map(str::as_bytes);
+        assert_eq!(printed(&[b"x", &a[..1], &a[1..3], &a[3..]]), ["x", "x", "x", "x🙂", "x🙂"]);
+        assert_eq!(printed(&[&b[..2], &b[2..], b"!"]), ["", "中", "中!", "中!"]);
+        assert_eq!(printed(&[&[b, &a[..2]].concat(), &a[2..]]), ["中", "中🙂", "中🙂"]);
+        assert_eq!(printed(&[b"", b"a"]), ["", "a", "a"]);
+        assert_eq!(printed(&[]), [""]);
+    }
+
+    #[test]
+    fn bytes_never_completed_become_one_replacement() {
+        assert_eq!(printed(&[b"\xf0\x9f"]), ["", "\u{fffd}"]);
+        assert_eq!(printed(&[b"\xf0\x9f", b"x"]), ["", "\u{fffd}x", "\u{fffd}x"]);
+        assert_eq!(printed(&[b"\xff", b"\x80"])[0], "\u{fffd}", "no byte can follow");
+        assert_eq!(printed(&[b"\xe4", b"\xe4\xb8\xad"])[1], "\u{fffd}中");
+    }
+
+    #[test]
+    fn a_replacement_the_model_wrote_is_printed_at_once() {
+        assert_eq!(printed(&["\u{fffd}".as_bytes()])[0], "\u{fffd}");
+    }
+
+    #[test]
+    fn any_split_prints_the_whole() {
+        let alphabet = b"a\x80\xbf\xc3\xe4\xb8\xad\xed\xa0\xf0\x9f\x99\x82\xf4\xff";
+        let mut state = 3;
+        let mut random = |bound: usize| {
+            state += 1;
+            (scramble(state) % bound as u64) as usize
+        };
+        for _ in 0..5_000 {
+            let length = random(12);
+            let bytes = (0..length).map(|_| alphabet[random(alphabet.len())]);
+            let bytes = bytes.collect::<Vec<_>>();
+            let (left, right) = bytes.split_at(random(length + 1));
+            let steps = printed(&[left, right]);
+            assert!(steps[1].starts_with(&steps[0]) && steps[2].starts_with(&steps[1]));
+            assert_eq!(steps[2], String::from_utf8_lossy(&bytes), "{left:x?} {right:x?}");
+        }
     }
 }

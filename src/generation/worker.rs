@@ -23,7 +23,6 @@ use super::{
 use crate::{cache::PagedKvOptions, error::Error};
 
 const TARGET: &str = "mlx_primitives::generation";
-const LEAST_TOKEN_BYTES: usize = 256;
 
 /// What a handle tells the thread.
 pub(super) enum Command {
@@ -222,15 +221,4 @@ fn said(error: &Error) -> String {
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it said nothing")
-}
-
-/// The sizes of the caches of all layers.
-pub(super) fn kvs<M: CausalModel>(model: &M, blocks: i32, block_size: i32) -> Vec<PagedKvOptions> {
-    model.layers().into_iter().map(|layer| layer.in_blocks(blocks, block_size)).collect()
-}
-
-/// How many bytes a token takes in all layers, or stands for, so that a model without any has a pool of some size.
-pub(super) fn token_bytes<M: CausalModel>(model: &M) -> usize {
-    let bytes: usize = kvs(model, 0, 0).iter().map(PagedKvOptions::token_bytes).sum();
-    bytes.max(LEAST_TOKEN_BYTES)
 }
