@@ -50,7 +50,7 @@ mod tests {
     use mlx_primitives::{generation::GenerationEngineOptions, sampling::SamplingParams};
 
     use super::*;
-    use crate::{
+    use crate::llama::{
         gguf::Checkpoint,
         model::Llama,
         testing::{fixtures, model_path},

@@ -7,13 +7,8 @@
 mod args;
 mod device;
 mod generate;
-mod gguf;
-mod model;
+mod llama;
 mod report;
-mod template;
-#[cfg(test)]
-mod testing;
-mod tokenizer;
 
 use std::{
     io::{self, Write},
@@ -30,10 +25,13 @@ use mlx_primitives::{
 
 use args::Args;
 use generate::generate;
-use gguf::{Checkpoint, Metadata};
-use model::Llama;
+use llama::{
+    gguf::{Checkpoint, Metadata},
+    model::Llama,
+    template,
+    tokenizer::Tokenizer,
+};
 use report::Report;
-use tokenizer::Tokenizer;
 
 fn main() -> ExitCode {
     let args = Args::try_parse().unwrap_or_else(|error| refuse(&error));
@@ -144,7 +142,7 @@ mod tests {
     use clap::Parser;
 
     use super::{Args, one_line, prompt_tokens, refusal, room};
-    use crate::{
+    use crate::llama::{
         gguf::{
             Checkpoint,
             synthetic::{self, File, flag, text},

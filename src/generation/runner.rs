@@ -12,6 +12,7 @@ use crate::{
     attention::KvCache,
     cache::{PagedKv, PagedKvOptions, PagedLayer},
     error::Result,
+    kernel::inference,
     sampling::{LogProbabilities, SamplerBatch, SamplerBatchOptions, SamplingParams, TokenHistory},
 };
 
@@ -67,6 +68,14 @@ impl<M: CausalModel> Runner<M> {
 
     /// Runs a step, and draws a token for each of [`Batch::drawn`], in order. `draws` knows every text that has not ended.
     pub(super) fn run<'a>(
+        &mut self,
+        batch: &Batch,
+        draws: impl Fn(Key) -> Option<Draws<'a>>,
+    ) -> Result<Vec<Drawn>> {
+        inference(|| self.run_in_order(batch, draws))
+    }
+
+    fn run_in_order<'a>(
         &mut self,
         batch: &Batch,
         draws: impl Fn(Key) -> Option<Draws<'a>>,

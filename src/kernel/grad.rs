@@ -2,6 +2,7 @@
 
 use mlx_rs::{Array, error::Exception};
 
+use super::inference;
 use crate::{
     error::Result,
     ffi::{self, exactly},
@@ -56,6 +57,9 @@ fn run<const N: usize, const M: usize>(
     >,
     reference: impl Fn(&[Array; N]) -> Result<[Array; M]> + Send + Clone + 'static,
 ) -> Result<[Array; M]> {
+    if inference::is_on() {
+        return forward(&inputs.map(Array::clone));
+    }
     let outputs = ffi::accelerated(
         &inputs.map(Array::clone),
         move |inputs| Ok(forward(all(inputs)?)?.into()),

@@ -54,6 +54,7 @@
 mod call;
 mod grad;
 mod host;
+mod inference;
 mod run;
 mod text;
 
@@ -63,6 +64,7 @@ mod rows;
 pub use call::{Call, Constant, Plan};
 pub(crate) use grad::{Vjp, differentiable, differentiable_by_reference};
 pub use host::{Host, set_host};
+pub use inference::inference;
 pub use launch::Launch;
 pub(crate) use rows::Rows;
 pub use text::File;

@@ -3,7 +3,7 @@ use super::{
     header::Header,
     synthetic::{self, File, float, integer, list, llama, text, value},
 };
-use crate::testing::{Random, model_path};
+use crate::llama::testing::{Random, model_path};
 
 fn config(bytes: &[u8]) -> Result<LlamaConfig, String> {
     let header = Header::read(bytes, bytes.len() as u64);

@@ -1,5 +1,5 @@
 use super::Tokenizer;
-use crate::{
+use crate::llama::{
     gguf::synthetic::{File, flag, integer, integers, text, texts, tokenizer},
     testing::{Random, model_tokenizer},
 };

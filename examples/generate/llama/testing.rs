@@ -4,7 +4,7 @@ use std::{env, path::PathBuf};
 
 use serde::Deserialize;
 
-use crate::{gguf::Checkpoint, tokenizer::Tokenizer};
+use crate::llama::{gguf::Checkpoint, tokenizer::Tokenizer};
 
 /// The model named by `MLX_PRIMITIVES_TEST_MODEL`; without one the caller's test is skipped,
 /// except under continuous integration, where a skip would go unseen.
@@ -29,7 +29,7 @@ pub(crate) struct Fixture {
 }
 
 pub(crate) fn fixtures() -> Vec<Fixture> {
-    serde_json::from_str(include_str!("../../tests/fixtures/smollm2.json")).unwrap()
+    serde_json::from_str(include_str!("../../../tests/fixtures/smollm2.json")).unwrap()
 }
 
 /// A seeded generator (SplitMix64), so that a failure can be repeated.

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use minijinja::{Environment, Error, ErrorKind, context, syntax::SyntaxConfig};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use crate::{gguf::Metadata, tokenizer::Tokenizer};
+use crate::llama::{gguf::Metadata, tokenizer::Tokenizer};
 
 /// One message of the user as the model expects it, up to where its answer begins.
 pub(crate) fn render(metadata: &Metadata, tokenizer: &Tokenizer, content: &str) -> Result<String> {
@@ -43,7 +43,7 @@ fn raise_exception(message: String) -> Result<String, Error> {
 #[cfg(test)]
 mod tests {
     use super::{render, render_with};
-    use crate::{
+    use crate::llama::{
         gguf::{Checkpoint, synthetic},
         testing::model_path,
         tokenizer::Tokenizer,

@@ -9,7 +9,7 @@ use tokenizers::{
     pre_tokenizers::{byte_level::ByteLevel, digits::Digits, sequence::Sequence},
 };
 
-use crate::gguf::{Metadata, required};
+use crate::llama::gguf::{Metadata, required};
 
 /// What a token is for, as numbered by GGUF; everything else is plain text.
 mod kind {

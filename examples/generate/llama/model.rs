@@ -22,7 +22,7 @@ use mlx_rs::{
     transforms::eval,
 };
 
-use crate::gguf::{Checkpoint, LlamaConfig, Weight};
+use crate::llama::gguf::{Checkpoint, LlamaConfig, Weight};
 
 /// Token ids in, logits out.
 #[derive(Debug)]
