@@ -2,9 +2,9 @@
 //
 //   d_i = (max(x) - x_i) · rate,  w_i = floor(2^43 · exp(-d_i)),  token = the first i with w_0 + … + w_i > u · Σ w
 //
-// x: [N, V] of T, rate: [N], the reciprocal of the temperature, 0 for the best token. Tokens are ordered by d, and of
-// equal ones the lowest first. Left are the first top_k of them; of these the first whose weights, before each, add up to
-// less than all but spare / 2^64; of these those of d <= floor. u comes from keys and positions. tokens, after and before:
+// x: [N, V] of T; rates: [N], the reciprocals of temperatures, 0 for the best token. Tokens are ordered by d, and of equal
+// ones the lowest first. Left are the first top_k of them; of these the first whose weights, before each, add up to less
+// than all but spares / 2^64; of these those of d <= floors. u comes from keys and positions. tokens, after and before:
 // [N], the token, its logarithm among what is left, and among all of x untempered, where BEFORE.
 //
 // A filter's last token is found by a histogram of its row, of counts or of weights, and then among the few tokens of one
@@ -13,16 +13,37 @@
 // Grid: a group of SIMDS simdgroups a row. Threadgroup memory: 18 KB.
 // Widynski, Squares: A Fast Counter-Based RNG, 2020 (arXiv:2004.06278).
 
-// What has no key that is a number may not be drawn.
-enum : uint { BINS = 1024, LISTED = 1024, SHORT_LIST = 64, LAST_KEY = 0x7f7fffffu };
+// What has no key up to the last may not be drawn; the one beyond is that of infinity, and weighs nothing.
+enum : uint { BINS = 1024, LISTED = 1024, SHORT_LIST = 64, LAST_KEY = 0x7f7fffffu, BEYOND = 0x7f800000u };
 
 #define LARGEST 3.40282347e38f
 
 // The weight of the best token is 2^43, so those of 2^20 tokens add up to 63 bits.
+METAL_FUNC float whole_weight_of(uint key) {
+  return metal::fast::exp2(as_type<float>(key) * -M_LOG2E_F) * 8796093022208.0f;
+}
+
+// Below this, a weight has 32 bits.
+#define HEAVY 4294967040.0f
+
 METAL_FUNC uint64_t weight_of(uint key) {
-  const float weight = metal::fast::exp2(as_type<float>(key) * -M_LOG2E_F) * 8796093022208.0f;
+  const float weight = whole_weight_of(key);
   // Most are light, and conversions to 64 bits slow.
-  return weight < 4294967040.0f ? uint64_t(uint(weight)) : uint64_t(weight);
+  return weight < HEAVY ? uint64_t(uint(weight)) : uint64_t(weight);
+}
+
+// The sum for keys of which `nearest` is the smallest.
+template <int SIZE>
+METAL_FUNC uint64_t sum_of_weights(thread const uint (&keys)[SIZE], uint nearest) {
+  uint64_t sum = 0;
+  if (whole_weight_of(nearest) < HEAVY) {
+    UNROLL
+    for (int i = 0; i < SIZE; i++) sum += uint(whole_weight_of(keys[i]));
+  } else {
+    UNROLL
+    for (int i = 0; i < SIZE; i++) sum += uint64_t(whole_weight_of(keys[i]));
+  }
+  return sum;
 }
 
 METAL_FUNC uint64_t joined(uint low, uint high) { return (uint64_t(high) << 32) | uint64_t(low); }
@@ -94,7 +115,8 @@ struct Rank {
   uint index;
 
   METAL_FUNC bool before(Rank other) const {
-    return key < other.key || (key == other.key && index < other.index);
+    // Without a branch, of which there would be one for each element.
+    return (key < other.key) | ((key == other.key) & (index < other.index));
   }
 };
 
@@ -165,27 +187,30 @@ METAL_FUNC uint stretch_of(uint length) {
 }
 
 // Shows a simdgroup's stretch to what looks at its elements; and -inf, which may not be drawn, beyond its end.
-template <typename T, int SIMDS, typename Pointer, typename Visitor>
+template <typename T, int SIMDS, int HELD = 4, typename Pointer, typename Visitor>
 METAL_FUNC void visit(Pointer row, uint length, uint simdgroup, uint lane, thread Visitor& visitor) {
-  constexpr int HELD = 4;
   constexpr uint SIZE = Chunk<T>::SIZE;
   constexpr uint STEP = 32 * SIZE;
   const uint stretch = stretch_of<T, SIMDS>(length);
   const uint start = simdgroup * stretch;
   const uint end = start + stretch < length ? start + stretch : length;
+  const bool whole = is_whole<T>(row, length);
   for (uint first = start; first < end; first += HELD * STEP) {
     Chunk<T> held[HELD];
-    UNROLL
-    for (int c = 0; c < HELD; c++) {
-      held[c] = read_chunk<T>(row, first + c * STEP + lane * SIZE, end, T(-INFINITY));
+    if (whole && first + HELD * STEP <= end) {
+      UNROLL
+      for (int c = 0; c < HELD; c++) held[c] = load_chunk<T>(row + (first + lane * SIZE) + c * STEP);
+    } else {
+      for (int c = 0; c < HELD; c++) {
+        held[c] = read_chunk<T>(row, first + c * STEP + lane * SIZE, end, T(-INFINITY));
+      }
     }
     UNROLL
     for (int c = 0; c < HELD; c++) {
-      const uint at = first + c * STEP + lane * SIZE;
+      float values[SIZE];
       UNROLL
-      for (uint i = 0; i < SIZE; i++) {
-        visitor.see(float(held[c].values[i]), at + i);
-      }
+      for (uint i = 0; i < SIZE; i++) values[i] = float(held[c].values[i]);
+      visitor.look(values, first + c * STEP + lane * SIZE);
     }
   }
 }
@@ -207,6 +232,12 @@ struct Best {
     }
     value = better ? real : value;
     index = better ? at : index;
+  }
+
+  template <int SIZE>
+  METAL_FUNC void look(thread const float (&values)[SIZE], uint at) {
+    UNROLL
+    for (int i = 0; i < SIZE; i++) see(values[i], at + i);
   }
 };
 
@@ -261,24 +292,49 @@ struct Histogram {
   Rank limit;
   uint low;
   uint high;
+  // No key after this one is in a bin.
+  uint furthest;
   Bins bins;
   threadgroup atomic_uint* lows;
   threadgroup atomic_uint* highs;
   uint64_t total;
 
-  METAL_FUNC void see(float x, uint index) {
-    const uint key = scored.key(x);
-    if (key > limit.key || (key == limit.key && index > limit.index)) return;
-    const uint64_t amount = amount_of(mass, key);
-    total += amount;
+  METAL_FUNC bool has(uint key, uint index) const {
+    return (key < limit.key) | ((key == limit.key) & (index <= limit.index));
+  }
+
+  METAL_FUNC void add(uint key) {
     if (key < low || key > high) return;
     const uint bin = bins.of(key);
     if (bin >= uint(BINS)) return;
     if (mass) {
-      add_to(lows + bin, highs + bin, amount);
+      add_to(lows + bin, highs + bin, weight_of(key));
     } else {
       atomic_fetch_add_explicit(lows + bin, 1u, memory_order_relaxed);
     }
+  }
+
+  // What all elements take is done for some of them at once, and what few do, for each.
+  template <int SIZE>
+  METAL_FUNC void look(thread const float (&values)[SIZE], uint at) {
+    uint keys[SIZE];
+    uint nearest = BEYOND;
+    UNROLL
+    for (int i = 0; i < SIZE; i++) {
+      keys[i] = scored.key(values[i]);
+      keys[i] = has(keys[i], at + i) ? keys[i] : uint(BEYOND);
+      nearest = metal::min(nearest, keys[i]);
+    }
+    if (nearest > limit.key) return;
+    if (mass) {
+      total += sum_of_weights(keys, nearest);
+    } else {
+      UNROLL
+      for (int i = 0; i < SIZE; i++) total += keys[i] <= limit.key ? 1 : 0;
+    }
+    if (nearest > furthest) return;
+    UNROLL
+    for (int i = 0; i < SIZE; i++) add(keys[i]);
   }
 };
 
@@ -292,14 +348,27 @@ struct Collector {
   List list;
   uint64_t sure;
 
-  METAL_FUNC void see(float x, uint index) {
-    const uint key = scored.key(x);
+  METAL_FUNC void add(uint key, uint index) {
     if (key > high || (key == limit.key && index > limit.index)) return;
-    if (key < low) {
-      if (key <= floor) sure += weight_of(key);
-      return;
+    if (key >= low) {
+      list.add(rank_of(key, index), LISTED);
+    } else if (key <= floor) {
+      sure += weight_of(key);
     }
-    list.add(rank_of(key, index), LISTED);
+  }
+
+  template <int SIZE>
+  METAL_FUNC void look(thread const float (&values)[SIZE], uint at) {
+    uint keys[SIZE];
+    uint nearest = BEYOND;
+    UNROLL
+    for (int i = 0; i < SIZE; i++) {
+      keys[i] = scored.key(values[i]);
+      nearest = metal::min(nearest, keys[i]);
+    }
+    if (nearest > high) return;
+    UNROLL
+    for (int i = 0; i < SIZE; i++) add(keys[i], at + i);
   }
 };
 
@@ -316,7 +385,22 @@ struct Counter {
     return limit.before(rank_of(key, index)) ? 0 : weight_of(key);
   }
 
-  METAL_FUNC void see(float x, uint index) { total += amount(x, index); }
+  template <int SIZE>
+  METAL_FUNC void look(thread const float (&values)[SIZE], uint at) {
+    if (EQUAL) {
+      for (int i = 0; i < SIZE; i++) total += amount(values[i], at + i);
+      return;
+    }
+    uint keys[SIZE];
+    uint nearest = BEYOND;
+    UNROLL
+    for (int i = 0; i < SIZE; i++) {
+      const uint key = scored.key(values[i]);
+      keys[i] = limit.before(rank_of(key, at + i)) ? uint(BEYOND) : key;
+      nearest = metal::min(nearest, keys[i]);
+    }
+    total += sum_of_weights(keys, nearest);
+  }
 };
 
 // One row and the group that works on it.
@@ -399,6 +483,8 @@ struct Search {
     histogram.bins.low = 0;
     histogram.bins.shift = 0;
     histogram.bins.scale = float(BINS) / reach;
+    // A little more, for the division is rounded.
+    histogram.furthest = as_type<uint>(reach * 1.001f);
     histogram.lows = shared.lows;
     histogram.highs = shared.highs;
     uint64_t need = seats;
@@ -426,6 +512,7 @@ struct Search {
         return;
       }
       histogram.bins = fine_bins(low, histogram.high);
+      histogram.furthest = histogram.high;
     }
   }
 
@@ -615,7 +702,8 @@ Best<BEFORE> best;
 best.value = -INFINITY;
 best.index = 0xffffffffu;
 best.total = 0.0f;
-visit<T, SIMDS>(row, length, simdgroup, lane, best);
+// The first time, the row comes from further away than a cache: more of it is asked for at once.
+visit<T, SIMDS, 32 / int(Chunk<T>::SIZE)>(row, length, simdgroup, lane, best);
 
 const float own_peak = best.value;
 const float simd_peak = simd_max(own_peak);
