@@ -1,6 +1,6 @@
 // Temperature, top-k, top-p and min-p of each row of logits, and a draw from what they leave, without a sort.
 //
-//   d_i = (max(x) - x_i) · rate,  w_i = floor(2^43 · exp(-d_i)),  token = the first i with w_0 + … + w_i > u · Σ w
+//   d_i = (max(x) - x_i) · rate,  w_i = floor(2^42 · exp(-d_i)),  token = the first i with w_0 + … + w_i > u · Σ w
 //
 // x: [N, V] of T; rates: [N], the reciprocals of temperatures, 0 for the best token. Tokens are ordered by d, and of equal
 // ones the lowest first. Left are the first top_k of them; of these the first whose weights, before each, add up to less
@@ -18,9 +18,9 @@ enum : uint { BINS = 1024, LISTED = 1024, SHORT_LIST = 64, LAST_KEY = 0x7f7fffff
 
 #define LARGEST 3.40282347e38f
 
-// The weight of the best token is 2^43, so those of 2^20 tokens add up to 63 bits.
+// The weight of the best token is 2^42, so those of 2^20 tokens add up to less than 2^63.
 METAL_FUNC float whole_weight_of(uint key) {
-  return metal::fast::exp2(as_type<float>(key) * -M_LOG2E_F) * 8796093022208.0f;
+  return metal::fast::exp2(as_type<float>(key) * -M_LOG2E_F) * 4398046511104.0f;
 }
 
 // Below this, a weight has 32 bits.
@@ -773,7 +773,7 @@ if (rate > 0.0f) {
   }
   uint64_t total = 0;
   token = search.draw(random_bits(keys[row_index], uint64_t(int64_t(positions[row_index]))), total);
-  const float sum_of_weights = float(total) * 1.1368683772161603e-13f;
+  const float sum_of_weights = float(total) * 2.2737367544323206e-13f;
   const float distance = as_type<float>(search.scored.key(float(row[token])));
   logarithm = total == 0 ? -INFINITY : -distance - metal::log(sum_of_weights);
 }

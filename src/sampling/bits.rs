@@ -46,3 +46,41 @@ fn squares(counters: &Array, keys: &Array) -> Result<Array> {
     }
     Ok(x.multiply(&x)?.add(z)?.floor_divide(half)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The generator as it is published, on one number.
+    fn word(counter: u64, key: u64) -> u64 {
+        let y = counter.wrapping_mul(key);
+        let z = y.wrapping_add(key);
+        let round = |x: u64, added: u64| x.wrapping_mul(x).wrapping_add(added);
+        let x = round(y, y).rotate_left(32);
+        let x = round(x, z).rotate_left(32);
+        let x = round(x, y).rotate_left(32);
+        round(x, z) >> 32
+    }
+
+    #[test]
+    fn arrays_give_the_words_of_single_numbers() {
+        let keys: Vec<_> = (0..40).map(|seed| key(seed, Stream::Draw)).collect();
+        let positions: Vec<_> = (0..40).map(|i| [0, 1, i, i32::MAX - i][i as usize % 4]).collect();
+        let size = [keys.len() as i32];
+        let found =
+            bits(&Array::from_slice(&keys, &size), &Array::from_slice(&positions, &size)).ok();
+        let expected = keys.iter().zip(&positions).map(|(&key, &position)| {
+            let counter = 2 * position as u64;
+            word(counter, key) << 32 | word(counter + 1, key)
+        });
+        let found = found.map(|bits| bits.as_slice::<u64>().to_vec());
+        assert_eq!(found, Some(expected.collect()));
+    }
+
+    #[test]
+    fn keys_are_odd_and_apart() {
+        let keys = (0..1000).flat_map(|seed| [Stream::Draw, Stream::Coin].map(|s| key(seed, s)));
+        let keys: std::collections::HashSet<_> = keys.filter(|key| key % 2 == 1).collect();
+        assert_eq!(keys.len(), 2000);
+    }
+}

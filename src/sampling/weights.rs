@@ -6,8 +6,8 @@ use super::filter::shift;
 use crate::{error::Result, uploads::numbers};
 
 /// The weight of the most likely token is 2 to this. So the weights of [`MAX_VOCABULARY`] tokens
-/// add up to less than 2^63, and a token is forgotten only below 2^-43 of the most likely one.
-pub(super) const WEIGHT_BITS: i32 = 43;
+/// add up to less than 2^63, and a token is forgotten only below 2^-42 of the most likely one.
+pub(super) const WEIGHT_BITS: i32 = 42;
 
 /// The most tokens of which the weights can be added up.
 pub(super) const MAX_VOCABULARY: i32 = 1 << 20;
@@ -50,4 +50,37 @@ pub(super) fn share(fraction: &Array, total: &Array) -> Result<Array> {
 pub(super) fn fraction(value: f64) -> u64 {
     // The conversion saturates.
     (value * 2.0_f64.powi(64)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_less_than_all_and_right_but_for_a_unit_or_two() {
+        let fractions = [0, 1, u64::MAX / 3, 1 << 32, (1 << 32) - 1, u64::MAX];
+        let totals = [0, 1, 5, 1 << 43, (1 << 32) - 1, i64::MAX / 3, i64::MAX];
+        for fraction in fractions {
+            for total in totals {
+                let exact = ((u128::from(fraction) * total as u128) >> 64) as i64;
+                let arrays =
+                    (Array::from_slice(&[fraction], &[1]), Array::from_slice(&[total], &[1]));
+                let found =
+                    share(&arrays.0, &arrays.1).ok().map(|share| share.as_slice::<i64>()[0]);
+                let right =
+                    |found| (exact - 2..=exact).contains(&found) && (found < total || total == 0);
+                assert!(found.is_some_and(right), "{fraction} of {total}: {found:?}, not {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flat_vocabulary_adds_up_without_an_overflow() {
+        assert!(i64::from(MAX_VOCABULARY).checked_mul(1 << WEIGHT_BITS).is_some());
+    }
+
+    #[test]
+    fn fractions_saturate() {
+        assert_eq!([0.0, 0.5, 1.0, 2.0].map(fraction), [0, 1 << 63, u64::MAX, u64::MAX]);
+    }
 }

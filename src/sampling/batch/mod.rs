@@ -54,7 +54,7 @@ pub struct Sampled {
 /// nothing else in the batch. Rows whose steps are among temperature, top-k, top-p and min-p, in
 /// this order, are drawn together, and the others by groups of equal chains.
 ///
-/// A token weighs `floor(2^43 · exp(score))`, where the best score is 0, and the first is drawn up to
+/// A token weighs `floor(2^42 · exp(score))`, where the best score is 0, and the first is drawn up to
 /// which the weights add up to more than `u` of their sum; `u` comes from the request's seed and the
 /// row's position. Nothing is read on the host, so a step may be asked for before the tokens of the
 /// last are known.
