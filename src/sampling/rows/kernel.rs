@@ -28,7 +28,13 @@ static SAMPLE: Kernel = Kernel {
         Argument::fixed(Dtype::Float32, "before", &["N"]),
     ],
     constants: &["SIMDS", "BEFORE"],
-    fragments: &[metal!("common/chunk.metal")],
+    fragments: &[
+        metal!("common/chunk.metal"),
+        metal!("common/wide.metal"),
+        metal!("common/draw_bits.metal"),
+        metal!("common/ranked.metal"),
+        metal!("common/stretches.metal"),
+    ],
     file: metal!("sampling/sample_rows.metal"),
 };
 
