@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use mlx_rs::Array;
 
+use super::Saved;
 use crate::{attention::KvCache, check::Check, error::Result, layout::Layout};
 
 /// A cache of one layer that holds one sequence, or equally long ones side by side: what may be asked of any kind.
@@ -52,6 +53,18 @@ pub trait Cache: KvCache + Debug + Send {
 
     /// Forgets every token and frees the arrays; the next tokens may have other shapes.
     fn clear(&mut self);
+
+    /// All that it holds, to be written into a file by [`save_caches`](super::save_caches).
+    ///
+    /// # Errors
+    /// When MLX fails.
+    fn saved(&self) -> Result<Saved>;
+}
+
+/// Refuses what [`Cache::can_trim`] does.
+pub(super) fn check_trim(check: Check, cache: &dyn Cache, tokens: i32) -> Result<()> {
+    let expected = format_args!("be between 0 and {}", cache.trimmable());
+    check.value(cache.can_trim(tokens), "tokens", expected, tokens)
 }
 
 /// There is a query beside each new key.

@@ -1,15 +1,13 @@
 //! A cache that grows with its sequence.
 
-use mlx_rs::{
-    Array,
-    ops::{
-        concatenate,
-        indexing::{TryIndexMutOp, TryIndexOp},
-        zeros_dtype,
-    },
-};
+use mlx_rs::Array;
 
-use super::{Cache, contract::check_queries};
+use super::{
+    Cache, KvForm,
+    contract::{check_queries, check_trim},
+    file::Saved,
+    store::{Forms, Store, Tokens},
+};
 use crate::{
     attention::{FlashAttentionOptions, KvCache, flash_attention},
     check::Check,
@@ -25,6 +23,10 @@ pub struct SimpleKvCacheOptions {
     pub step: i32,
     /// The most tokens it may hold; without one it grows as long as there is memory.
     pub max_len: Option<i32>,
+    /// How keys are stored.
+    pub keys: KvForm,
+    /// How values are stored.
+    pub values: KvForm,
 }
 
 impl SimpleKvCacheOptions {
@@ -34,7 +36,8 @@ impl SimpleKvCacheOptions {
 
 impl Default for SimpleKvCacheOptions {
     fn default() -> Self {
-        Self { step: Self::DEFAULT_STEP, max_len: None }
+        let (keys, values) = (KvForm::default(), KvForm::default());
+        Self { step: Self::DEFAULT_STEP, max_len: None, keys, values }
     }
 }
 
@@ -62,15 +65,8 @@ impl Default for SimpleKvCacheOptions {
 #[derive(Debug, Clone, Default)]
 pub struct SimpleKvCache {
     options: SimpleKvCacheOptions,
-    buffers: Option<Buffers>,
+    store: Option<Store>,
     len: i32,
-}
-
-/// `[B, H_kv, capacity, D]` and `[B, H_kv, capacity, D_v]`, equally long.
-#[derive(Debug, Clone)]
-struct Buffers {
-    keys: Array,
-    values: Array,
 }
 
 const CHECK: Check = Check::op("SimpleKvCache");
@@ -88,12 +84,12 @@ impl SimpleKvCache {
     pub fn with_options(options: SimpleKvCacheOptions) -> Result<Self> {
         CHECK.at_least("step", options.step, 1)?;
         CHECK.at_least("max_len", options.max_len.unwrap_or(1), 1)?;
-        Ok(Self { options, buffers: None, len: 0 })
+        Ok(Self { options, store: None, len: 0 })
     }
 
     /// How many tokens fit before the next allocation.
     pub fn capacity(&self) -> i32 {
-        self.buffers.as_ref().map_or(0, Buffers::capacity)
+        self.store.as_ref().map_or(0, Store::slots)
     }
 
     /// Forgets every token from position `len` on; the room stays allocated.
@@ -122,9 +118,9 @@ impl SimpleKvCache {
         values: &Array,
         layout: Layout,
     ) -> Result<(Array, Array)> {
-        let appended = self.appended(keys, values, layout)?;
-        let all = appended.all(layout)?;
-        self.keep(appended);
+        let (store, len) = self.appended(keys, values, layout)?;
+        let all = store.read(0, len)?.in_layout(layout)?;
+        (self.store, self.len) = (Some(store), len);
         Ok(all)
     }
 
@@ -133,53 +129,34 @@ impl SimpleKvCache {
     /// # Errors
     /// When MLX cannot slice the buffers.
     pub fn contents(&self, layout: Layout) -> Result<Option<(Array, Array)>> {
-        self.buffers.as_ref().map(|buffers| buffers.first(self.len, layout)).transpose()
+        let all = |store: &Store| store.read(0, self.len)?.in_layout(layout);
+        self.store.as_ref().map(all).transpose()
     }
 
-    /// Checks new tokens and returns how many tokens there will be.
-    fn checked_len(&self, keys: &Array, values: &Array, layout: Layout) -> Result<i32> {
-        CHECK.shape("keys", keys, &layout.axes("B", "S", "H_kv", "D"))?;
-        CHECK.floating("keys", keys)?;
-        let [batch, tokens, heads, _] = layout.dims(keys);
-        CHECK.shape("values", values, &layout.axes(batch, tokens, heads, "D_v"))?;
-        CHECK.dtype_among("values", values, &[keys.dtype()])?;
-        if let Some(held) = &self.buffers {
-            held.check_fit(keys, values, layout)?;
-        }
+    fn forms(&self) -> Forms {
+        Forms { keys: self.options.keys, values: self.options.values }
+    }
+
+    /// The length with that many tokens more.
+    fn longer(&self, tokens: i32) -> Result<i32> {
         let max_len = self.options.max_len.unwrap_or(i32::MAX);
         let len = self.len.checked_add(tokens).filter(|&len| len <= max_len);
         let found = i64::from(self.len) + i64::from(tokens);
         CHECK.known(len, "keys", format_args!("fit into {max_len} tokens"), found)
     }
 
-    fn appended(&self, keys: &Array, values: &Array, layout: Layout) -> Result<Appended> {
-        let len = self.checked_len(keys, values, layout)?;
-        let keys = layout.swap_with_bhsd(keys)?;
-        let values = layout.swap_with_bhsd(values)?;
-        let mut buffers = self.with_room(len, &keys, &values)?;
-        buffers.write(self.len, len, &keys, &values)?;
-        Ok(Appended { buffers, len })
-    }
-
-    fn keep(&mut self, Appended { buffers, len }: Appended) {
-        self.buffers = Some(buffers);
-        self.len = len;
-    }
-
-    /// Buffers with room for `len` tokens that hold what these hold.
-    fn with_room(&self, len: i32, keys: &Array, values: &Array) -> Result<Buffers> {
-        let Some(held) = &self.buffers else {
-            let capacity = self.rounded(len);
-            return Ok(Buffers { keys: room(keys, capacity)?, values: room(values, capacity)? });
+    /// What will be held once nothing can fail any more, and how many tokens.
+    fn appended(&self, keys: &Array, values: &Array, layout: Layout) -> Result<(Store, i32)> {
+        let held = self.store.as_ref();
+        let tokens = Tokens::new(CHECK, [keys, values], layout, self.forms(), held)?;
+        let len = self.longer(tokens.count())?;
+        let mut store = match held {
+            None => Store::like(&tokens, self.forms(), self.rounded(len))?,
+            Some(store) if len > store.slots() => store.grown(self.rounded(len) - store.slots())?,
+            Some(store) => store.clone(),
         };
-        if len <= held.capacity() {
-            return Ok(held.clone());
-        }
-        let extra = self.rounded(len) - held.capacity();
-        Ok(Buffers {
-            keys: concatenate(&[&held.keys, &room(keys, extra)?], 2)?,
-            values: concatenate(&[&held.values, &room(values, extra)?], 2)?,
-        })
+        store.write(self.len, &tokens)?;
+        Ok((store, len))
     }
 
     fn rounded(&self, len: i32) -> i32 {
@@ -187,17 +164,27 @@ impl SimpleKvCache {
         let rounded = ((len - 1) / step + 1).saturating_mul(step);
         rounded.min(self.options.max_len.unwrap_or(i32::MAX)).max(len)
     }
-}
 
-/// What a cache will hold once nothing can fail any more.
-struct Appended {
-    buffers: Buffers,
-    len: i32,
-}
+    /// A cache that holds what a row of others does.
+    pub(super) fn holding(store: Store, len: i32) -> Self {
+        let Forms { keys, values } = store.forms();
+        let options = SimpleKvCacheOptions { keys, values, ..Default::default() };
+        Self { options, store: Some(store), len }
+    }
 
-impl Appended {
-    fn all(&self, layout: Layout) -> Result<(Array, Array)> {
-        self.buffers.first(self.len, layout)
+    pub(super) fn store(&self) -> Option<&Store> {
+        self.store.as_ref()
+    }
+
+    pub(super) fn restore(saved: &Saved) -> Result<Self> {
+        let len = saved.number("len")?;
+        let store = saved.store()?;
+        let Forms { keys, values } = saved.forms()?;
+        let (step, max_len) = (saved.number("step")?, saved.optional("max_len")?);
+        let options = SimpleKvCacheOptions { step, max_len, keys, values };
+        let fits = (0..=store.as_ref().map_or(0, Store::slots)).contains(&len);
+        saved.check(fits, "len", "be no more than there are slots", len)?;
+        Ok(Self { store, len, ..Self::with_options(options)? })
     }
 }
 
@@ -213,11 +200,11 @@ impl KvCache for SimpleKvCache {
         values: &Array,
         options: FlashAttentionOptions<'_>,
     ) -> Result<Array> {
-        let appended = self.appended(keys, values, options.layout)?;
+        let (store, len) = self.appended(keys, values, options.layout)?;
         check_queries(CHECK, queries, keys, options.layout)?;
-        let (keys, values) = appended.all(options.layout)?;
+        let (keys, values) = store.read(0, len)?.in_layout(options.layout)?;
         let attended = flash_attention(queries, keys, values, options)?;
-        self.keep(appended);
+        (self.store, self.len) = (Some(store), len);
         Ok(attended)
     }
 }
@@ -232,7 +219,7 @@ impl Cache for SimpleKvCache {
     }
 
     fn nbytes(&self) -> usize {
-        self.buffers.as_ref().map_or(0, |buffers| buffers.keys.nbytes() + buffers.values.nbytes())
+        self.store.as_ref().map_or(0, Store::nbytes)
     }
 
     fn trimmable(&self) -> i32 {
@@ -240,8 +227,7 @@ impl Cache for SimpleKvCache {
     }
 
     fn trim(&mut self, tokens: i32) -> Result<()> {
-        let expected = format_args!("be between 0 and {}", self.len);
-        CHECK.value(self.can_trim(tokens), "tokens", expected, tokens)?;
+        check_trim(CHECK, self, tokens)?;
         self.len -= tokens;
         Ok(())
     }
@@ -251,43 +237,19 @@ impl Cache for SimpleKvCache {
     }
 
     fn clear(&mut self) {
-        self.buffers = None;
+        self.store = None;
         self.len = 0;
     }
-}
 
-impl Buffers {
-    fn capacity(&self) -> i32 {
-        self.keys.dim(2)
-    }
-
-    fn check_fit(&self, keys: &Array, values: &Array, layout: Layout) -> Result<()> {
-        let [batch, _, heads, size] = Layout::Bhsd.dims(&self.keys);
-        CHECK.shape("keys", keys, &layout.axes(batch, "S", heads, size))?;
-        CHECK.dtype_among("keys", keys, &[self.keys.dtype()])?;
-        let [.., value_size] = Layout::Bhsd.dims(&self.values);
-        CHECK.shape("values", values, &layout.axes(batch, "S", heads, value_size))
-    }
-
-    fn write(&mut self, from: i32, to: i32, keys: &Array, values: &Array) -> Result<()> {
-        if from == to {
-            return Ok(());
-        }
-        self.keys.try_index_mut((.., .., from..to, ..), keys)?;
-        self.values.try_index_mut((.., .., from..to, ..), values)?;
-        Ok(())
-    }
-
-    /// Views of the first `len` tokens.
-    fn first(&self, len: i32, layout: Layout) -> Result<(Array, Array)> {
-        let keys = self.keys.try_index((.., .., 0..len, ..))?;
-        let values = self.values.try_index((.., .., 0..len, ..))?;
-        Ok((layout.swap_with_bhsd(&keys)?, layout.swap_with_bhsd(&values)?))
+    fn saved(&self) -> Result<Saved> {
+        let mut saved = Saved::new(Self::KIND, self.forms(), self.store.as_ref());
+        saved.set("len", self.len);
+        saved.set("step", self.options.step);
+        saved.set_optional("max_len", self.options.max_len);
+        Ok(saved)
     }
 }
 
-/// Zeros shaped like `tokens` but `capacity` long.
-fn room(tokens: &Array, capacity: i32) -> Result<Array> {
-    let shape = tokens.shape();
-    Ok(zeros_dtype(&[shape[0], shape[1], capacity, shape[3]], tokens.dtype())?)
+impl SimpleKvCache {
+    pub(super) const KIND: &str = "simple";
 }

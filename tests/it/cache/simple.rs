@@ -29,7 +29,8 @@ fn shape(layout: Layout, batch: i32, tokens: i32, heads: i32, size: i32) -> [i32
 }
 
 fn cache(step: i32, max_len: Option<i32>) -> SimpleKvCache {
-    SimpleKvCache::with_options(SimpleKvCacheOptions { step, max_len }).unwrap()
+    SimpleKvCache::with_options(SimpleKvCacheOptions { step, max_len, ..Default::default() })
+        .unwrap()
 }
 
 /// A list of everything appended: what a cache must be equal to.
@@ -288,8 +289,8 @@ fn clearing_lets_the_next_sequence_be_another() {
 #[test]
 fn options_that_cannot_be_are_refused() {
     for options in [
-        SimpleKvCacheOptions { step: 0, max_len: None },
-        SimpleKvCacheOptions { step: 4, max_len: Some(0) },
+        SimpleKvCacheOptions { step: 0, ..Default::default() },
+        SimpleKvCacheOptions { step: 4, max_len: Some(0), ..Default::default() },
     ] {
         assert!(matches!(SimpleKvCache::with_options(options), Err(Error::Value { .. })));
     }
