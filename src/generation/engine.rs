@@ -109,7 +109,11 @@ impl GenerationEngine {
         let pool = PagedPoolOptions {
             share_prefixes: options.share_prefixes,
             salt: options.salt.clone(),
-            ..PagedPoolOptions::within(options.cache_bytes, token_bytes(&model))?
+            ..PagedPoolOptions::within(
+                options.cache_bytes,
+                token_bytes(&model),
+                PagedPoolOptions::DEFAULT_BLOCK_SIZE,
+            )?
         };
         let (blocks, block_size) = (pool.blocks, pool.block_size);
         let limits = Limits {

@@ -43,18 +43,21 @@ impl PagedPoolOptions {
         }
     }
 
-    /// As many blocks as fit into `bytes`, if a token takes `token_bytes` in all layers together.
+    /// As many blocks of `block_size` tokens as fit into `bytes`, if a token takes `token_bytes` in all layers together, and
+    /// defaults otherwise.
     ///
     /// # Errors
-    /// When there is room for less than two blocks of the default size, or for more tokens than can be counted.
-    pub fn within(bytes: usize, token_bytes: usize) -> Result<Self> {
-        let block = token_bytes.saturating_mul(Self::DEFAULT_BLOCK_SIZE as usize).max(1);
+    /// When `block_size` is below one, or there is room for less than two blocks, or for more than can be counted.
+    pub fn within(bytes: usize, token_bytes: usize, block_size: i32) -> Result<Self> {
+        CHECK.at_least("block_size", block_size, 1)?;
+        let block = token_bytes.saturating_mul(block_size.unsigned_abs() as usize).max(1);
         let blocks = bytes / block;
         let expected = format_args!("be room for 2 blocks of {block} bytes or more");
         CHECK.value(blocks >= 2, "bytes", expected, bytes)?;
         let countable = i32::try_from(blocks).ok();
         let expected = "be room for at most 2147483647 blocks";
-        Ok(Self::new(CHECK.known(countable, "bytes", expected, bytes)?))
+        let blocks = CHECK.known(countable, "bytes", expected, bytes)?;
+        Ok(Self { block_size, ..Self::new(blocks) })
     }
 }
 

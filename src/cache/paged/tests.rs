@@ -284,13 +284,13 @@ fn bad_requests_are_refused_in_words_and_change_nothing() {
 
 #[test]
 fn a_budget_of_bytes_is_a_number_of_blocks() {
-    let blocks = |bytes| PagedPoolOptions::within(bytes, 100).map(|options| options.blocks);
+    let blocks = |bytes| PagedPoolOptions::within(bytes, 100, 16).map(|options| options.blocks);
     assert_eq!(blocks(16 * 100 * 7 + 1599).unwrap(), 7);
     assert_eq!(
         refused(blocks(3199)),
         "[PagedPool] bytes must be room for 2 blocks of 1600 bytes or more but got 3199"
     );
-    assert!(PagedPoolOptions::within(usize::MAX, 0).is_err());
+    assert!(PagedPoolOptions::within(usize::MAX, 0, 16).is_err());
 }
 
 /// Opens a sequence on a prompt, computes all of it, and returns how many tokens were there before.

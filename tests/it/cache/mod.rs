@@ -1,6 +1,8 @@
 mod batch;
+mod create;
 mod file;
 mod forms;
+mod hybrid;
 mod model;
 mod paged;
 mod random;
