@@ -54,7 +54,7 @@ mod tests {
             inference(|| assert!(is_on()));
             assert!(is_on());
         });
-        let burnt = catch_unwind(AssertUnwindSafe(|| inference(|| panic_any())));
+        let burnt = catch_unwind(AssertUnwindSafe(|| inference(panic_any)));
         assert!(burnt.is_err() && !is_on());
     }
 
