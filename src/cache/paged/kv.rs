@@ -8,13 +8,19 @@ use mlx_rs::{
     },
 };
 
-use super::{attend, pool::check_slots, step::PagedStep};
+use super::{
+    attend,
+    pool::{PagedPool, check_slots},
+    sequence::SequenceId,
+    step::PagedStep,
+};
 use crate::{
     attention::{FlashAttentionOptions, KvCache},
     check::Check,
     error::Result,
     layout::Layout,
     rope::RopeOffset,
+    uploads,
 };
 
 pub(super) const CHECK: Check = Check::op("PagedKv");
@@ -122,6 +128,43 @@ impl PagedKv {
         PagedLayer { kv: self, step }
     }
 
+    /// The keys and values of a sequence, `[1, S, H_kv, D]` and `[1, S, H_kv, D_v]`: what another cache goes on from, and
+    /// what [`save_caches`](crate::cache::save_caches) takes in one.
+    ///
+    /// # Errors
+    /// When there is no such sequence, or the pool is of other sizes.
+    pub fn read(&self, pool: &PagedPool, sequence: SequenceId) -> Result<(Array, Array)> {
+        let (table, len) = (pool.table(sequence)?, pool.len(sequence)?);
+        self.check_block_size("pool", pool.block_size())?;
+        let last = table.iter().copied().max().unwrap_or(0);
+        let blocks = self.blocks[0].dim(0);
+        CHECK.value(
+            last < blocks,
+            "pool",
+            format_args!("have at most {blocks} blocks"),
+            last + 1,
+        )?;
+        let table = uploads::integers(table.to_vec());
+        let in_order = |blocks: &Array| -> Result<Array> {
+            let blocks = blocks.take_axis(&table, 0)?;
+            Ok(blocks.flatten(0, 1)?.try_index(..len)?.expand_dims(0)?)
+        };
+        let [keys, values] = &self.blocks;
+        Ok((in_order(keys)?, in_order(values)?))
+    }
+
+    /// Writes the keys and values of a step's tokens, `[T, 1, H_kv, D]` and `[T, 1, H_kv, D_v]`, that are known without a
+    /// model: what [`Self::read`] or another cache held.
+    ///
+    /// # Errors
+    /// When they do not fit the step or the blocks. Nothing is changed then.
+    pub fn write(&mut self, step: &PagedStep, keys: &Array, values: &Array) -> Result<()> {
+        self.check_tokens(step, keys, values, Layout::Bshd)?;
+        let written = self.written(step, [keys, values])?;
+        (self.blocks, self.copied) = (written, None);
+        Ok(())
+    }
+
     /// The blocks with the copies of a step made and its tokens written.
     fn written(&self, step: &PagedStep, tokens: [&Array; 2]) -> Result<[Array; 2]> {
         let [keys, values] = match &step.copies {
@@ -145,21 +188,36 @@ impl PagedKv {
     /// Refuses tokens that are not those of the step, or do not fit the blocks.
     fn check(&self, step: &PagedStep, arrays: [&Array; 3], layout: Layout) -> Result<()> {
         let [queries, keys, values] = arrays;
-        let dtype = self.blocks[0].dtype();
         let [.., heads, size] = Layout::Bshd.dims(&self.blocks[0]);
-        let [.., value_size] = Layout::Bshd.dims(&self.blocks[1]);
-        for (name, array) in [("queries", queries), ("keys", keys), ("values", values)] {
-            CHECK.dtype_among(name, array, &[dtype])?;
-        }
+        CHECK.dtype_among("queries", queries, &[self.blocks[0].dtype()])?;
         CHECK.shape("queries", queries, &layout.axes(step.rows(), 1, "H", size))?;
         let found = layout.dims(queries)[2];
         let expected = format_args!("have a multiple of H_kv = {heads} heads");
         CHECK.value(found % heads == 0, "queries", expected, found)?;
-        CHECK.shape("keys", keys, &layout.axes(step.rows(), 1, heads, size))?;
-        CHECK.shape("values", values, &layout.axes(step.rows(), 1, heads, value_size))?;
+        self.check_tokens(step, keys, values, layout)
+    }
+
+    fn check_tokens(
+        &self,
+        step: &PagedStep,
+        keys: &Array,
+        values: &Array,
+        layout: Layout,
+    ) -> Result<()> {
+        for (name, array, blocks) in
+            [("keys", keys, &self.blocks[0]), ("values", values, &self.blocks[1])]
+        {
+            let [.., heads, size] = Layout::Bshd.dims(blocks);
+            CHECK.dtype_among(name, array, &[blocks.dtype()])?;
+            CHECK.shape(name, array, &layout.axes(step.rows(), 1, heads, size))?;
+        }
+        self.check_block_size("step", step.block_size)
+    }
+
+    fn check_block_size(&self, name: &'static str, found: i32) -> Result<()> {
         let block = self.blocks[0].dim(1);
-        let expected = format_args!("be of a pool with blocks of {block}");
-        CHECK.value(step.block_size == block, "step", expected, step.block_size)
+        let expected = format_args!("have blocks of {block}");
+        CHECK.value(found == block, name, expected, found)
     }
 }
 

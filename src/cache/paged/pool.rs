@@ -153,8 +153,10 @@ impl PagedPool {
     /// others are to be appended. Sequences share blocks only with those of the same `salt`.
     ///
     /// # Errors
-    /// None that a caller can cause.
+    /// When the prompt has more than 2^31 - 1 tokens.
     pub fn open(&mut self, prompt: &[u32], salt: &[u8]) -> Result<SequenceId> {
+        let countable = i32::try_from(prompt.len()).is_ok();
+        CHECK.value(countable, "prompt", "have at most 2147483647 tokens", prompt.len())?;
         let Shared { blocks, hashes, tokens } = self.shared(prompt, salt);
         self.blocks.share(&blocks);
         let root = self.root(salt);
@@ -272,7 +274,7 @@ impl PagedPool {
     /// Tells how much attention each block of a sequence drew, for [`Eviction::AttentionScore`].
     ///
     /// # Errors
-    /// When there is no such sequence, there is not one finite number for each of its blocks.
+    /// When there is no such sequence, or not one finite number for each of its blocks.
     pub fn credit(&mut self, id: SequenceId, drawn: &[f32]) -> Result<()> {
         let table = self.get(id)?.table.clone();
         let expected = format_args!("have one number for each of {} blocks", table.len());

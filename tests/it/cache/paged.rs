@@ -3,7 +3,10 @@ use std::collections::BTreeMap;
 use mlx_primitives::{
     Layout,
     attention::{AttentionDropout, FlashAttentionOptions, KvCache, Segments, Window},
-    cache::{PagedKv, PagedKvOptions, PagedPool, PagedPoolOptions, PagedStep, SequenceId},
+    cache::{
+        PagedKv, PagedKvOptions, PagedPool, PagedPoolOptions, PagedStep, SequenceId, SimpleKvCache,
+        load_caches, save_caches,
+    },
     dispatch::{Context, Target},
     layers::{AttentionBuilder, AttentionInput},
     rope::{Rope, RopeOffset},
@@ -487,4 +490,43 @@ fn sizes_that_cannot_be_are_refused() {
         let refusal = PagedKv::new(&bad).unwrap_err().to_string();
         assert!(refusal.starts_with("[PagedKv] "), "{refusal}");
     }
+}
+
+#[test]
+fn a_sequence_goes_into_a_file_and_into_another_pool() {
+    let mut checked = Checked::new(F32);
+    let other = checked.open(&[]);
+    checked.append(other, &[1; 3]);
+    let id = checked.open(&[]);
+    checked.append(id, &[1, 0, 0, 1, 1, 0]);
+    checked.step(&[other, id], 0, PLAIN, Layout::Bshd);
+    let (keys, values) = checked.kv.read(&checked.pool, id).unwrap();
+    assert_eq!((keys.shape(), values.shape()), (&[1, 6, 2, 8][..], &[1, 6, 2, 5][..]));
+    let mut cache = SimpleKvCache::new();
+    cache.update(&keys, &values, Layout::Bshd).unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sequence.safetensors");
+    save_caches(&path, &[&cache], "a model").unwrap();
+    let loaded = load_caches(&path, "a model").unwrap();
+    assert_eq!(loaded[0].len(), 6);
+
+    let mut again = Checked::new(F32);
+    let id = again.open(&[]);
+    again.append(id, &[1, 0, 0, 1, 1, 0]);
+    let step = again.pool.step(&[id], 0).unwrap();
+    let rows = |array: &Array| array.swap_axes(0, 1).unwrap();
+    again.kv.write(&step, &rows(&keys), &rows(&values)).unwrap();
+    again.pool.computed(&step);
+    again.written.insert(id, 6);
+    again.append(id, &[0, 1]);
+    again.step(&[id], 0, PLAIN, Layout::Bshd);
+    let refused = again.kv.write(&step, &keys, &rows(&values)).unwrap_err().to_string();
+    assert_eq!(refused, "[PagedKv] keys must have shape [6, 1, 2, 8] but got [1, 6, 2, 8]");
+    assert!(again.kv.read(&checked.pool, other).is_ok());
+    let coarse = PagedPoolOptions { block_size: 8, ..PagedPoolOptions::new(4) };
+    let mut coarse = PagedPool::new(coarse).unwrap();
+    let id = coarse.open(&[], b"").unwrap();
+    let refused = again.kv.read(&coarse, id).unwrap_err().to_string();
+    assert_eq!(refused, "[PagedKv] pool must have blocks of 4 but got 8");
 }

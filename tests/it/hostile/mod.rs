@@ -8,6 +8,7 @@ use mlx_primitives::{activation::*, attention::*, cache::*, layers::*, norm::*};
 use mlx_primitives::{quant::*, rope::*, sampling::*, ssm::*};
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module, ops::broadcast_to};
 
+mod caches;
 mod chains;
 mod scans;
 
@@ -484,6 +485,11 @@ fn whatever_is_asked_is_answered_or_refused() {
     host::install();
     ask_all(&[norms_and_activations, norms_in_company, ropes, attention, scans]);
     ask_all(&[paged, quantized, samplers, chains, blocks]);
+}
+
+#[test]
+fn what_is_asked_of_caches_is_answered_or_refused() {
+    ask_all(&[caches::caches]);
 }
 
 #[test]
