@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use mlx_primitives::{
-    Layout,
+    Backend, Dispatch, Error, Layout,
     attention::{AttentionDropout, FlashAttentionOptions, KvCache, Segments, Window},
     cache::{
         PagedKv, PagedKvOptions, PagedPool, PagedPoolOptions, PagedStep, SequenceId, SimpleKvCache,
@@ -24,6 +24,7 @@ use crate::{
     support::{
         FLOATING,
         compare::{Tolerance, assert_close},
+        host,
         sample::{Random, normal},
         tensor::Tensor,
     },
@@ -173,12 +174,13 @@ struct Checked {
     lists: BTreeMap<SequenceId, Vec<u32>>,
     written: BTreeMap<SequenceId, usize>,
     dtype: Dtype,
+    dispatch: Dispatch,
 }
 
 impl Checked {
     fn new(dtype: Dtype) -> Self {
         let (lists, written) = (BTreeMap::new(), BTreeMap::new());
-        Self { pool: pool(), kv: kv(dtype), lists, written, dtype }
+        Self { pool: pool(), kv: kv(dtype), lists, written, dtype, dispatch: Dispatch::Auto }
     }
 
     fn open(&mut self, prompt: &[u32]) -> SequenceId {
@@ -227,6 +229,7 @@ impl Checked {
             alibi_slopes: asked.alibi.then_some(&slopes),
             sinks: asked.sinks.then_some(&slopes),
             layout,
+            dispatch: self.dispatch,
             ..Default::default()
         };
         self.kv.layer(step).attend(&queries, &keys, &values, options).unwrap()
@@ -318,6 +321,37 @@ fn random_operations_attend_as_lists_would() {
         ids.into_iter().for_each(|id| checked.close(id));
         assert_eq!(checked.pool.used_blocks(), 0);
     }
+}
+
+#[test]
+fn every_backend_attends_to_what_a_step_says() {
+    let backends = if host::install() { Backend::ALL } else { &[Backend::Reference] };
+    for &backend in backends.iter().filter(|&&backend| backend != Backend::Builtin) {
+        for asked in ASKED {
+            let mut checked = Checked::new(F32);
+            checked.dispatch = Dispatch::Only(backend);
+            let [one, other] = [(); 2].map(|()| checked.open(&[]));
+            checked.append(one, &[1, 0, 1, 1, 0]);
+            checked.append(other, &[1; 7]);
+            checked.step(&[one, other], 14, asked, Layout::Bshd);
+            let fork = checked.fork(one);
+            checked.append(fork, &[0]);
+            checked.append(one, &[1, 1]);
+            checked.append(other, &[0]);
+            checked.step(&[other, fork, one], 4, asked, Layout::Bhsd);
+        }
+        println!("checked: PagedKv on {backend}");
+    }
+    let mut checked = Checked::new(F32);
+    let id = checked.open(&[]);
+    checked.append(id, &[1]);
+    let step = checked.pool.step(&[id], 0).unwrap();
+    let [q, kv] = [[1, 1, 4, 8], [1, 1, 2, 8]].map(|shape| normal(1, &shape, F32));
+    let values = kv.index((.., .., .., ..5));
+    let options =
+        FlashAttentionOptions { dispatch: Dispatch::Only(Backend::Builtin), ..Default::default() };
+    let refused = checked.kv.layer(&step).attend(&q, &kv, &values, options);
+    assert!(matches!(refused, Err(Error::Unavailable { .. })));
 }
 
 #[test]
