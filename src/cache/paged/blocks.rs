@@ -144,11 +144,12 @@ impl Blocks {
         }
     }
 
-    /// Frees that many idle blocks, which there must be.
+    /// Frees that many idle blocks, which there must be, and of many some more: to rank them takes as long as there are.
     fn evict(&mut self, count: usize) {
         if count == 0 {
             return;
         }
+        let count = count.max(self.idle / 16);
         for (block, _) in self.by_rank().into_iter().take(count) {
             self.withdraw(block);
             self.idle -= 1;

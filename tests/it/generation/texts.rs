@@ -54,7 +54,9 @@ fn alone_in_a_batch_in_chunks_and_after_waiting() {
     let mut alone = Vec::new();
     let one = engine(options());
     for request in &requests {
-        alone.push(one.generate(request.clone()).unwrap().swap_remove(0).tokens);
+        let text = one.generate(request.clone()).unwrap().swap_remove(0);
+        assert_eq!(text.reason, FinishReason::Length);
+        alone.push(text.tokens);
     }
     assert_eq!(alone, expected, "alone");
     assert_eq!(tokens(options(), &requests), expected, "together");
@@ -68,7 +70,12 @@ fn after_giving_blocks_back() {
     let engine = engine(GenerationEngineOptions { cache_bytes: cache_bytes(160), ..options() });
     let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
     let texts = streams.collect::<Vec<_>>().into_iter().map(|stream| stream.completions());
-    let texts = texts.map(|mut texts| texts.swap_remove(0).tokens).collect::<Vec<_>>();
+    let texts = texts.map(|mut texts| {
+        let text = texts.swap_remove(0);
+        assert_eq!(text.reason, FinishReason::Length);
+        text.tokens
+    });
+    let texts = texts.collect::<Vec<_>>();
     assert_eq!(texts, expected(&requests));
     let stats = engine.stats();
     assert!(stats.preemptions > 0, "{stats:?}");
