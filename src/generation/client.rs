@@ -20,6 +20,8 @@ pub(super) struct Client {
     pub(super) id: String,
     pub(super) request: GenerationRequest,
     events: Sender<GenerationEvent>,
+    /// What is told once the engine's books are closed.
+    told: Vec<GenerationEvent>,
     cancelled: Arc<AtomicBool>,
     texts: BTreeMap<u32, Text>,
 }
@@ -44,7 +46,7 @@ impl Client {
         };
         let rest = (1..request.texts()).map(|choice| (choice, text.fresh()));
         let texts = rest.chain([(0, text.fresh())]).collect();
-        Self { id, request, events, cancelled, texts }
+        Self { id, request, events, told: Vec::new(), cancelled, texts }
     }
 
     /// Whether nobody waits for more.
@@ -81,7 +83,7 @@ impl Client {
         let full = text.tokens >= self.request.max_tokens;
         top.truncate(self.request.top_log_probabilities.unsigned_abs() as usize);
         let token = GeneratedToken { choice, token, log_probability, top, text: shown.text };
-        self.send(GenerationEvent::Token(token));
+        self.told.push(GenerationEvent::Token(token));
         let reason = match shown.stop {
             Some(stop) => FinishReason::StopString(stop),
             None if full => FinishReason::Length,
@@ -101,12 +103,15 @@ impl Client {
                 last + &text.stops.finish()
             }
         };
-        self.send(GenerationEvent::Finish(Finish { choice, reason, text: rest }));
+        self.told.push(GenerationEvent::Finish(Finish { choice, reason, text: rest }));
     }
 
-    fn send(&self, event: GenerationEvent) {
-        if self.events.send(event).is_err() {
-            self.cancelled.store(true, Ordering::Relaxed);
+    /// Hands over what was told.
+    pub(super) fn flush(&mut self) {
+        for event in self.told.drain(..) {
+            if self.events.send(event).is_err() {
+                self.cancelled.store(true, Ordering::Relaxed);
+            }
         }
     }
 }

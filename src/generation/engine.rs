@@ -1,7 +1,6 @@
 //! The engine's handle.
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,32 +11,29 @@ use std::{
 
 use super::{
     client::Client,
-    model::{CausalModel, kvs, token_bytes},
+    model::{CausalModel, token_bytes},
     options::GenerationEngineOptions,
     request::{Completion, GenerationRequest},
-    runner::Runner,
-    scheduler::{Limits, Scheduler},
     stats::{EngineStats, Shared},
     stream::GenerationStream,
     worker::{Command, Worker},
 };
-use crate::{
-    cache::PagedPoolOptions,
-    check::Check,
-    dispatch::{Context, Target},
-    error::Result,
-};
+use mlx_rs::error::Exception;
+
+use crate::{cache::PagedPoolOptions, check::Check, error::Result};
 
 const CHECK: Check = Check::op("GenerationEngine");
+/// The most that samplers take.
+const MAX_VOCABULARY: i32 = 1 << 20;
 
 /// Writes many texts at once with one model, on a thread of its own.
 ///
 /// Every step gives each text that is being written one token, and the rest of its budget to prompts, in chunks: a long
 /// prompt never stalls the others. Keys and values lie in blocks of one pool; prompts that begin alike share them, and
 /// where they run short the text that is last in order waits and is read again. What a text gets depends on its prompt,
-/// its parameters and its seed, and not on who else is served.
+/// its parameters and its seed, and not on who else is served, but for how a device rounds products of other sizes.
 ///
-/// Handles are `Send` and `Sync`. When the last is gone, the engine finishes what streams still wait for.
+/// The handle is `Send` and `Sync`. To drop it waits until what streams still wait for is written.
 ///
 /// # Example
 /// ```
@@ -82,7 +78,8 @@ const CHECK: Check = Check::op("GenerationEngine");
 /// Tradeoff in LLM Inference with Sarathi-Serve](https://arxiv.org/abs/2403.02310), 2024.
 #[derive(Debug)]
 pub struct GenerationEngine {
-    commands: Sender<Command>,
+    /// None while it is dropped.
+    commands: Option<Sender<Command>>,
     shared: Arc<Mutex<Shared>>,
     named: AtomicU64,
     vocabulary: i32,
@@ -99,13 +96,16 @@ impl GenerationEngine {
     /// made it.
     ///
     /// # Errors
-    /// When an option is out of its range, when `cache_bytes` holds fewer than two blocks, or when the model has a layer of
-    /// sizes that make no cache.
+    /// When an option is out of its range, when `cache_bytes` holds fewer than two blocks, when the model has a vocabulary
+    /// above 2^20 or a layer of sizes that make no cache, or when there is no memory or no thread for it.
     pub fn new<M: CausalModel + Send + 'static>(
         model: M,
         options: GenerationEngineOptions,
     ) -> Result<Self> {
         options.check(CHECK)?;
+        let (vocabulary, texts) = (model.vocabulary(), options.max_batch_size);
+        let known = (1..=MAX_VOCABULARY).contains(&vocabulary);
+        CHECK.value(known, "model", "have a vocabulary of 1 to 2^20", vocabulary)?;
         let pool = PagedPoolOptions {
             share_prefixes: options.share_prefixes,
             salt: options.salt.clone(),
@@ -116,42 +116,24 @@ impl GenerationEngine {
             )?
         };
         let (blocks, block_size) = (pool.blocks, pool.block_size);
-        let limits = Limits {
-            sequences: options.max_batch_size,
-            tokens: options.max_batch_tokens,
-            chunk: options.max_prompt_chunk,
-            padded: Context::current()?.target != Target::Cpu,
-        };
-        let scheduler = Scheduler::new(options.policy, limits, pool)?;
-        let kvs = kvs(&model, blocks, block_size);
-        let (vocabulary, texts) = (model.vocabulary(), options.max_batch_size);
         let detokenizes = options.detokenizer.is_some();
         let shared = Arc::<Mutex<Shared>>::default();
         let (commands, received) = mpsc::channel();
         let (tell, started) = mpsc::channel();
         let of_thread = shared.clone();
-        let thread = thread::spawn(move || {
-            // MLX evaluates an array only on the thread that made it, so the caches are made here.
-            let runner = match Runner::new(model, &kvs, options.log_probabilities) {
-                Ok(runner) => runner,
-                Err(error) => return drop(tell.send(Err(error))),
-            };
-            drop(tell.send(Ok(())));
-            let worker = Worker {
-                runner,
-                kvs,
-                scheduler,
-                detokenizer: options.detokenizer,
-                shared: of_thread,
-                clients: BTreeMap::new(),
-                next: 0,
-            };
-            worker.run(&received);
-        });
-        let started = started.recv();
-        CHECK.known(started.ok(), "thread", "start", "one that did not")??;
+        // MLX evaluates an array only on the thread that made it, and devices are chosen by thread: all is made there.
+        let work = move || match Worker::new(model, options, pool, of_thread) {
+            Ok(worker) => {
+                drop(tell.send(Ok(())));
+                worker.run(&received);
+            }
+            Err(error) => drop(tell.send(Err(error))),
+        };
+        let thread = thread::Builder::new().name("generation".to_owned()).spawn(work);
+        let thread = thread.map_err(|error| Exception::custom(error.to_string()))?;
+        CHECK.known(started.recv().ok(), "thread", "start", "one that did not")??;
         Ok(Self {
-            commands,
+            commands: Some(commands),
             shared,
             named: AtomicU64::new(0),
             vocabulary,
@@ -180,8 +162,10 @@ impl GenerationEngine {
         let stream =
             GenerationStream::new(id.clone(), request.texts(), received, cancelled.clone());
         let client = Client::new(id, request, events, cancelled);
-        let sent = self.commands.send(Command::Submit(Box::new(client)));
-        CHECK.value(sent.is_ok(), "engine", "be running", "one that has stopped")?;
+        if !self.tell(Command::Submit(Box::new(client))) {
+            self.shared.lock().unwrap_or_else(PoisonError::into_inner).ids.remove(stream.id());
+            CHECK.value(false, "engine", "be running", "one that has stopped")?;
+        }
         Ok(stream)
     }
 
@@ -199,12 +183,13 @@ impl GenerationEngine {
     }
 
     /// Ends all requests and waits for the thread.
-    pub fn shut_down(mut self) {
-        // It may have stopped already.
-        let _ = self.commands.send(Command::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+    pub fn shut_down(self) {
+        self.tell(Command::Stop);
+    }
+
+    /// Whether the thread is there to hear it.
+    fn tell(&self, command: Command) -> bool {
+        self.commands.as_ref().is_some_and(|commands| commands.send(command).is_ok())
     }
 
     /// The texts fit into the engine, each as long as it may become.
@@ -234,5 +219,16 @@ impl GenerationEngine {
         let fresh = shared.ids.insert(id.clone());
         CHECK.value(fresh, "id", "be that of no other request", &id)?;
         Ok(id)
+    }
+}
+
+impl Drop for GenerationEngine {
+    /// Waits until what streams still wait for is done: MLX must not be left while a thread works with it.
+    fn drop(&mut self) {
+        self.commands = None;
+        if let Some(thread) = self.thread.take() {
+            // What it panicked with, if it did, every stream has been told.
+            drop(thread.join());
+        }
     }
 }

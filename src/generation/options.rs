@@ -18,7 +18,7 @@ pub struct GenerationEngineOptions {
     pub max_batch_tokens: usize,
     /// How many tokens of one prompt a step reads at most, so that a long one leaves room for others. Default: 512.
     pub max_prompt_chunk: usize,
-    /// What the keys and values of all texts may take, in bytes; they are allocated at the start. Default: 1 GiB.
+    /// What the keys and values of all texts take, in bytes, allocated at the start. Default: 1 GiB.
     pub cache_bytes: usize,
     /// Whether prompts that begin alike are read once. Default: yes.
     pub share_prefixes: bool,

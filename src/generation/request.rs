@@ -3,6 +3,8 @@
 use crate::{check::Check, error::Result, sampling::SamplingParams};
 
 const CHECK: Check = Check::op("GenerationRequest");
+/// Each is a pass over the logits of the whole batch.
+const MAX_TOP: i32 = 20;
 
 /// A prompt, and how it shall go on.
 #[derive(Debug, Clone, Default)]
@@ -11,7 +13,7 @@ pub struct GenerationRequest {
     pub id: Option<String>,
     /// One token or more.
     pub prompt: Vec<u32>,
-    /// How many tokens each text gets at most: 1 or more, and 16 unless [`GenerationRequest::new`] says another number.
+    /// How many tokens each text gets at most: 1 or more.
     pub max_tokens: usize,
     /// How tokens are drawn. The stop tokens in it end a text, and are no part of it. Text `n` draws by `seed + n`.
     pub sampling: SamplingParams,
@@ -22,10 +24,10 @@ pub struct GenerationRequest {
     pub include_stop_string: bool,
     /// How many texts begin with the prompt, which is read once; 0 counts as 1.
     pub n: u32,
-    /// Of requests that wait, the highest goes first, where the engine's policy is
+    /// The highest goes first, and has to wait last where room runs short, if the engine's policy is
     /// [`Policy::Priority`](super::Policy::Priority).
     pub priority: i32,
-    /// How many of the most likely tokens to report beside each one drawn. Default: 0.
+    /// How many of the most likely tokens to report beside each one drawn, up to 20. Default: 0.
     pub top_log_probabilities: i32,
 }
 
@@ -53,9 +55,8 @@ impl GenerationRequest {
         CHECK.value(!empty, "stop_strings", "be of one character or more", "\"\"")?;
         let found = detokenizes || self.stop_strings.is_empty();
         CHECK.value(found, "stop_strings", "be none without a detokenizer", "some")?;
-        let (top, expected) =
-            (self.top_log_probabilities, format_args!("be from 0 to {vocabulary}"));
-        CHECK.value((0..=vocabulary).contains(&top), "top_log_probabilities", expected, top)
+        let (top, expected) = (self.top_log_probabilities, format_args!("be from 0 to {MAX_TOP}"));
+        CHECK.value((0..=MAX_TOP).contains(&top), "top_log_probabilities", expected, top)
     }
 }
 

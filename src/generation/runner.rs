@@ -6,15 +6,19 @@ use mlx_rs::{Array, Dtype, transforms::eval};
 
 use super::{
     model::CausalModel,
+    request::GenerationRequest,
     scheduler::{Batch, Key},
 };
 use crate::{
     attention::KvCache,
     cache::{PagedKv, PagedKvOptions, PagedLayer},
+    check::{Check, axes},
     error::Result,
     kernel::inference,
     sampling::{LogProbabilities, SamplerBatch, SamplerBatchOptions, SamplingParams, TokenHistory},
 };
+
+const CHECK: Check = Check::op("CausalModel");
 
 /// A token for one text.
 #[derive(Debug, Clone)]
@@ -26,10 +30,17 @@ pub(super) struct Drawn {
 
 /// How a text draws, and what it has so far.
 pub(super) struct Draws<'a> {
-    pub(super) params: SamplingParams,
+    pub(super) request: &'a GenerationRequest,
+    pub(super) choice: u32,
     pub(super) prompt: &'a [u32],
     pub(super) output: &'a [u32],
-    pub(super) top: i32,
+}
+
+impl Draws<'_> {
+    fn params(&self) -> SamplingParams {
+        let params = self.request.sampling.clone();
+        SamplingParams { seed: params.seed.wrapping_add(self.choice.into()), ..params }
+    }
 }
 
 pub(super) struct Runner<M> {
@@ -56,14 +67,23 @@ impl<M: CausalModel> Runner<M> {
         log_probabilities: LogProbabilities,
     ) -> Result<Self> {
         let kvs = kvs.iter().map(PagedKv::new).collect::<Result<_>>()?;
-        Ok(Self { model, kvs, log_probabilities, sampling: None, histories: HashMap::new() })
+        let runner =
+            Self { model, kvs, log_probabilities, sampling: None, histories: HashMap::new() };
+        runner.settle([])?;
+        Ok(runner)
     }
 
     /// Takes new caches for those that a failed step left behind.
     pub(super) fn reset(&mut self, kvs: &[PagedKvOptions]) -> Result<()> {
+        self.rest();
+        self.kvs.clear();
         self.kvs = kvs.iter().map(PagedKv::new).collect::<Result<_>>()?;
+        self.settle([])
+    }
+
+    /// Forgets how texts have drawn: there are none.
+    pub(super) fn rest(&mut self) {
         (self.sampling, self.histories) = (None, HashMap::new());
-        Ok(())
     }
 
     /// Runs a step, and draws a token for each of [`Batch::drawn`], in order. `draws` knows every text that has not ended.
@@ -87,7 +107,9 @@ impl<M: CausalModel> Runner<M> {
         }
         let rows = batch.drawn.iter().map(|(_, row)| *row).collect::<Vec<_>>();
         let last = hidden.take_axis(Array::from_slice(&rows, &[rows.len() as i32]), 0)?;
-        let logits = self.model.logits(&last)?.squeeze_axes(&[1])?;
+        let logits = self.model.logits(&last)?;
+        CHECK.shape("logits", &logits, axes![rows.len() as i32, 1, self.model.vocabulary()])?;
+        let logits = logits.squeeze_axes(&[1])?;
         self.draw(batch, &logits, draws)
     }
 
@@ -112,12 +134,14 @@ impl<M: CausalModel> Runner<M> {
         draws: impl Fn(Key) -> Option<Draws<'a>>,
     ) -> Result<Vec<Drawn>> {
         let keys = batch.drawn.iter().map(|(key, _)| *key).collect::<Vec<_>>();
-        self.histories.retain(|key, _| draws(*key).is_some());
-        let draws = keys.iter().filter_map(|key| draws(*key)).collect::<Vec<_>>();
+        let (alive, draws) =
+            (|key: &Key| draws(*key).is_some(), keys.iter().map(|key| draws(*key)));
+        let draws = draws.collect::<Option<Vec<_>>>();
+        let draws = CHECK.known(draws, "batch", "hold texts that have not ended", "others")?;
         let positions = draws.iter().map(|text| (text.prompt.len() + text.output.len()) as i32);
         let positions = positions.collect::<Vec<_>>();
         let positions = Array::from_slice(&positions, &[positions.len() as i32]);
-        let mut sampling = self.sampling_for(keys, &draws, logits.dim(-1))?;
+        let mut sampling = self.sampling_for(keys, &draws, alive)?;
         let sampled = sampling.batch.sample(logits, &positions)?;
         sampling.batch.advance(&sampled)?;
         self.sampling = Some(sampling);
@@ -148,21 +172,24 @@ impl<M: CausalModel> Runner<M> {
         &mut self,
         keys: Vec<Key>,
         draws: &[Draws],
-        vocabulary: i32,
+        alive: impl Fn(&Key) -> bool,
     ) -> Result<Sampling> {
-        let top = draws.iter().map(|text| text.top).max().unwrap_or_default();
+        let top = draws.iter().map(|text| text.request.top_log_probabilities).max();
+        let (top, vocabulary) = (top.unwrap_or_default(), self.model.vocabulary());
         if let Some(sampling) = self.sampling.take() {
             if sampling.keys == keys && sampling.top == top {
                 return Ok(sampling);
             }
             self.histories.extend(sampling.keys.into_iter().zip(sampling.batch.into_histories()?));
+            self.histories.retain(|key, _| alive(key));
         }
         let requests = keys.iter().zip(draws).map(|(key, text)| {
+            let params = text.params();
             let history = match self.histories.remove(key) {
                 Some(history) => history,
-                None => TokenHistory::new(&text.params, vocabulary, text.prompt, text.output)?,
+                None => TokenHistory::new(&params, vocabulary, text.prompt, text.output)?,
             };
-            Ok((text.params.clone(), history))
+            Ok((params, history))
         });
         let requests = requests.collect::<Result<Vec<_>>>()?;
         let log_probabilities = self.log_probabilities;

@@ -4,6 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 /// What an engine has done, and how it stands after its last step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct EngineStats {
     /// Texts that wait for their turn.
     pub waiting: usize,
@@ -17,7 +18,7 @@ pub struct EngineStats {
     pub prompt_tokens: u64,
     /// Tokens that needed no reading, because a text before began with them.
     pub shared_tokens: u64,
-    /// Tokens that were drawn.
+    /// Tokens that were drawn, those that end texts included.
     pub generated_tokens: u64,
     /// How often a text had to give its blocks back and wait.
     pub preemptions: u64,

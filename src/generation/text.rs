@@ -110,8 +110,8 @@ impl StopFinder {
     /// How many bytes at the end may be the beginning of a stop string.
     fn open(&self) -> usize {
         let open = |stop: &String| {
-            let ends = stop.char_indices().map(|(end, _)| end).rev();
-            ends.into_iter().find(|&end| self.held.ends_with(&stop[..end])).unwrap_or(0)
+            let mut ends = stop.char_indices().map(|(end, _)| end).rev();
+            ends.find(|&end| self.held.ends_with(&stop[..end])).unwrap_or(0)
         };
         self.stops.iter().map(open).max().unwrap_or(0)
     }

@@ -13,16 +13,22 @@ use std::{
 
 use super::{
     client::Client,
-    model::CausalModel,
+    model::{CausalModel, kvs},
+    options::GenerationEngineOptions,
     request::FinishReason,
     runner::{Drawn, Draws, Runner},
-    scheduler::{Batch, Branch, Key, Scheduler},
+    scheduler::{Batch, Branch, Key, Limits, Scheduler},
     stats::Shared,
     text::Detokenizer,
 };
-use crate::{cache::PagedKvOptions, error::Error};
+use crate::{
+    cache::{PagedKvOptions, PagedPoolOptions},
+    dispatch::{Context, Target},
+    error::{Error, Result},
+};
 
 const TARGET: &str = "mlx_primitives::generation";
+const NOT_A_NUMBER: &str = "the model's output is not a number";
 
 /// What a handle tells the thread.
 pub(super) enum Command {
@@ -31,16 +37,43 @@ pub(super) enum Command {
 }
 
 pub(super) struct Worker<M> {
-    pub(super) runner: Runner<M>,
-    pub(super) kvs: Vec<PagedKvOptions>,
-    pub(super) scheduler: Scheduler,
-    pub(super) detokenizer: Option<Arc<dyn Detokenizer>>,
-    pub(super) shared: Arc<Mutex<Shared>>,
-    pub(super) clients: BTreeMap<u64, Client>,
-    pub(super) next: u64,
+    runner: Runner<M>,
+    kvs: Vec<PagedKvOptions>,
+    scheduler: Scheduler,
+    detokenizer: Option<Arc<dyn Detokenizer>>,
+    shared: Arc<Mutex<Shared>>,
+    clients: BTreeMap<u64, Client>,
+    /// Those whose last word is not handed over yet.
+    leaving: Vec<Client>,
+    next: u64,
 }
 
 impl<M: CausalModel> Worker<M> {
+    pub(super) fn new(
+        model: M,
+        options: GenerationEngineOptions,
+        pool: PagedPoolOptions,
+        shared: Arc<Mutex<Shared>>,
+    ) -> Result<Self> {
+        let kvs = kvs(&model, pool.blocks, pool.block_size);
+        let limits = Limits {
+            sequences: options.max_batch_size,
+            tokens: options.max_batch_tokens,
+            chunk: options.max_prompt_chunk,
+            padded: Context::current()?.target != Target::Cpu,
+        };
+        Ok(Self {
+            runner: Runner::new(model, &kvs, options.log_probabilities)?,
+            kvs,
+            scheduler: Scheduler::new(options.policy, limits, pool)?,
+            detokenizer: options.detokenizer,
+            shared,
+            clients: BTreeMap::new(),
+            leaving: Vec::new(),
+            next: 0,
+        })
+    }
+
     /// Works until it is told to stop, or nobody is left who could tell it anything.
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         while self.listen(commands) {
@@ -52,25 +85,29 @@ impl<M: CausalModel> Worker<M> {
                 Err(error) => self.fail(&self.all(), &said(&error)),
             }
             self.publish();
+            self.flush();
         }
         for request in self.clients.keys().copied().collect::<Vec<_>>() {
             self.end(request, &FinishReason::Cancelled);
         }
         self.publish();
+        self.flush();
     }
 
     /// Takes what handles have said, and waits for them where there is nothing to do. Whether to go on.
     fn listen(&mut self, commands: &Receiver<Command>) -> bool {
         loop {
-            let command = match self.clients.is_empty() {
-                true => commands.recv().map_err(|_| TryRecvError::Disconnected),
-                false => commands.try_recv(),
+            let command = if self.clients.is_empty() {
+                self.runner.rest();
+                commands.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                commands.try_recv()
             };
             match command {
                 Ok(Command::Submit(client)) => self.admit(*client),
                 Ok(Command::Stop) => return false,
                 Err(TryRecvError::Empty) => return true,
-                // Those that stream do not need a handle.
+                // Those that stream need no handle.
                 Err(TryRecvError::Disconnected) => return !self.clients.is_empty(),
             }
         }
@@ -109,10 +146,12 @@ impl<M: CausalModel> Worker<M> {
         let (clients, scheduler) = (&self.clients, &self.scheduler);
         let draws = |key: Key| {
             let (request, branch) = (&clients.get(&key.request)?.request, scheduler.get(key)?);
-            let mut params = request.sampling.clone();
-            params.seed = params.seed.wrapping_add(key.choice.into());
-            let top = request.top_log_probabilities;
-            Some(Draws { params, prompt: &branch.prompt, output: &branch.output, top })
+            Some(Draws {
+                request,
+                choice: key.choice,
+                prompt: &branch.prompt,
+                output: &branch.output,
+            })
         };
         let runner = &mut self.runner;
         // A model that panics fails its own requests, and no others.
@@ -133,14 +172,26 @@ impl<M: CausalModel> Worker<M> {
     }
 
     fn advance(&mut self, batch: &Batch, drawn: Vec<Drawn>) {
+        // What comes of a text that is not a number is not to be found by others.
+        for ((key, _), drawn) in batch.drawn.iter().zip(&drawn) {
+            if drawn.log_probability.is_nan() {
+                self.end(key.request, &FinishReason::Failed(NOT_A_NUMBER.to_owned()));
+            }
+        }
         let tokens = drawn.iter().map(|drawn| drawn.token).collect::<Vec<_>>();
         self.scheduler.advance(batch, &tokens);
         let mut generated = 0;
         for ((key, _), drawn) in batch.drawn.iter().zip(drawn) {
             let Some(client) = self.clients.get_mut(&key.request) else { continue };
             generated += 1;
-            if client.draw(key.choice, drawn, self.detokenizer.as_deref()) {
-                self.leave(*key);
+            let words = self.detokenizer.as_deref();
+            match catch_unwind(AssertUnwindSafe(|| client.draw(key.choice, drawn, words))) {
+                Ok(false) => {}
+                Ok(true) => self.leave(*key),
+                Err(panic) => {
+                    let reason = format!("the detokenizer panicked: {}", message(&*panic));
+                    self.end(key.request, &FinishReason::Failed(reason));
+                }
             }
         }
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
@@ -174,7 +225,14 @@ impl<M: CausalModel> Worker<M> {
             let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
             shared.ids.remove(&client.id);
             shared.stats.finished += 1;
+            drop(shared);
+            self.leaving.push(client);
         }
+    }
+
+    fn flush(&mut self) {
+        self.clients.values_mut().for_each(Client::flush);
+        self.leaving.drain(..).for_each(|mut client| client.flush());
     }
 
     /// Ends the requests of a step that failed. What its caches hold is lost, and everybody else is read again.

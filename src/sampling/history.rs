@@ -195,14 +195,24 @@ impl Recent {
 }
 
 /// For each place, how many tokens up to it equal as many at the end, up to the nearest that breaks.
+///
+/// Gusfield's Z-values of the text read backwards: each comparison that succeeds moves `right` on, so all take `O(n)`.
 fn repetitions(tokens: &[i32], breaks: impl Fn(i32) -> bool) -> Vec<i32> {
-    let mut lengths = vec![0; tokens.len()];
-    for place in 0..tokens.len().saturating_sub(1) {
-        let pairs = tokens[..=place].iter().rev().zip(tokens.iter().rev());
-        let same = pairs.take_while(|&(a, b)| a == b && *a >= 0 && !breaks(*a));
-        lengths[place] = same.count() as i32;
+    let length = tokens.len();
+    let back = |place: usize| tokens[length - 1 - place];
+    let same =
+        |one: usize, other: usize| back(one) == back(other) && back(one) >= 0 && !breaks(back(one));
+    let mut counts = vec![0; length];
+    let (mut left, mut right) = (0, 0);
+    for place in 1..length {
+        let known = if place < right { (right - place).min(counts[place - left]) } else { 0 };
+        let more = (known..length - place).take_while(|&next| same(next, place + next)).count();
+        counts[place] = known + more;
+        if place + counts[place] > right {
+            (left, right) = (place, place + counts[place]);
+        }
     }
-    lengths
+    counts.iter().rev().map(|&count| count as i32).collect()
 }
 
 pub(super) fn stack_all<'a>(rows: impl Iterator<Item = &'a Array>) -> Result<Array> {
@@ -212,6 +222,7 @@ pub(super) fn stack_all<'a>(rows: impl Iterator<Item = &'a Array>) -> Result<Arr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::splitmix::scramble;
 
     #[test]
     fn repetitions_end_at_what_breaks_them() {
@@ -220,5 +231,31 @@ mod tests {
         assert_eq!(repetitions(&text, |token| token == 2), [0, 0, 1, 0, 0, 0, 1, 0, 0, 0]);
         assert_eq!(repetitions(&[-1, -1, -1], |_| false), [0; 3]);
         assert_eq!(repetitions(&[5, 5, 5, 5], |_| false), [1, 2, 3, 0]);
+        assert_eq!(repetitions(&[], |_| false), [0; 0]);
+    }
+
+    #[test]
+    fn repetitions_are_those_that_are_counted_one_by_one() {
+        let mut state = 1;
+        for _ in 0..2000 {
+            let mut random = |bound: u64| {
+                state += 1;
+                scramble(state) % bound
+            };
+            let length = random(30);
+            let text = (0..length).map(|_| random(4) as i32 - 1).collect::<Vec<_>>();
+            let breaks = |token| token == 2;
+            let counted = (0..text.len()).map(|place| {
+                let pairs = text[..=place].iter().rev().zip(text.iter().rev());
+                let same = pairs.take_while(|&(a, b)| a == b && *a >= 0 && !breaks(*a));
+                if place + 1 == text.len() { 0 } else { same.count() as i32 }
+            });
+            assert_eq!(repetitions(&text, breaks), counted.collect::<Vec<_>>(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_text_of_one_token_takes_no_longer() {
+        assert_eq!(repetitions(&[1; 1 << 20], |_| false)[(1 << 20) - 2], (1 << 20) - 1);
     }
 }

@@ -23,13 +23,24 @@ pub(crate) struct Branch {
     pub(crate) siblings: u32,
     /// Where its keys and values are, while it runs.
     pub(super) sequence: Option<SequenceId>,
-    /// The step since which it has waited.
+    /// The step at which it came.
     pub(super) since: u64,
+    /// Its priority when it was let in, with what it had gained by waiting.
+    pub(super) rank: i64,
 }
 
 impl Branch {
     pub(crate) fn new(key: Key, prompt: Arc<[u32]>, priority: i32, siblings: u32) -> Self {
-        Self { key, prompt, output: Vec::new(), priority, siblings, sequence: None, since: 0 }
+        Self {
+            key,
+            prompt,
+            output: Vec::new(),
+            priority,
+            siblings,
+            sequence: None,
+            since: 0,
+            rank: 0,
+        }
     }
 
     /// Tokens of prompt and output together.
@@ -51,6 +62,7 @@ impl Branch {
     pub(super) fn sibling(&self, choice: u32, sequence: SequenceId) -> Self {
         let key = Key { choice, ..self.key };
         let (prompt, sequence) = (self.prompt.clone(), Some(sequence));
-        Self { sequence, ..Self::new(key, prompt, self.priority, 0) }
+        let (since, rank) = (self.since, self.rank);
+        Self { sequence, since, rank, ..Self::new(key, prompt, self.priority, 0) }
     }
 }

@@ -17,6 +17,7 @@ const CHECK: Check = Check::op("GenerationEngine");
 
 /// Who goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Policy {
     /// Whoever came first.
     #[default]
@@ -162,7 +163,7 @@ impl Scheduler {
     pub(crate) fn reset(&mut self) -> Result<()> {
         self.pool = PagedPool::new(self.options.clone())?;
         for branch in std::mem::take(&mut self.running) {
-            self.waiting.push(Branch { sequence: None, since: self.steps, ..branch });
+            self.waiting.push(Branch { sequence: None, ..branch });
         }
         Ok(())
     }
@@ -244,12 +245,14 @@ impl Scheduler {
             let sequence = self.pool.open(&branch.tokens(0, branch.len()), b"")?;
             let found = self.pool.len(sequence)? as usize;
             let needed = self.pool.blocks_for(sequence, branch.len() - found)?;
-            if needed + self.promised()? > self.pool.available_blocks() {
+            // And a token for each of those who write, lest the last be sent back at once.
+            if needed + self.promised()? + self.running.len() > self.pool.available_blocks() {
                 return self.pool.close(sequence);
             }
             let branch = self.waiting.swap_remove(place);
+            let branch = Branch { rank: self.rank(&branch), ..branch };
             self.counts.found += found as u64;
-            let place = self.running.partition_point(|other| self.comes_first(other, &branch));
+            let place = self.running.partition_point(|other| Self::comes_first(other, &branch));
             self.running.insert(place, Branch { sequence: Some(sequence), ..branch });
             self.plan_reader(place, plan)?;
         }
@@ -285,11 +288,8 @@ impl Scheduler {
         }
     }
 
-    fn comes_first(&self, one: &Branch, other: &Branch) -> bool {
-        let order = |branch: &Branch| {
-            let priority = if self.policy == Policy::Fcfs { 0 } else { branch.priority };
-            (Reverse(priority), branch.key)
-        };
+    fn comes_first(one: &Branch, other: &Branch) -> bool {
+        let order = |branch: &Branch| (Reverse(branch.rank), branch.key);
         order(one) < order(other)
     }
 
@@ -344,7 +344,7 @@ impl Scheduler {
             let leader = &self.running[place];
             let sibling = leader.sibling(choice, self.pool.fork(sequence(leader)?)?);
             siblings.push(sibling.key);
-            let after = self.running.partition_point(|other| self.comes_first(other, &sibling));
+            let after = self.running.partition_point(|other| Self::comes_first(other, &sibling));
             self.running.insert(after, sibling);
         }
         Ok(siblings)
@@ -353,7 +353,7 @@ impl Scheduler {
     fn preempt(&mut self, branch: Branch) -> Result<()> {
         self.pool.close(sequence(&branch)?)?;
         self.counts.preempted += 1;
-        self.waiting.push(Branch { sequence: None, since: self.steps, ..branch });
+        self.waiting.push(Branch { sequence: None, ..branch });
         Ok(())
     }
 }

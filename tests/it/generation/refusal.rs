@@ -34,8 +34,8 @@ fn bad_requests_are_refused_before_anything_happens() {
         (with(SamplingParams { temperature: f32::NAN, ..params(1, 1.0) }), "temperature"),
         (with(SamplingParams { stop_tokens: vec![61], ..params(1, 1.0) }), "stop_tokens"),
         (
-            GenerationRequest { top_log_probabilities: 62, ..good() },
-            "[GenerationRequest] top_log_probabilities must be from 0 to 61 but got 62",
+            GenerationRequest { top_log_probabilities: 21, ..good() },
+            "[GenerationRequest] top_log_probabilities must be from 0 to 20 but got 21",
         ),
         (
             GenerationRequest { n: 33, ..good() },

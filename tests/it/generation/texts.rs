@@ -66,7 +66,12 @@ fn alone_in_a_batch_in_chunks_and_after_waiting() {
 
 #[test]
 fn after_giving_blocks_back() {
-    let requests = requests(24);
+    // Texts that are let in while they are short, and grow.
+    let requests = requests(12).into_iter().map(|request| {
+        let prompt = request.prompt[..request.prompt.len().min(17)].to_vec();
+        GenerationRequest { prompt, max_tokens: 40, ..request }
+    });
+    let requests = requests.collect::<Vec<_>>();
     let engine = engine(GenerationEngineOptions { cache_bytes: cache_bytes(160), ..options() });
     let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
     let texts = streams.collect::<Vec<_>>().into_iter().map(|stream| stream.completions());
@@ -78,8 +83,8 @@ fn after_giving_blocks_back() {
     let texts = texts.collect::<Vec<_>>();
     assert_eq!(texts, expected(&requests));
     let stats = engine.stats();
-    assert!(stats.preemptions > 0, "{stats:?}");
-    assert_eq!((stats.used_blocks, stats.finished), (0, 24), "{stats:?}");
+    assert!((1..=24).contains(&stats.preemptions), "{stats:?}");
+    assert_eq!((stats.used_blocks, stats.finished), (0, 12), "{stats:?}");
     assert_eq!(stats.generated_tokens, texts.iter().map(Vec::len).sum::<usize>() as u64);
 }
 

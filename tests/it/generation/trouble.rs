@@ -1,6 +1,6 @@
 //! What goes wrong stays with whom it belongs to.
 
-use std::{thread, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use mlx_primitives::{
     attention::KvCache,
@@ -8,8 +8,9 @@ use mlx_primitives::{
         CausalModel, EngineStats, FinishReason, GenerationEngine, GenerationEngineOptions,
         GenerationEvent, GenerationRequest, LayerKv,
     },
+    sampling::SamplingParams,
 };
-use mlx_rs::{Array, error::Exception};
+use mlx_rs::{Array, error::Exception, ops::concatenate};
 
 use super::{Decoder, engine, options, params, prompt, request};
 
@@ -85,6 +86,80 @@ fn settled(engine: &GenerationEngine, wanted: impl Fn(&EngineStats) -> bool) -> 
         thread::sleep(Duration::from_millis(10));
     }
     panic!("still {:?}", engine.stats());
+}
+
+/// A decoder that says something else instead of its logits.
+struct Odd {
+    decoder: Decoder,
+    said: fn(Array) -> Result<Array, Exception>,
+}
+
+impl CausalModel for Odd {
+    fn vocabulary(&self) -> i32 {
+        self.decoder.vocabulary()
+    }
+
+    fn layers(&self) -> Vec<LayerKv> {
+        self.decoder.layers()
+    }
+
+    fn hidden(
+        &mut self,
+        tokens: &Array,
+        caches: &mut [&mut dyn KvCache],
+    ) -> Result<Array, Exception> {
+        self.decoder.hidden(tokens, caches)
+    }
+
+    fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
+        (self.said)(self.decoder.logits(hidden)?)
+    }
+}
+
+#[test]
+fn logits_that_are_none_fail_the_request() {
+    let nan = |logits: Array| logits.multiply(Array::from_f32(f32::NAN));
+    let wide = |logits: Array| concatenate(&[&logits, &logits], -1);
+    let cases: [(fn(Array) -> _, _); 2] = [
+        (nan, "the model's output is not a number"),
+        (wide, "[CausalModel] logits must have shape [1, 1, 61] but got [1, 1, 122]"),
+    ];
+    for (said, reason) in cases {
+        let engine = GenerationEngine::new(Odd { decoder: Decoder::new(), said }, options());
+        let engine = engine.unwrap();
+        let prompt = prompt(1, 40);
+        for _ in 0..2 {
+            let text = engine.generate(request(prompt.clone(), 3, params(1, 1.0))).unwrap();
+            assert_eq!(text[0].reason, FinishReason::Failed(reason.to_owned()));
+        }
+        assert_eq!(engine.stats().shared_tokens, 0, "nobody is given what failed");
+    }
+}
+
+#[test]
+fn a_detokenizer_that_panics_fails_the_request() {
+    let burning = |token: u32| if token == 7 { panic!("no such word") } else { Vec::new() };
+    let options = GenerationEngineOptions { detokenizer: Some(Arc::new(burning)), ..options() };
+    let engine = engine(options);
+    let only = |token| SamplingParams { allowed_tokens: Some(vec![token]), ..params(1, 1.0) };
+    let text = engine.generate(request(prompt(1, 5), 3, only(7))).unwrap().swap_remove(0);
+    let reason = "the detokenizer panicked: no such word";
+    assert_eq!(text.reason, FinishReason::Failed(reason.to_owned()));
+    let text = engine.generate(request(prompt(1, 5), 3, only(8))).unwrap().swap_remove(0);
+    assert_eq!((text.tokens, text.reason), (vec![8; 3], FinishReason::Length));
+    assert_eq!(engine.stats().used_blocks, 0);
+}
+
+#[test]
+fn a_name_is_free_once_its_texts_have_ended() {
+    let engine = engine(options());
+    for round in 1..=20 {
+        let id = Some("mine".to_owned());
+        let again = GenerationRequest { id, ..request(prompt(1, 5), 2, params(1, 1.0)) };
+        engine.generate(again).unwrap();
+        let stats = engine.stats();
+        assert_eq!((stats.finished, stats.used_blocks, stats.running), (round, 0, 0));
+    }
 }
 
 #[test]
