@@ -14,15 +14,13 @@ use mlx_rs::{Array, error::Exception, ops::concatenate};
 
 use super::{Decoder, engine, options, params, prompt, request};
 
-/// A decoder whose step number `at` goes wrong.
-struct Failing {
+/// A decoder that says what becomes of its logits.
+struct Changed<F> {
     decoder: Decoder,
-    steps: usize,
-    at: usize,
-    panics: bool,
+    said: F,
 }
 
-impl CausalModel for Failing {
+impl<F: FnMut(Array) -> Result<Array, Exception>> CausalModel for Changed<F> {
     fn vocabulary(&self) -> i32 {
         self.decoder.vocabulary()
     }
@@ -36,26 +34,34 @@ impl CausalModel for Failing {
         tokens: &Array,
         caches: &mut [&mut dyn KvCache],
     ) -> Result<Array, Exception> {
-        let hidden = self.decoder.hidden(tokens, caches)?;
-        self.steps += 1;
-        match self.steps == self.at {
-            true if self.panics => panic!("step {} burns", self.at),
-            true => Err(Exception::custom(format!("step {} fails", self.at))),
-            false => Ok(hidden),
-        }
+        self.decoder.hidden(tokens, caches)
     }
 
     fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
-        self.decoder.logits(hidden)
+        (self.said)(self.decoder.logits(hidden)?)
     }
+}
+
+fn changed(
+    said: impl FnMut(Array) -> Result<Array, Exception> + Send + 'static,
+    options: GenerationEngineOptions,
+) -> GenerationEngine {
+    GenerationEngine::new(Changed { decoder: Decoder::new(), said }, options).unwrap()
 }
 
 #[test]
 fn a_failing_step_fails_its_own_requests_and_the_others_finish() {
     for (panics, reason) in [(false, "step 7 fails"), (true, "the model panicked: step 7 burns")] {
-        let model = Failing { decoder: Decoder::new(), steps: 0, at: 7, panics };
-        let two = GenerationEngineOptions { max_batch_size: 2, ..options() };
-        let engine = GenerationEngine::new(model, two).unwrap();
+        let mut steps = 0;
+        let said = move |logits| {
+            steps += 1;
+            match steps == 7 {
+                true if panics => panic!("step 7 burns"),
+                true => Err(Exception::custom("step 7 fails")),
+                false => Ok(logits),
+            }
+        };
+        let engine = changed(said, GenerationEngineOptions { max_batch_size: 2, ..options() });
         let requests: Vec<_> =
             (0..5).map(|seed| request(prompt(seed, 20), 10, params(seed, 1.0))).collect();
         let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
@@ -88,34 +94,6 @@ fn settled(engine: &GenerationEngine, wanted: impl Fn(&EngineStats) -> bool) -> 
     panic!("still {:?}", engine.stats());
 }
 
-/// A decoder that says something else instead of its logits.
-struct Odd {
-    decoder: Decoder,
-    said: fn(Array) -> Result<Array, Exception>,
-}
-
-impl CausalModel for Odd {
-    fn vocabulary(&self) -> i32 {
-        self.decoder.vocabulary()
-    }
-
-    fn layers(&self) -> Vec<LayerKv> {
-        self.decoder.layers()
-    }
-
-    fn hidden(
-        &mut self,
-        tokens: &Array,
-        caches: &mut [&mut dyn KvCache],
-    ) -> Result<Array, Exception> {
-        self.decoder.hidden(tokens, caches)
-    }
-
-    fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
-        (self.said)(self.decoder.logits(hidden)?)
-    }
-}
-
 #[test]
 fn logits_that_are_none_fail_the_request() {
     let nan = |logits: Array| logits.multiply(Array::from_f32(f32::NAN));
@@ -125,8 +103,7 @@ fn logits_that_are_none_fail_the_request() {
         (wide, "[CausalModel] logits must have shape [1, 1, 61] but got [1, 1, 122]"),
     ];
     for (said, reason) in cases {
-        let engine = GenerationEngine::new(Odd { decoder: Decoder::new(), said }, options());
-        let engine = engine.unwrap();
+        let engine = changed(said, options());
         let prompt = prompt(1, 40);
         for _ in 0..2 {
             let text = engine.generate(request(prompt.clone(), 3, params(1, 1.0))).unwrap();
