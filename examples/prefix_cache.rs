@@ -45,10 +45,9 @@ fn main() -> Result<()> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let tokenizer = Arc::new(Tokenizer::new(checkpoint.metadata())?);
     for share_prefixes in [false, true] {
-        let words = tokenizer.clone();
         let options = GenerationEngineOptions {
             share_prefixes,
-            detokenizer: Some(Arc::new(move |token| words.bytes(token).to_vec())),
+            detokenizer: Some(tokenizer.clone()),
             ..Default::default()
         };
         let engine = GenerationEngine::new(Llama::load(&checkpoint)?, options)?;

@@ -121,7 +121,7 @@ fn engine(args: &Args, model: Llama, tokenizer: Arc<Tokenizer>) -> Result<Genera
     let options = GenerationEngineOptions {
         max_batch_size: args.batch,
         cache_bytes: args.cache << 20,
-        detokenizer: Some(Arc::new(move |token| tokenizer.bytes(token).to_vec())),
+        detokenizer: Some(tokenizer),
         ..Default::default()
     };
     Ok(GenerationEngine::new(model, options)?)

@@ -74,7 +74,7 @@ fn run(args: &Args) -> Result<()> {
     let model = Llama::load(&checkpoint)?;
     let options = GenerationEngineOptions {
         cache_bytes: GenerationEngineOptions::cache_bytes_for(&model, prompt.len() + max_tokens),
-        detokenizer: Some(Arc::new(move |token| tokenizer.bytes(token).to_vec())),
+        detokenizer: Some(Arc::new(tokenizer)),
         ..Default::default()
     };
     let engine = GenerationEngine::new(model, options)?;

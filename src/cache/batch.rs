@@ -171,14 +171,8 @@ impl BatchKvCache {
         let len = self.len.checked_add(tokens.count());
         let found = i64::from(self.len) + i64::from(tokens.count());
         let len = CHECK.known(len, "keys", "end before column 2147483647", found)?;
-        let slots = len.saturating_add(STEP - 1) / STEP * STEP;
-        let mut store = match &self.store {
-            None => Store::like(tokens, self.forms, slots.max(len))?,
-            Some(store) if len > store.slots() => store.grown(slots.max(len) - store.slots())?,
-            Some(store) => store.clone(),
-        };
-        store.write(self.len, tokens)?;
-        Ok((store, len))
+        let slots = (len.saturating_add(STEP - 1) / STEP * STEP).max(len);
+        Ok((Store::appended(self.store.as_ref(), self.len, tokens, self.forms, slots)?, len))
     }
 
     /// `[B, 1, 1, S_kv]`: true beyond the padding; `None` if there is none.

@@ -5,7 +5,7 @@ use mlx_rs::{
     ops::{dequantize, indexing::TryIndexOp, maximum, quantize},
 };
 
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, uploads};
 
 /// How keys, or values, are stored.
 ///
@@ -103,7 +103,7 @@ impl KvForm {
                 Ok(numbers.as_dtype(dtype)?)
             }
             [numbers, ..] => Ok(numbers.clone()),
-            [] => Ok(Array::from_f32(f32::NAN)),
+            [] => Ok(uploads::float(f32::NAN)),
         }
     }
 
@@ -127,6 +127,6 @@ fn to_fp8(numbers: &Array) -> Result<Vec<Array>> {
         _ => numbers.abs()?.max_axis(-1, true)?,
     };
     // A head of zeros has no range.
-    let scale = maximum(largest.divide(Array::from_f32(LARGEST_FP8))?, Array::from_f32(1e-30))?;
+    let scale = maximum(largest.divide(uploads::float(LARGEST_FP8))?, uploads::float(1e-30))?;
     Ok(vec![numbers.divide(&scale)?.to_fp8()?, scale])
 }

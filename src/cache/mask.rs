@@ -9,7 +9,7 @@ pub(super) fn both(own: Option<Array>, asked: Option<Array>) -> Result<Option<Ar
     Ok(match (own, asked) {
         (Some(own), Some(asked)) if asked.dtype() == Dtype::Bool => Some(own.logical_and(asked)?),
         (Some(own), Some(asked)) => {
-            let hidden = Array::from_f32(f32::NEG_INFINITY).as_dtype(asked.dtype())?;
+            let hidden = uploads::float(f32::NEG_INFINITY).as_dtype(asked.dtype())?;
             Some(select(own, asked, hidden)?)
         }
         (own, asked) => own.or(asked),

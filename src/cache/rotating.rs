@@ -181,11 +181,11 @@ impl RotatingKvCache {
     fn visible(&self, seen: &Seen, count: i32, left: Option<i32>) -> Result<Array> {
         let keys = uploads::integers(seen.positions.clone());
         let queries = uploads::integers((self.len..self.len + count).collect()).expand_dims(-1)?;
-        let first = queries.subtract(Array::from_int(self.options.window - 1))?;
-        let sink = keys.lt(Array::from_int(self.options.sinks))?;
+        let first = queries.subtract(uploads::int(self.options.window - 1))?;
+        let sink = keys.lt(uploads::int(self.options.sinks))?;
         let visible = keys.ge(first)?.logical_or(sink)?;
         let Some(left) = left else { return Ok(visible) };
-        Ok(visible.logical_and(keys.ge(queries.subtract(Array::from_int(left))?)?)?)
+        Ok(visible.logical_and(keys.ge(queries.subtract(uploads::int(left))?)?)?)
     }
 
     /// Whether some new token may not see some of these keys because of the window.

@@ -150,13 +150,8 @@ impl SimpleKvCache {
         let held = self.store.as_ref();
         let tokens = Tokens::new(CHECK, [keys, values], layout, self.forms(), held)?;
         let len = self.longer(tokens.count())?;
-        let mut store = match held {
-            None => Store::like(&tokens, self.forms(), self.rounded(len))?,
-            Some(store) if len > store.slots() => store.grown(self.rounded(len) - store.slots())?,
-            Some(store) => store.clone(),
-        };
-        store.write(self.len, &tokens)?;
-        Ok((store, len))
+        let slots = self.rounded(len);
+        Ok((Store::appended(held, self.len, &tokens, self.forms(), slots)?, len))
     }
 
     fn rounded(&self, len: i32) -> i32 {

@@ -148,6 +148,25 @@ impl Store {
         })
     }
 
+    /// `held` with tokens written from slot `first` on; with `slots` of them, where there was no such slot yet.
+    pub(super) fn appended(
+        held: Option<&Self>,
+        first: i32,
+        tokens: &Tokens,
+        forms: Forms,
+        slots: i32,
+    ) -> Result<Self> {
+        let mut store = match held {
+            None => Self::like(tokens, forms, slots)?,
+            Some(store) if first + tokens.count() > store.slots() => {
+                store.grown(slots - store.slots())?
+            }
+            Some(store) => store.clone(),
+        };
+        store.write(first, tokens)?;
+        Ok(store)
+    }
+
     /// Writes tokens from slot `first` on.
     pub(super) fn write(&mut self, first: i32, tokens: &Tokens) -> Result<()> {
         let end = first + tokens.count();

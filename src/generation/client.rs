@@ -26,6 +26,7 @@ pub(super) struct Client {
     texts: BTreeMap<u32, Text>,
 }
 
+#[derive(Clone)]
 struct Text {
     tokens: usize,
     characters: TextStream,
@@ -44,8 +45,7 @@ impl Client {
             characters: TextStream::default(),
             stops: StopFinder::new(request.stop_strings.clone(), request.include_stop_string),
         };
-        let rest = (1..request.texts()).map(|choice| (choice, text.fresh()));
-        let texts = rest.chain([(0, text.fresh())]).collect();
+        let texts = (0..request.texts()).map(|choice| (choice, text.clone())).collect();
         Self { id, request, events, told: Vec::new(), cancelled, texts }
     }
 
@@ -113,12 +113,5 @@ impl Client {
                 self.cancelled.store(true, Ordering::Relaxed);
             }
         }
-    }
-}
-
-impl Text {
-    fn fresh(&self) -> Self {
-        let (characters, stops) = (self.characters.clone(), self.stops.clone());
-        Self { tokens: 0, characters, stops }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{self, Sender},
     },
@@ -14,17 +14,15 @@ use super::{
     model::{CausalModel, token_bytes},
     options::GenerationEngineOptions,
     request::{Completion, GenerationRequest},
-    stats::{EngineStats, Shared},
+    stats::{EngineStats, Shared, lock},
     stream::GenerationStream,
     worker::{Command, Worker},
 };
 use mlx_rs::error::Exception;
 
-use crate::{cache::PagedPoolOptions, check::Check, error::Result};
+use crate::{cache::PagedPoolOptions, check::Check, error::Result, sampling::MAX_VOCABULARY};
 
 const CHECK: Check = Check::op("GenerationEngine");
-/// The most that samplers take.
-const MAX_VOCABULARY: i32 = 1 << 20;
 
 /// Writes many texts at once with one model, on a thread of its own.
 ///
@@ -163,7 +161,7 @@ impl GenerationEngine {
             GenerationStream::new(id.clone(), request.texts(), received, cancelled.clone());
         let client = Client::new(id, request, events, cancelled);
         if !self.tell(Command::Submit(Box::new(client))) {
-            self.shared.lock().unwrap_or_else(PoisonError::into_inner).ids.remove(stream.id());
+            lock(&self.shared).ids.remove(stream.id());
             CHECK.value(false, "engine", "be running", "one that has stopped")?;
         }
         Ok(stream)
@@ -179,7 +177,7 @@ impl GenerationEngine {
 
     /// What the engine has done so far.
     pub fn stats(&self) -> EngineStats {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).stats
+        lock(&self.shared).stats
     }
 
     /// Ends all requests and waits for the thread.
@@ -207,7 +205,7 @@ impl GenerationEngine {
 
     /// Takes a name that no request has.
     fn named(&self, asked: Option<String>) -> Result<String> {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.shared);
         let Some(id) = asked else {
             loop {
                 let id = format!("request-{}", self.named.fetch_add(1, Ordering::Relaxed));

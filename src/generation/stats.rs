@@ -1,6 +1,10 @@
 //! What an engine has done so far.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 /// What an engine has done, and how it stands after its last step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -38,4 +42,9 @@ pub(super) struct Shared {
     pub(super) stats: EngineStats,
     /// The names of requests that have not ended.
     pub(super) ids: HashSet<String>,
+}
+
+/// Figures and names are whole between any two statements, so what a panic left behind is good.
+pub(super) fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

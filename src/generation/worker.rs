@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         mpsc::{Receiver, TryRecvError},
     },
     time::Instant,
@@ -18,7 +18,7 @@ use super::{
     request::FinishReason,
     runner::{Drawn, Draws, Runner},
     scheduler::{Batch, Branch, Key, Limits, Scheduler},
-    stats::Shared,
+    stats::{Shared, lock},
     text::Detokenizer,
 };
 use crate::{
@@ -82,12 +82,12 @@ impl<M: CausalModel> Worker<M> {
             match self.scheduler.schedule() {
                 Ok(Some(batch)) => self.step(&batch, started),
                 Ok(None) => {}
-                Err(error) => self.fail(&self.all(), &said(&error)),
+                Err(error) => self.fail(self.requests(), &said(&error)),
             }
             self.publish();
             self.flush();
         }
-        for request in self.clients.keys().copied().collect::<Vec<_>>() {
+        for request in self.requests() {
             self.end(request, &FinishReason::Cancelled);
         }
         self.publish();
@@ -159,12 +159,12 @@ impl<M: CausalModel> Worker<M> {
         let read = Instant::now();
         match drawn {
             Ok(Ok(drawn)) => self.advance(batch, drawn),
-            Ok(Err(error)) => self.fail(&batch.keys, &said(&error)),
+            Ok(Err(error)) => self.fail(batch.requests(), &said(&error)),
             Err(panic) => {
-                self.fail(&batch.keys, &format!("the model panicked: {}", message(&*panic)))
+                self.fail(batch.requests(), &format!("the model panicked: {}", message(&*panic)))
             }
         }
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.shared);
         shared.stats.steps += 1;
         shared.stats.time += started.elapsed();
         shared.stats.scheduling_time += scheduled + read.elapsed();
@@ -194,7 +194,7 @@ impl<M: CausalModel> Worker<M> {
                 }
             }
         }
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.shared);
         shared.stats.generated_tokens += generated;
     }
 
@@ -222,7 +222,7 @@ impl<M: CausalModel> Worker<M> {
 
     fn forget(&mut self, request: u64) {
         if let Some(client) = self.clients.remove(&request) {
-            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shared = lock(&self.shared);
             shared.ids.remove(&client.id);
             shared.stats.finished += 1;
             drop(shared);
@@ -235,26 +235,28 @@ impl<M: CausalModel> Worker<M> {
         self.leaving.drain(..).for_each(|mut client| client.flush());
     }
 
-    /// Ends the requests of a step that failed. What its caches hold is lost, and everybody else is read again.
-    fn fail(&mut self, keys: &[Key], reason: &str) {
+    /// Ends these requests. What the caches hold is lost, and everybody else is read again.
+    fn fail(&mut self, requests: Vec<u64>, reason: &str) {
         tracing::warn!(target: TARGET, reason, "a step failed");
-        for key in keys {
-            self.end(key.request, &FinishReason::Failed(reason.to_owned()));
-        }
+        self.end_all(requests, reason);
         let anew = self.scheduler.reset().and_then(|()| self.runner.reset(&self.kvs));
         if let Err(error) = anew {
-            for key in self.all() {
-                self.end(key.request, &FinishReason::Failed(said(&error)));
-            }
+            self.end_all(self.requests(), &said(&error));
         }
     }
 
-    fn all(&self) -> Vec<Key> {
-        self.clients.keys().map(|&request| Key { request, choice: 0 }).collect()
+    fn end_all(&mut self, requests: Vec<u64>, reason: &str) {
+        for request in requests {
+            self.end(request, &FinishReason::Failed(reason.to_owned()));
+        }
+    }
+
+    fn requests(&self) -> Vec<u64> {
+        self.clients.keys().copied().collect()
     }
 
     fn publish(&self) {
-        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shared = lock(&self.shared);
         let (pool, counts) = (self.scheduler.pool(), self.scheduler.counts);
         let stats = &mut shared.stats;
         stats.waiting = self.scheduler.waiting();

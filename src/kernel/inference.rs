@@ -7,7 +7,7 @@ thread_local! {
 }
 
 /// Runs `f`, in which operations leave out what MLX would need to transform their kernels: gradients, derivatives in
-/// forward mode and vectorization. To build a call's graph and to hand it over takes about a third less time then.
+/// forward mode and vectorization. A call's graph has fewer nodes then, to build and to hand over.
 ///
 /// What `f` returns must not depend on an array that is being differentiated or vectorized; MLX says that it cannot
 /// transform a custom kernel otherwise. On a CPU, where there are no kernels, nothing changes.

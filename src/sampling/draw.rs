@@ -12,6 +12,7 @@ use super::filter::{
 use crate::{
     check::{Check, axes},
     error::Result,
+    uploads,
 };
 
 const OP: &str = "sample";
@@ -99,7 +100,7 @@ pub fn sample(
 fn filtered(scores: &Array, options: &SamplingOptions) -> Result<Array> {
     // Subtracting the largest first keeps a tiny temperature from overflowing.
     let centred = scores.subtract(shift(&scores.max_axis(-1, true)?)?)?;
-    let tempered = centred.divide(Array::from_f32(options.temperature))?;
+    let tempered = centred.divide(uploads::float(options.temperature))?;
     min_p(top_p(top_k(tempered, options.top_k)?, options.top_p)?, options.min_p, 1)
 }
 
@@ -115,7 +116,7 @@ fn row_keys(key: &Array, leading: &[i32], rows: i32) -> Result<Vec<Array>> {
     let axes: Vec<_> = leading.iter().map(|&size| size.into()).chain([2.into()]).collect();
     check.shape("key", key, &axes)?;
     let keys = key.reshape(&[rows, 2])?;
-    (0..rows).map(|row| Ok(keys.take_axis(Array::from_int(row), 0)?)).collect()
+    (0..rows).map(|row| Ok(keys.take_axis(uploads::int(row), 0)?)).collect()
 }
 
 /// Gumbel noise, `[rows, V]`, drawn row by row: one draw for all would depend on their number.
@@ -124,5 +125,5 @@ fn noise(keys: &[Array], vocabulary: i32) -> Result<Array> {
         keys.iter().map(|key| gumbel::<f32>(&[vocabulary], key)).collect::<Result<_, _>>()?;
     // MLX's uniform may be 0, and its noise then −∞, which must not tie with what was filtered
     // out; the next smallest gives −3.1.
-    Ok(maximum(stack(&rows, 0)?, Array::from_f32(-4.0))?)
+    Ok(maximum(stack(&rows, 0)?, uploads::float(-4.0))?)
 }

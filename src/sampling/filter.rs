@@ -5,7 +5,7 @@ use mlx_rs::{
     ops::{cumsum, indexing::take_along_axis, maximum, minimum, partition_axis, select, sort_axis},
 };
 
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, uploads};
 
 /// Keeps the `k` largest logits of each row and makes the rest −∞; `k = 0` keeps all.
 ///
@@ -78,11 +78,11 @@ pub fn top_p(logits: impl AsRef<Array>, p: f32) -> Result<Array> {
     // Each weight and all that are smaller, summed from the smallest, so that a long tail is not
     // rounded away. A token is kept while its tail weighs more than what may be dropped.
     let tails = cumsum(weights, -1, None, None)?;
-    let spare = Array::from_f32((1.0 - f64::from(p)) as f32);
+    let spare = uploads::float((1.0 - f64::from(p)) as f32);
     let dropped = tails.take_axis(&last, -1)?.multiply(spare)?;
     let seats = tails.gt(dropped)?.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?;
-    let seats = maximum(seats, Array::from_int(1))?;
-    let least = take_along_axis(&sorted, Array::from_int(vocabulary).subtract(&seats)?, -1)?;
+    let seats = maximum(seats, uploads::int(1))?;
+    let least = take_along_axis(&sorted, uploads::int(vocabulary).subtract(&seats)?, -1)?;
     keep(logits, &scores, at_least(&scores, &least, &seats)?)
 }
 
@@ -119,7 +119,7 @@ pub fn min_p(logits: impl AsRef<Array>, p: f32, min_keep: i32) -> Result<Array> 
         return Ok(logits.clone());
     }
     let scores = scores(logits)?;
-    let floor = scores.max_axis(-1, true)?.add(Array::from_f32(p.ln()))?;
+    let floor = scores.max_axis(-1, true)?.add(uploads::float(p.ln()))?;
     let likely = scores.ge(floor)?;
     let kept = match min_keep.min(vocabulary) {
         1 => likely,
@@ -150,16 +150,16 @@ pub(super) fn checked_vocabulary(check: Check, logits: &Array) -> Result<i32> {
 /// subtract.
 pub(super) fn scores(logits: &Array) -> Result<Array> {
     let logits = logits.as_dtype(Dtype::Float32)?;
-    let none = Array::from_f32(f32::NEG_INFINITY);
+    let none = uploads::float(f32::NEG_INFINITY);
     // A comparison with NaN is false.
     let real = select(logits.ge(&none)?, &logits, none)?;
-    Ok(minimum(real, Array::from_f32(f32::MAX))?)
+    Ok(minimum(real, uploads::float(f32::MAX))?)
 }
 
 /// What to subtract from a row of scores whose largest is `max`, so that its largest becomes 0: for
 /// a row of −∞, a number, for −∞ would make it NaN.
 pub(super) fn shift(max: &Array) -> Result<Array> {
-    Ok(maximum(max, Array::from_f32(f32::MIN))?)
+    Ok(maximum(max, uploads::float(f32::MIN))?)
 }
 
 /// Marks the `k` largest scores of each row, `0 < k <= V`.
@@ -167,7 +167,7 @@ fn best(scores: &Array, k: i32) -> Result<Array> {
     let from_end = scores.dim(-1) - k;
     let partitioned = partition_axis(scores, from_end, -1)?;
     let least = partitioned.take_axis(Array::from_slice(&[from_end], &[1]), -1)?;
-    at_least(scores, &least, &Array::from_int(k))
+    at_least(scores, &least, &uploads::int(k))
 }
 
 /// Marks `seats` scores of each row: those above `least`, and the first of those equal to it.
@@ -183,7 +183,7 @@ pub(super) fn at_least(scores: &Array, least: &Array, seats: &Array) -> Result<A
 
 /// The marked logits, and −∞ for the rest.
 fn keep(logits: &Array, scores: &Array, kept: Array) -> Result<Array> {
-    let none = Array::from_f32(f32::NEG_INFINITY);
+    let none = uploads::float(f32::NEG_INFINITY);
     let kept = kept.logical_and(scores.gt(&none)?)?;
     Ok(select(kept, logits, none.as_dtype(logits.dtype())?)?)
 }

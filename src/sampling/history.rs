@@ -12,7 +12,7 @@ use super::{
     steps::DryRows,
     weights::MAX_VOCABULARY,
 };
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, uploads};
 
 const OP: &str = "TokenHistory";
 
@@ -128,14 +128,14 @@ impl Counts {
     }
 
     pub(super) fn row(&self, row: i32) -> Result<Self> {
-        let of = |array: &Array| array.take_axis(Array::from_int(row), 0);
+        let of = |array: &Array| array.take_axis(uploads::int(row), 0);
         Ok(Self { prompt: of(&self.prompt)?, output: of(&self.output)? })
     }
 
     /// One more of each row's token, `[N]`.
     pub(super) fn push(&self, tokens: &Array) -> Result<Self> {
         let shape = self.output.shape();
-        let one = Array::full::<f32>(&[shape[0], 1], Array::from_f32(1.0))?;
+        let one = Array::full::<f32>(&[shape[0], 1], uploads::float(1.0))?;
         let flat = self.output.reshape(&[-1])?;
         let output = scatter_add_single(flat, places(tokens, shape[1])?, one, 0)?;
         Ok(Self { prompt: self.prompt.clone(), output: output.reshape(shape)? })
@@ -173,7 +173,7 @@ impl Recent {
     }
 
     pub(super) fn row(&self, row: i32) -> Result<Self> {
-        let of = |array: &Array| array.take_axis(Array::from_int(row), 0);
+        let of = |array: &Array| array.take_axis(uploads::int(row), 0);
         Ok(Self { tokens: of(&self.tokens)?, lengths: of(&self.lengths)? })
     }
 
@@ -186,11 +186,11 @@ impl Recent {
         // A text that ended at one place before goes on by this token, if it stands here; and the
         // place before in the new count is this one in the old.
         let place = Array::arange::<_, i32>(1, window + 1, None)?;
-        let longer = minimum(self.lengths.add(Array::from_int(1))?, &place)?;
-        let last = place.eq(Array::from_int(window))?;
+        let longer = minimum(self.lengths.add(uploads::int(1))?, &place)?;
+        let last = place.eq(uploads::int(window))?;
         let goes_on = tokens.eq(&token)?.logical_and(rows.breaks(&token)?.logical_not()?)?;
         let goes_on = goes_on.logical_and(last.logical_not()?)?;
-        Ok(Self { tokens, lengths: select(goes_on, longer, Array::from_int(0))? })
+        Ok(Self { tokens, lengths: select(goes_on, longer, uploads::int(0))? })
     }
 }
 

@@ -6,7 +6,7 @@ use mlx_rs::{
 };
 
 use super::filter::checked_vocabulary;
-use crate::{check::Check, error::Result, ids::within};
+use crate::{check::Check, error::Result, ids::within, uploads};
 
 /// The natural logarithm of each token's probability: `log softmax(logits)`, in f32.
 ///
@@ -64,10 +64,10 @@ pub fn token_log_probabilities(
     let logits = logits.as_dtype(Dtype::Float32)?;
     let (known, safe) = within(&tokens.expand_dims(-1)?, vocabulary)?;
     let chosen = take_along_axis(&logits, safe, -1)?.subtract(log_total(&logits)?)?;
-    Ok(select(known, chosen, Array::from_f32(f32::NAN))?.squeeze_axes(&[-1])?)
+    Ok(select(known, chosen, uploads::float(f32::NAN))?.squeeze_axes(&[-1])?)
 }
 
 /// The logarithm of each row's sum, `[..., 1]`; a number for a row of −∞, so that −∞ less it is −∞.
 fn log_total(logits: &Array) -> Result<Array> {
-    Ok(maximum(logits.logsumexp_axis(-1, true)?, Array::from_f32(f32::MIN))?)
+    Ok(maximum(logits.logsumexp_axis(-1, true)?, uploads::float(f32::MIN))?)
 }

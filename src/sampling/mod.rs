@@ -32,3 +32,4 @@ pub use log_probability::{log_probabilities, token_log_probabilities};
 pub use params::{Dry, Mirostat, SamplingParams, Step, Xtc};
 pub(crate) use rows::KERNELS as SAMPLE_ROWS_KERNELS;
 pub use sampler::Sampler;
+pub(crate) use weights::MAX_VOCABULARY;

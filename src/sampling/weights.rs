@@ -3,14 +3,14 @@
 use mlx_rs::{Array, Dtype, ops::maximum};
 
 use super::filter::shift;
-use crate::{error::Result, uploads::numbers};
+use crate::{error::Result, uploads};
 
 /// The weight of the most likely token is 2 to this. So the weights of [`MAX_VOCABULARY`] tokens
 /// add up to less than 2^63, and a token is forgotten only below 2^-42 of the most likely one.
 pub(super) const WEIGHT_BITS: i32 = 42;
 
 /// The most tokens of which the weights can be added up.
-pub(super) const MAX_VOCABULARY: i32 = 1 << 20;
+pub(crate) const MAX_VOCABULARY: i32 = 1 << 20;
 
 /// The weights of scores, `[..., V]` in f32, as i64; what may not be drawn weighs nothing.
 pub(super) fn weights(scores: &Array) -> Result<Array> {
@@ -19,22 +19,22 @@ pub(super) fn weights(scores: &Array) -> Result<Array> {
 
 /// The same of scores of which the largest is 0, or all are −∞.
 pub(super) fn weights_of_centred(centred: &Array) -> Result<Array> {
-    let unit = Array::from_f32((1_i64 << WEIGHT_BITS) as f32);
+    let unit = uploads::float((1_i64 << WEIGHT_BITS) as f32);
     Ok(centred.exp()?.multiply(unit)?.as_dtype(Dtype::Int64)?)
 }
 
 /// The natural logarithm of a sum of weights, in f32; a number for nothing, so that −∞ less it is
 /// −∞.
 pub(super) fn log_of(total: &Array) -> Result<Array> {
-    let unit = Array::from_f32((1_i64 << WEIGHT_BITS) as f32);
+    let unit = uploads::float((1_i64 << WEIGHT_BITS) as f32);
     let total = total.as_dtype(Dtype::Float32)?.divide(unit)?;
-    Ok(maximum(total.log()?, Array::from_f32(f32::MIN))?)
+    Ok(maximum(total.log()?, uploads::float(f32::MIN))?)
 }
 
 /// `fraction / 2^64` of `total`, rounded down, as i64; less than `total`. A unit or two may be
 /// missing, because what the lower halves give together is left out.
 pub(super) fn share(fraction: &Array, total: &Array) -> Result<Array> {
-    let half = numbers(vec![1 << 32]);
+    let half = uploads::numbers(vec![1 << 32]);
     let total = total.as_dtype(Dtype::Uint64)?;
     let high = fraction.floor_divide(&half)?;
     let low = fraction.subtract(high.multiply(&half)?)?;

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail, ensure};
+use mlx_primitives::generation::Detokenizer;
 use tokenizers::{
     AddedToken, Error, PreTokenizerWrapper,
     models::bpe::{BPE, Vocab},
@@ -193,6 +194,12 @@ fn alphabet() -> HashMap<char, u8> {
 
 fn anyhow_error(error: Error) -> anyhow::Error {
     anyhow::Error::from_boxed(error)
+}
+
+impl Detokenizer for Tokenizer {
+    fn bytes(&self, token: u32) -> Vec<u8> {
+        Self::bytes(self, token).to_vec()
+    }
 }
 
 #[cfg(test)]

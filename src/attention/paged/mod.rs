@@ -110,7 +110,7 @@ pub struct BlockScales<'a> {
 ///
 /// # Backends
 /// `Kernel` reads each block where it lies, once for every 8 or 16 query heads that share it, and needs next to no memory;
-/// its gradient is that of the reference. `Reference`, which `Auto` takes until the kernel has been measured, gathers the blocks of each query into an
+/// its gradient is that of the reference. `Reference` gathers the blocks of each query into an
 /// array of `T · W · BLOCK` keys. MLX has no op for it.
 ///
 /// Kwon et al., [Efficient Memory Management for Large Language Model Serving with

@@ -135,6 +135,6 @@ fn attend_in(
 fn side_by_side(blocks: &Array, call: &Call) -> Result<Array> {
     let [.., heads, _] = Layout::Bshd.dims(blocks);
     let head = uploads::integers((0..heads).collect()).expand_dims(-1)?;
-    let rows = call.slots.multiply(Array::from_int(heads))?.add(head)?;
+    let rows = call.slots.multiply(uploads::int(heads))?.add(head)?;
     Ok(blocks.flatten(0, 2)?.take_axis(rows, 0)?)
 }

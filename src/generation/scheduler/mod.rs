@@ -50,8 +50,17 @@ pub(crate) struct Batch {
     pub(crate) tokens: Vec<u32>,
     /// The texts that go on after this step, each with the row of its last token.
     pub(crate) drawn: Vec<(Key, i32)>,
-    /// Every text that is in this step.
+    /// Every text that is in this step, in order.
     pub(crate) keys: Vec<Key>,
+}
+
+impl Batch {
+    /// The requests whose texts are in this step.
+    pub(crate) fn requests(&self) -> Vec<u64> {
+        let mut requests = self.keys.iter().map(|key| key.request).collect::<Vec<_>>();
+        requests.dedup();
+        requests
+    }
 }
 
 /// Puts steps together: whoever writes gets a token in each, and what the budget leaves goes to prompts, a chunk at a time.
@@ -236,9 +245,7 @@ impl Scheduler {
         while plan.tokens.len() < self.limits.tokens {
             let Some(place) = self.next_waiting() else { return Ok(()) };
             let taken: usize = self.running.iter().map(Branch::width).sum();
-            if taken + self.waiting[place].width()
-                > self.limits.sequences.max(self.waiting[place].width())
-            {
+            if taken + self.waiting[place].width() > self.limits.sequences {
                 return Ok(());
             }
             let branch = &self.waiting[place];

@@ -9,7 +9,7 @@ use mlx_rs::{
     },
 };
 
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// Which distribution reported log-probabilities are those of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -34,7 +34,7 @@ pub struct TopLogProbabilities {
 /// The `count` largest of each row of log-probabilities, `[N, V]`, in as many passes: there are few.
 pub(super) fn top(log_probabilities: &Array, count: i32) -> Result<TopLogProbabilities> {
     let places = Array::arange::<_, u32>(0, log_probabilities.dim(-1), None)?;
-    let taken = Array::from_f32(f32::NEG_INFINITY);
+    let taken = uploads::float(f32::NEG_INFINITY);
     let mut left = log_probabilities.nan_to_num(f32::MIN, f32::INFINITY, f32::MIN)?;
     let mut tokens = Vec::new();
     for _ in 0..count {

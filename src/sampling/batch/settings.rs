@@ -12,6 +12,7 @@ use crate::{
         steps::{Bias, DryRows, Penalties},
         weights::fraction,
     },
+    uploads,
 };
 
 /// `[N, 1]` each where nothing else is said; of a row without the step, such that it does nothing.
@@ -157,5 +158,5 @@ fn marked(rows: impl Iterator<Item = Vec<u32>>, vocabulary: i32) -> Result<Array
         let params = SamplingParams { logit_bias: named, ..Default::default() };
         bias.row(&params, 0, vocabulary);
     }
-    Ok(bias.array(vocabulary)?.gt(Array::from_f32(0.0))?.as_dtype(Dtype::Bool)?)
+    Ok(bias.array(vocabulary)?.gt(uploads::float(0.0))?.as_dtype(Dtype::Bool)?)
 }

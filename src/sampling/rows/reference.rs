@@ -19,6 +19,7 @@ use crate::{
         steps::temper,
         weights::{log_of, share, weights_of_centred},
     },
+    uploads,
 };
 
 pub(super) fn sample(problem: &Problem) -> Result<Drawn> {
@@ -30,7 +31,7 @@ pub(super) fn sample(problem: &Problem) -> Result<Drawn> {
         (true, true) => {
             let (drawn, after_draw) = draw(&scores, problem)?;
             let (best, after_best) = best(&scores)?;
-            let greedy = problem.filters.rates.eq(Array::from_f32(0.0))?;
+            let greedy = problem.filters.rates.eq(uploads::float(0.0))?;
             (select(&greedy, best, drawn)?, select(greedy, after_best, after_draw)?)
         }
     };
@@ -44,9 +45,9 @@ pub(super) fn sample(problem: &Problem) -> Result<Drawn> {
 /// The best of each row. What is certain has a logarithm of 0, and what is nothing, of −∞.
 fn best(scores: &Array) -> Result<(Array, Array)> {
     let token = argmax_axis(scores, -1, true)?;
-    let none = Array::from_f32(f32::NEG_INFINITY);
+    let none = uploads::float(f32::NEG_INFINITY);
     let nothing = take_along_axis(scores, &token, -1)?.eq(&none)?;
-    let after = select(nothing, none, Array::from_f32(0.0))?;
+    let after = select(nothing, none, uploads::float(0.0))?;
     Ok((token.squeeze_axes(&[-1])?, after.squeeze_axes(&[-1])?))
 }
 
@@ -80,26 +81,26 @@ pub(in crate::sampling) fn filtered(scores: &Array, filters: &Filters) -> Result
         (Some(kept), None) | (None, Some(kept)) => kept,
         (None, None) => return Ok(scores),
     };
-    Ok(select(kept, scores, Array::from_f32(f32::NEG_INFINITY))?)
+    Ok(select(kept, scores, uploads::float(f32::NEG_INFINITY))?)
 }
 
 /// Marks what top-k and then top-p keep: of both, no more than the number of seats has to be known.
 fn seated(scores: &Array, filters: &Filters) -> Result<Array> {
     let sorted = sorted(scores, filters)?;
-    let count = Array::from_int(sorted.dim(-1));
+    let count = uploads::int(sorted.dim(-1));
     let top_k = filters.top_k.expand_dims(-1)?;
     let mut seats = minimum(&top_k, &count)?;
-    let mut whole = top_k.ge(Array::from_int(scores.dim(-1)))?;
+    let mut whole = top_k.ge(uploads::int(scores.dim(-1)))?;
     if filters.wants.top_p {
         let place = Array::arange::<_, i32>(0, sorted.dim(-1), None)?;
         let sits = place.ge(count.subtract(&seats)?)?;
-        let weights = select(sits, weights_of_centred(&sorted)?, Array::from_int(0))?;
+        let weights = select(sits, weights_of_centred(&sorted)?, uploads::int(0))?;
         // Each weight and all that are smaller.
         let tails = cumsum(weights, -1, None, None)?;
         let spare = filters.spares.expand_dims(-1)?;
         let kept = tails.gt(share(&spare, &last(&tails)?)?)?;
-        let kept = maximum(kept.sum_axis(-1, true)?, Array::from_int(1))?;
-        let off = spare.eq(Array::from_int(0).as_dtype(Dtype::Uint64)?)?;
+        let kept = maximum(kept.sum_axis(-1, true)?, uploads::int(1))?;
+        let off = spare.eq(uploads::int(0).as_dtype(Dtype::Uint64)?)?;
         seats = select(&off, seats, kept)?;
         whole = whole.logical_and(off)?;
     }

@@ -14,6 +14,7 @@ use mlx_rs::{
 use crate::{
     error::Result,
     sampling::{SamplingParams, history::Counts},
+    uploads,
 };
 
 /// The penalties of all rows, `[N, 1]` each.
@@ -30,7 +31,7 @@ pub(in crate::sampling) fn penalize(
     counts: &Counts,
     penalties: &Penalties,
 ) -> Result<Array> {
-    let zero = Array::from_f32(0.0);
+    let zero = uploads::float(0.0);
     let used = counts.output.gt(&zero)?;
     let seen = counts.prompt.logical_or(&used)?;
     let smaller = scores.divide(&penalties.repetition)?;

@@ -8,6 +8,7 @@ use mlx_rs::{
 use crate::{
     error::Result,
     sampling::{history::Recent, places::places},
+    uploads,
 };
 
 /// The numbers of all rows' DRY, `[N, 1]`, and their breakers, `[N, 1, B]`, filled up with -1.
@@ -43,11 +44,11 @@ pub(in crate::sampling) fn dry(scores: &Array, recent: &Recent, rows: &DryRows) 
     let beyond = lengths.subtract(&rows.allowed)?;
     let exponent = beyond.as_dtype(Dtype::Float32)?;
     let penalty = rows.base.power(exponent)?.multiply(&rows.multiplier)?;
-    let zero = Array::from_int(0);
+    let zero = uploads::int(0);
     let counts = beyond.ge(&zero)?.logical_and(next.ge(&zero)?)?;
     let counts = counts.logical_and(rows.breaks(&next)?.logical_not()?)?;
-    let penalty = minimum(penalty, Array::from_f32(MOST))?;
-    let penalty = select(&counts, penalty, Array::from_f32(0.0))?;
+    let penalty = minimum(penalty, uploads::float(MOST))?;
+    let penalty = select(&counts, penalty, uploads::float(0.0))?;
     let next = select(counts, next, zero)?;
     let none = zeros_dtype(&[scores.dim(0) * scores.dim(1)], Dtype::Float32)?;
     let updates = penalty.reshape(&[-1, 1])?;

@@ -12,13 +12,14 @@ use crate::{
         filter::{at_least, shift},
         weights::{share, weights},
     },
+    uploads,
 };
 
 /// Multiplies what scores are below the largest by `rate`, the reciprocal of a temperature; 0
 /// counts as 1.
 pub(in crate::sampling) fn temper(scores: &Array, rate: &Array) -> Result<Array> {
-    let none = rate.eq(Array::from_f32(0.0))?;
-    let rate = select(none, Array::from_f32(1.0), rate)?;
+    let none = rate.eq(uploads::float(0.0))?;
+    let rate = select(none, uploads::float(1.0), rate)?;
     // Subtracting the largest first keeps a tiny temperature from overflowing.
     let centred = scores.subtract(shift(&scores.max_axis(-1, true)?)?)?;
     Ok(centred.multiply(rate)?)
@@ -26,7 +27,7 @@ pub(in crate::sampling) fn temper(scores: &Array, rate: &Array) -> Result<Array>
 
 /// Keeps the `k` best of each row, i32; `k` of `V` or more keeps all.
 pub(in crate::sampling) fn top_k(scores: &Array, k: &Array) -> Result<Array> {
-    let size = Array::from_int(scores.dim(-1));
+    let size = uploads::int(scores.dim(-1));
     let seats = minimum(k, &size)?;
     let sorted = sort_axis(scores, -1)?;
     let least = take_along_axis(sorted, size.subtract(&seats)?, -1)?;
@@ -42,11 +43,11 @@ pub(in crate::sampling) fn top_p(scores: &Array, spare: &Array) -> Result<Array>
     let tails = cumsum(weights(&sorted)?, -1, None, None)?;
     let total = tails.take_axis(Array::from_slice(&[size - 1], &[1]), -1)?;
     let kept = tails.gt(share(spare, &total)?)?;
-    let seats = maximum(kept.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?, Array::from_int(1))?;
-    let least = take_along_axis(sorted, Array::from_int(size).subtract(&seats)?, -1)?;
+    let seats = maximum(kept.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?, uploads::int(1))?;
+    let least = take_along_axis(sorted, uploads::int(size).subtract(&seats)?, -1)?;
     let kept = at_least(scores, &least, &seats)?;
     // Off, it keeps the tokens too that weigh nothing.
-    let off = spare.eq(Array::from_int(0).as_dtype(Dtype::Uint64)?)?;
+    let off = spare.eq(uploads::int(0).as_dtype(Dtype::Uint64)?)?;
     only(scores, &kept.logical_or(off)?)
 }
 
@@ -58,10 +59,9 @@ pub(in crate::sampling) fn min_p(scores: &Array, reach: &Array) -> Result<Array>
 /// Keeps scores no more than `sigmas` standard deviations below the best. What may not be drawn
 /// has no part in the deviation.
 pub(in crate::sampling) fn top_n_sigma(scores: &Array, sigmas: &Array) -> Result<Array> {
-    let zero = Array::from_f32(0.0);
-    let finite = scores.gt(Array::from_f32(f32::NEG_INFINITY))?;
-    let count =
-        maximum(finite.as_dtype(Dtype::Float32)?.sum_axis(-1, true)?, Array::from_f32(1.0))?;
+    let zero = uploads::float(0.0);
+    let finite = scores.gt(uploads::float(f32::NEG_INFINITY))?;
+    let count = maximum(finite.as_dtype(Dtype::Float32)?.sum_axis(-1, true)?, uploads::float(1.0))?;
     let best = shift(&scores.max_axis(-1, true)?)?;
     // From the best, for the mean of large logits would round.
     let below = select(&finite, scores.subtract(&best)?, &zero)?;
@@ -70,7 +70,7 @@ pub(in crate::sampling) fn top_n_sigma(scores: &Array, sigmas: &Array) -> Result
     let deviation = off.square()?.sum_axis(-1, true)?.divide(count)?.sqrt()?;
     let reach = deviation.multiply(sigmas)?;
     // Infinitely many of no deviation are no number.
-    let everything = sigmas.eq(Array::from_f32(f32::INFINITY))?;
+    let everything = sigmas.eq(uploads::float(f32::INFINITY))?;
     let kept = scores.ge(best.subtract(reach)?)?.logical_or(everything)?;
     only(scores, &kept)
 }

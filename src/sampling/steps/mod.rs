@@ -15,9 +15,9 @@ pub(super) use surprise::{mirostat, surprise_of, typical_p, without_top_choices}
 
 use mlx_rs::{Array, ops::select};
 
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// The marked scores, and −∞ for the rest.
 fn only(scores: &Array, marked: &Array) -> Result<Array> {
-    Ok(select(marked, scores, Array::from_f32(f32::NEG_INFINITY))?)
+    Ok(select(marked, scores, uploads::float(f32::NEG_INFINITY))?)
 }

@@ -14,6 +14,7 @@ use crate::{
         filter::at_least,
         weights::{log_of, share, weights},
     },
+    uploads,
 };
 
 /// The weights of a row's tokens, and the surprise of each, in nats; ∞ for what may not be drawn.
@@ -32,8 +33,8 @@ pub(in crate::sampling) fn typical_p(scores: &Array, spare: &Array) -> Result<Ar
     let share_of_all = weights
         .as_dtype(Dtype::Float32)?
         .divide(weights.sum_axis(-1, true)?.as_dtype(Dtype::Float32)?)?;
-    let heavy = weights.gt(Array::from_int(0))?;
-    let zero = Array::from_f32(0.0);
+    let heavy = weights.gt(uploads::int(0))?;
+    let zero = uploads::float(0.0);
     let mean = select(heavy, share_of_all.multiply(&surprise)?, zero)?.sum_axis(-1, true)?;
     // The nearest has the largest; what may not be drawn has −∞.
     let nearness = surprise.subtract(mean)?.abs()?.negative()?;
@@ -42,9 +43,9 @@ pub(in crate::sampling) fn typical_p(scores: &Array, spare: &Array) -> Result<Ar
     let tails = cumsum(take_along_axis(&weights, order, -1)?, -1, None, None)?;
     let total = tails.take_axis(Array::from_slice(&[size - 1], &[1]), -1)?;
     let kept = tails.gt(share(spare, &total)?)?;
-    let seats = maximum(kept.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?, Array::from_int(1))?;
-    let least = take_along_axis(sorted, Array::from_int(size).subtract(&seats)?, -1)?;
-    let off = spare.eq(Array::from_int(0).as_dtype(Dtype::Uint64)?)?;
+    let seats = maximum(kept.as_dtype(Dtype::Int32)?.sum_axis(-1, true)?, uploads::int(1))?;
+    let least = take_along_axis(sorted, uploads::int(size).subtract(&seats)?, -1)?;
+    let off = spare.eq(uploads::int(0).as_dtype(Dtype::Uint64)?)?;
     only(scores, &at_least(&nearness, &least, &seats)?.logical_or(off)?)
 }
 
@@ -58,7 +59,7 @@ pub(in crate::sampling) fn without_top_choices(
 ) -> Result<Array> {
     let (_, surprise) = surprise(scores)?;
     let likely = surprise.le(threshold.log()?.negative()?)?;
-    let none = Array::from_f32(f32::NEG_INFINITY);
+    let none = uploads::float(f32::NEG_INFINITY);
     let least_likely = select(&likely, &surprise, none)?.max_axis(-1, true)?;
     let goes = likely.logical_and(surprise.lt(least_likely)?)?.logical_and(happens)?;
     let stays = goes.logical_not()?;
@@ -73,14 +74,14 @@ pub(in crate::sampling) fn without_top_choices(
 pub(in crate::sampling) fn mirostat(scores: &Array, bound: &Array) -> Result<Array> {
     let (_, surprise) = surprise(scores)?;
     let best = scores.eq(scores.max_axis(-1, true)?)?;
-    let kept = surprise.le(bound.multiply(Array::from_f32(LN_2))?)?;
+    let kept = surprise.le(bound.multiply(uploads::float(LN_2))?)?;
     // Of equal best ones the first: the sum up to it is one.
-    let first = cumsum(best.as_dtype(Dtype::Int32)?, -1, None, None)?.eq(Array::from_int(1))?;
+    let first = cumsum(best.as_dtype(Dtype::Int32)?, -1, None, None)?.eq(uploads::int(1))?;
     only(scores, &kept.logical_or(best.logical_and(first)?)?)
 }
 
 /// The surprise of `tokens`, `[N, 1]`, in bits.
 pub(in crate::sampling) fn surprise_of(scores: &Array, tokens: &Array) -> Result<Array> {
     let (_, surprise) = surprise(scores)?;
-    Ok(take_along_axis(surprise, tokens, -1)?.divide(Array::from_f32(LN_2))?)
+    Ok(take_along_axis(surprise, tokens, -1)?.divide(uploads::float(LN_2))?)
 }

@@ -53,7 +53,7 @@ impl Geometry {
         if self.in_halves() && self.width() == 1 { 2 * STEPS } else { STEPS }
     }
 
-    /// Tiles that are loaded before their turn: on an H200 a second one is worth a sixth in f32, and costs as much in 16
+    /// Tiles that are loaded before their turn: on an H200 a second one is worth a sixth in f32, and costs a ninth in 16
     /// bits, whose tiles have more steps.
     fn ahead(&self) -> i32 {
         if self.in_halves() { 1 } else { 2 }
