@@ -23,7 +23,7 @@ pub(crate) use rope_qk::KERNELS as ROPE_QK_KERNELS;
 
 use mlx_rs::Array;
 
-use self::turning::{POSITIONS, Turning, check_offset, has_builtin_positions};
+use self::turning::{Turning, check_offset};
 use crate::{
     check::Check,
     dispatch::{Backend, Context, Dispatch, Dispatched, NO_KERNEL, Target},
@@ -138,7 +138,8 @@ impl Default for RopeOptions {
 /// # Backends
 /// `Builtin` is MLX's fused op, and what `Auto` takes on a GPU. It multiplies positions by
 /// frequencies in f32, so an angle is off by up to 2⁻²² of the position: 0.02 at position 100 000.
-/// It refuses a first position below 0 and a last one from 2²⁴ on. `Reference` is plain ops with
+/// It refuses a first position below 0 and a last one from 2²⁴ on, and on an NVIDIA GPU, which MLX's op cannot be launched
+/// on then, hundreds of rows of a few pairs each. `Reference` is plain ops with
 /// angles that are right to f32 rounding at every position, and what `Auto` takes on the CPU, where
 /// MLX's op is a composition too, and rounds sines to the dtype of `x`. A magnitude other than one
 /// costs the fused op one more pass.
@@ -175,8 +176,8 @@ impl<'a> Problem<'a> {
         Ok(Self { x, offset, turning })
     }
 
-    fn has_builtin_positions(&self) -> bool {
-        has_builtin_positions(self.offset, self.x.dim(self.turning.layout.sequence_axis()))
+    fn builtin_refusal(&self, target: Target) -> Option<&'static str> {
+        self.turning.builtin_refusal(self.x, self.offset, target)
     }
 }
 
@@ -185,16 +186,18 @@ impl Dispatched for Problem<'_> {
 
     fn choose(&self, context: &Context) -> Backend {
         match context.target {
-            Target::Metal | Target::Cuda if self.has_builtin_positions() => Backend::Builtin,
+            Target::Metal | Target::Cuda if self.builtin_refusal(context.target).is_none() => {
+                Backend::Builtin
+            }
             _ => Backend::Reference,
         }
     }
 
-    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
         match backend {
             Backend::Kernel => Some(NO_KERNEL),
-            Backend::Builtin if !self.has_builtin_positions() => Some(POSITIONS),
-            _ => None,
+            Backend::Builtin => self.builtin_refusal(context.target),
+            Backend::Reference => None,
         }
     }
 }
@@ -204,11 +207,27 @@ mod tests {
     use super::*;
     use crate::config::Settings;
 
-    fn choice(target: Target, offset: RopeOffset) -> Option<Backend> {
-        let x = Array::from_slice(&[0.0_f32; 12], &[1, 3, 1, 4]);
+    fn choice(target: Target, shape: [i32; 4], offset: RopeOffset) -> Option<Backend> {
+        let x = Array::full::<f32>(&shape, Array::from_f32(0.0)).ok()?;
         let context = Context { target, obstacle: None, settings: Settings::default() };
         let problem = Problem::new(&x, offset, RopeOptions::default()).ok()?;
         Some(problem.choose(&context))
+    }
+
+    #[test]
+    fn cuda_cannot_launch_mlx_for_many_rows_of_few_pairs() {
+        for (target, shape, expected) in [
+            (Target::Cuda, [128, 1, 4, 8], Backend::Reference),
+            (Target::Cuda, [127, 1, 4, 8], Backend::Builtin),
+            (Target::Cuda, [128, 1, 4, 64], Backend::Builtin),
+            (Target::Metal, [128, 1, 4, 8], Backend::Builtin),
+        ] {
+            assert_eq!(
+                choice(target, shape, RopeOffset::At(0)),
+                Some(expected),
+                "{target:?} {shape:?}"
+            );
+        }
     }
 
     #[test]
@@ -225,7 +244,11 @@ mod tests {
             (Target::Metal, RopeOffset::At(-1), Backend::Reference),
             (Target::Metal, RopeOffset::PerRow(&starts), Backend::Builtin),
         ] {
-            assert_eq!(choice(target, offset), Some(expected), "{target:?} {offset:?}");
+            assert_eq!(
+                choice(target, [1, 3, 1, 4], offset),
+                Some(expected),
+                "{target:?} {offset:?}"
+            );
         }
     }
 }

@@ -4,7 +4,7 @@ use mlx_rs::Array;
 
 use super::{
     RopeOffset, RopeOptions,
-    turning::{POSITIONS, Turning, check_offset, has_builtin_positions},
+    turning::{Turning, check_offset},
 };
 use crate::{
     check::Check,
@@ -59,7 +59,9 @@ impl<'a> Pair<'a> {
         let wins = context.kernel_wins(op, self.queries.size());
         match context.target {
             _ if wins && kernel_refusal.is_none() => Backend::Kernel,
-            Target::Metal | Target::Cuda if self.has_builtin_positions() => Backend::Builtin,
+            Target::Metal | Target::Cuda if self.builtin_refusal(context.target).is_none() => {
+                Backend::Builtin
+            }
             _ => Backend::Reference,
         }
     }
@@ -71,8 +73,8 @@ impl<'a> Pair<'a> {
                     self.is_too_large().then_some("a kernel takes no more than 2^31 elements")
                 })
             }
-            Backend::Builtin if !self.has_builtin_positions() => Some(POSITIONS),
-            _ => None,
+            Backend::Builtin => self.builtin_refusal(context.target),
+            Backend::Reference => None,
         }
     }
 
@@ -80,8 +82,8 @@ impl<'a> Pair<'a> {
         self.queries.size() + self.keys.size() > MAX_ELEMENTS
     }
 
-    fn has_builtin_positions(&self) -> bool {
-        let steps = self.queries.dim(self.turning.layout.sequence_axis());
-        has_builtin_positions(self.offset, steps)
+    fn builtin_refusal(&self, target: Target) -> Option<&'static str> {
+        let mut both = [self.queries, self.keys].into_iter();
+        both.find_map(|x| self.turning.builtin_refusal(x, self.offset, target))
     }
 }

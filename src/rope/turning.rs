@@ -5,7 +5,9 @@ use mlx_rs::{Array, Dtype, fast};
 use super::{RopeFrequencies, RopeOffset, RopeOptions, RopeStyle, reference};
 use crate::{
     check::{Check, axes},
+    dispatch::Target,
     error::Result,
+    kernel::Launch,
     layout::Layout,
 };
 
@@ -31,7 +33,7 @@ impl Turning {
         Ok(Self { dims, style: options.style, frequencies, layout: options.layout })
     }
 
-    /// MLX's op, where it is right: see [`has_builtin_positions`].
+    /// MLX's op, where it is right: see [`Self::builtin_refusal`].
     pub(super) fn builtin(&self, x: &Array, offset: RopeOffset) -> Result<Array> {
         if x.size() == 0 {
             return Ok(x.clone());
@@ -48,6 +50,30 @@ impl Turning {
             }
         }?;
         Ok(self.layout.swap_with_bhsd(&self.magnify(turned)?)?)
+    }
+
+    /// Why MLX's op would not turn `x` right, as far as the host can tell.
+    pub(super) fn builtin_refusal(
+        &self,
+        x: &Array,
+        offset: RopeOffset,
+        target: Target,
+    ) -> Option<&'static str> {
+        let [batch, steps, heads, _] = self.layout.dims(x);
+        let counted = match offset {
+            RopeOffset::At(first) => first >= 0 && i64::from(first) + i64::from(steps) <= 1 << 24,
+            RopeOffset::PerRow(_) => true,
+        };
+        // A thread turns the same pair of four heads.
+        let depth = block_depth([self.dims / 2, steps, batch.saturating_mul((heads + 3) / 4)]);
+        let launched = target != Target::Cuda || depth <= Launch::MAX_GROUP_DEPTH;
+        match (counted, launched) {
+            (false, _) => Some("MLX counts positions from 0 up to 2^24"),
+            (_, false) => {
+                Some("MLX's blocks for so many rows of so few pairs are too deep for CUDA")
+            }
+            _ => None,
+        }
     }
 
     /// The definition.
@@ -92,13 +118,35 @@ pub(super) fn check_offset(check: Check, offset: RopeOffset, batch: i32) -> Resu
     check.shape("offset", positions, axes![batch])
 }
 
-/// Whether f32 holds every position of `steps`, and none is below zero, as far as the host can tell.
-pub(super) fn has_builtin_positions(offset: RopeOffset, steps: i32) -> bool {
-    match offset {
-        RopeOffset::At(first) => first >= 0 && i64::from(first) + i64::from(steps) <= 1 << 24,
-        RopeOffset::PerRow(_) => true,
+/// How deep a block MLX launches on an NVIDIA GPU for a grid of this size: the axes double in turn, up to 1024 threads.
+fn block_depth(grid: [i32; 3]) -> u32 {
+    let mut block = [1_u32; 3];
+    for axis in (0..3).cycle().take(30) {
+        let grows = grid[axis].unsigned_abs() >= 2 * block[axis];
+        if grows && block.iter().product::<u32>() < Launch::MAX_GROUP {
+            block[axis] *= 2;
+        }
     }
+    block[2]
 }
 
-/// The refusal of MLX's op without [`has_builtin_positions`].
-pub(super) const POSITIONS: &str = "MLX counts positions from 0 up to 2^24";
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_as_deep_as_mlx_makes_them() {
+        for (grid, depth) in [
+            ([4, 1, 63], 32),
+            ([4, 1, 64], 64),
+            ([4, 1, 128], 128),
+            ([8, 1, 4096], 128),
+            ([16, 1, 4096], 64),
+            ([32, 1, 4096], 32),
+            ([1, 1, 4096], 1024),
+            ([4, 4096, 128], 16),
+        ] {
+            assert_eq!(block_depth(grid), depth, "{grid:?}");
+        }
+    }
+}

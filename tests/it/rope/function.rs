@@ -198,6 +198,25 @@ fn positions_beyond_mlx_are_left_to_the_reference() {
 }
 
 #[test]
+fn many_rows_of_few_pairs_turn() {
+    let rows = 0..128;
+    let (x, starts) =
+        (normal(1, &[128, 1, 4, 8], Dtype::Float32), Array::from_iter(rows.clone(), &[128]));
+    let y = rope(&x, &starts, RopeOptions::default()).unwrap();
+    let oracle = Oracle {
+        starts: rows.map(i64::from).collect(),
+        ..Oracle::new(RopeStyle::HalfSplit, 8, 128, 0)
+    };
+    let values = Tensor::of(&x);
+    assert_close(
+        OP,
+        &y,
+        &oracle.rotate(&values),
+        oracle.tolerance(Backend::Builtin, &values, Dtype::Float32),
+    );
+}
+
+#[test]
 fn nothing_turns_into_nothing() {
     for shape in [[0, 3, 2, 8], [2, 0, 2, 8], [2, 3, 0, 8]] {
         for dtype in FLOATING {
