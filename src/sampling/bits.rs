@@ -4,11 +4,12 @@ use mlx_rs::{Array, Dtype, ops::stack};
 
 use crate::{error::Result, splitmix::scramble, uploads::numbers};
 
-/// What the draws of a request are made from, and what the coin of its XTC.
+/// What the draws of a request are made from, what the coin of its XTC, and what decides on tokens that are proposed to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stream {
     Draw,
     Coin,
+    Verdict,
 }
 
 /// The key of a seed: odd, and well mixed, for the generator wants irregular bits.
@@ -16,6 +17,7 @@ pub(super) fn key(seed: u64, stream: Stream) -> u64 {
     let apart = match stream {
         Stream::Draw => 0,
         Stream::Coin => 0x5851_F42D_4C95_7F2D,
+        Stream::Verdict => 0x1405_7B7E_F767_814F,
     };
     scramble(scramble(seed) ^ apart) | 1
 }
@@ -77,10 +79,12 @@ mod tests {
         assert_eq!(found, Some(expected.collect()));
     }
 
+    const STREAMS: [Stream; 3] = [Stream::Draw, Stream::Coin, Stream::Verdict];
+
     #[test]
     fn keys_are_odd_and_apart() {
-        let keys = (0..1000).flat_map(|seed| [Stream::Draw, Stream::Coin].map(|s| key(seed, s)));
+        let keys = (0..1000).flat_map(|seed| STREAMS.map(|stream| key(seed, stream)));
         let keys: std::collections::HashSet<_> = keys.filter(|key| key % 2 == 1).collect();
-        assert_eq!(keys.len(), 2000);
+        assert_eq!(keys.len(), 3000);
     }
 }

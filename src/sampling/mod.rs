@@ -23,7 +23,7 @@ mod draw;
 mod sampler;
 
 pub use batch::{
-    LogProbabilities, Sampled, SamplerBatch, SamplerBatchOptions, TopLogProbabilities,
+    LogProbabilities, Proposal, Sampled, SamplerBatch, SamplerBatchOptions, TopLogProbabilities,
 };
 pub use draw::{SamplingOptions, sample};
 pub use filter::{min_p, top_k, top_p};

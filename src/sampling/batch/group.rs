@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use mlx_rs::Array;
 
 use super::{
-    LogProbabilities, Sampled, SamplerBatchOptions, TopLogProbabilities, report,
-    rows::{self, Filters},
+    LogProbabilities, Proposal, Sampled, SamplerBatchOptions, TopLogProbabilities, report,
+    rows::{self, Filters, Problem},
 };
 use crate::{
     error::Result,
@@ -134,15 +134,22 @@ impl Group {
         &self,
         logits: &Array,
         positions: &Array,
+        proposal: Option<&Proposal>,
         options: &SamplerBatchOptions,
     ) -> Result<GroupDraw> {
-        let own = |array: &Array| match &self.index {
-            Some(index) => array.take_axis(index, 0),
-            None => Ok(array.clone()),
-        };
-        let (logits, positions) = (own(logits)?, own(positions)?);
+        let (logits, positions) = (self.own(logits)?, self.own(positions)?);
         let (left, watched) = self.stepped(&logits, &positions)?;
-        let drawn = rows::sample(&left, &positions, &self.filters, options)?;
+        let before = options.log_probabilities == LogProbabilities::Raw;
+        let problem =
+            Problem { logits: &left, positions: &positions, filters: &self.filters, before };
+        let drawn = match proposal {
+            None => rows::sample(&problem, options.dispatch)?,
+            Some(Proposal { tokens, probabilities }) => {
+                let (tokens, probabilities) = (self.own(tokens)?, self.own(probabilities)?);
+                let proposal = Proposal { tokens: &tokens, probabilities: &probabilities };
+                rows::verify(&problem, &proposal, &keys(&self.params, Stream::Verdict))?
+            }
+        };
         let log_probabilities = match options.log_probabilities {
             LogProbabilities::Processed => drawn.after,
             LogProbabilities::Raw if self.steps.is_empty() => drawn.before,
@@ -158,6 +165,20 @@ impl Group {
             },
             tokens: drawn.tokens,
         })
+    }
+
+    /// What the group's rows are drawn by, of the whole batch's `logits` and `positions`.
+    pub(super) fn probabilities(&self, logits: &Array, positions: &Array) -> Result<Array> {
+        let (left, _) = self.stepped(&self.own(logits)?, &self.own(positions)?)?;
+        rows::probabilities(&left, &self.filters)
+    }
+
+    /// The group's rows of an array of the whole batch.
+    fn own(&self, array: &Array) -> Result<Array> {
+        match &self.index {
+            Some(index) => Ok(array.take_axis(index, 0)?),
+            None => Ok(array.clone()),
+        }
     }
 
     /// The logits after the steps that go one by one, and as Mirostat found them.
@@ -229,20 +250,16 @@ impl Group {
 
     /// The state one token further.
     pub(super) fn advanced(&self, sampled: &Sampled) -> Result<State> {
-        let own = |array: &Array| match &self.index {
-            Some(index) => array.take_axis(index, 0),
-            None => Ok(array.clone()),
-        };
         let mut next = self.state.clone();
         next.generated.iter_mut().for_each(|count| *count += 1);
         if let Some(counts) = &mut next.counts {
-            *counts = counts.push(&own(&sampled.tokens)?)?;
+            *counts = counts.push(&self.own(&sampled.tokens)?)?;
         }
         if let (Some(recent), Some(rows)) = (&mut next.recent, &self.settings.dry) {
-            *recent = recent.push(&own(&sampled.tokens)?, rows)?;
+            *recent = recent.push(&self.own(&sampled.tokens)?, rows)?;
         }
         if let (Some(bound), Some(surprise)) = (&mut next.bound, &sampled.surprise) {
-            let off = own(surprise)?.subtract(&self.settings.mirostat.tau)?;
+            let off = self.own(surprise)?.subtract(&self.settings.mirostat.tau)?;
             *bound = bound.subtract(off.multiply(&self.settings.mirostat.eta)?)?;
         }
         let past_minimum = |(params, &count): (&SamplingParams, &u32)| count == params.min_tokens;

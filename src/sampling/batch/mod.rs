@@ -48,6 +48,16 @@ pub struct Sampled {
     surprise: Option<Array>,
 }
 
+/// Tokens that somebody drew for the rows of a batch, and by what.
+#[derive(Debug, Clone, Copy)]
+pub struct Proposal<'a> {
+    /// `[N]`, u32. Each must have been drawn by the probabilities beside it, or what comes of it has another distribution than
+    /// the row. One that is not below `V` is not kept.
+    pub tokens: &'a Array,
+    /// `[N, V]`, f32. A row of zeros is one that nothing is proposed to.
+    pub probabilities: &'a Array,
+}
+
 /// Draws for the requests of one batch, for as long as the batch has these requests.
 ///
 /// A row's token depends on its logits, its parameters, its history and its position, and on
@@ -140,15 +150,76 @@ impl SamplerBatch {
         logits: impl AsRef<Array>,
         positions: impl AsRef<Array>,
     ) -> Result<Sampled> {
-        let (logits, positions) = (logits.as_ref(), positions.as_ref());
+        self.draw(logits.as_ref(), positions.as_ref(), None)
+    }
+
+    /// Draws a token for each row of `logits` as [`sample`](Self::sample) does, in the same distribution, but the proposed
+    /// token wherever that can be: as often as the smaller of its probability and that with which it was proposed. Where a
+    /// row does not get it, it gets one of those that were proposed too seldom.
+    ///
+    /// This checks many tokens of a text at once: those that a cheaper model drew, up to the first that is not kept.
+    /// Leviathan et al., [Fast Inference from Transformers via Speculative Decoding](https://arxiv.org/abs/2211.17192), 2023;
+    /// Chen et al., [Accelerating Large Language Model Decoding with Speculative
+    /// Sampling](https://arxiv.org/abs/2302.01318), 2023.
+    ///
+    /// # Shapes
+    /// Those of [`sample`](Self::sample), and those of [`Proposal`].
+    ///
+    /// # Errors
+    /// Those of [`sample`](Self::sample), and when the proposal has other shapes or dtypes than these.
+    pub fn verify(
+        &self,
+        logits: impl AsRef<Array>,
+        positions: impl AsRef<Array>,
+        proposal: &Proposal,
+    ) -> Result<Sampled> {
+        let check = Check::op(OP);
+        check.dtype_among("proposal.tokens", proposal.tokens, &[Dtype::Uint32])?;
+        check.shape("proposal.tokens", proposal.tokens, axes![self.rows])?;
+        let (name, probabilities) = ("proposal.probabilities", proposal.probabilities);
+        check.dtype_among(name, probabilities, &[Dtype::Float32])?;
+        check.shape(name, probabilities, axes![self.rows, self.vocabulary])?;
+        self.draw(logits.as_ref(), positions.as_ref(), Some(proposal))
+    }
+
+    /// What [`sample`](Self::sample) draws each row's token by, `[N, V]`, f32: the probabilities after all steps; of a greedy
+    /// row that of the best is 1.
+    ///
+    /// # Errors
+    /// As for [`sample`](Self::sample).
+    pub fn probabilities(
+        &self,
+        logits: impl AsRef<Array>,
+        positions: impl AsRef<Array>,
+    ) -> Result<Array> {
+        let (logits, positions) =
+            (logits.as_ref(), self.checked(logits.as_ref(), positions.as_ref())?);
+        let parts = self.groups.iter().map(|group| group.probabilities(logits, &positions));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        self.joined(parts.iter(), || Ok(zeros_dtype(&[0, self.vocabulary], Dtype::Float32)?))
+    }
+
+    fn draw(
+        &self,
+        logits: &Array,
+        positions: &Array,
+        proposal: Option<&Proposal>,
+    ) -> Result<Sampled> {
+        let positions = &self.checked(logits, positions)?;
+        let options = &self.options;
+        let draws =
+            self.groups.iter().map(|group| group.draw(logits, positions, proposal, options));
+        self.together(&draws.collect::<Result<Vec<_>>>()?)
+    }
+
+    /// Checks the arrays of a draw, and returns the positions as i32.
+    fn checked(&self, logits: &Array, positions: &Array) -> Result<Array> {
         let check = Check::op(OP);
         checked_vocabulary(check, logits)?;
         check.shape("logits", logits, axes![self.rows, self.vocabulary])?;
         check.integer("positions", positions)?;
         check.shape("positions", positions, axes![self.rows])?;
-        let positions = &positions.as_dtype(Dtype::Int32)?;
-        let draws = self.groups.iter().map(|group| group.draw(logits, positions, &self.options));
-        self.together(&draws.collect::<Result<Vec<_>>>()?)
+        Ok(positions.as_dtype(Dtype::Int32)?)
     }
 
     /// Takes what was drawn into the histories of its rows.

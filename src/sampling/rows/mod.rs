@@ -2,17 +2,17 @@
 
 mod kernel;
 mod reference;
+mod verify;
 
 pub(crate) use kernel::KERNELS;
 pub(super) use reference::filtered;
+pub(super) use verify::{probabilities, verify};
 
 use mlx_rs::Array;
 
-use super::{
-    LogProbabilities, SamplerBatchOptions, Step, params::SamplingParams, weights::fraction,
-};
+use super::{Step, params::SamplingParams, weights::fraction};
 use crate::{
-    dispatch::{Backend, Context, Dispatched},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
     kernel::refusal,
 };
@@ -127,27 +127,21 @@ pub(super) struct Drawn {
 }
 
 /// Draws a token for each row of `logits`, `[N, V]`.
-pub(super) fn sample(
-    logits: &Array,
-    positions: &Array,
-    filters: &Filters,
-    options: &SamplerBatchOptions,
-) -> Result<Drawn> {
-    let before = options.log_probabilities == LogProbabilities::Raw;
-    let problem = Problem { logits, positions, filters, before };
-    match options.dispatch.resolve(&problem)? {
-        Backend::Kernel => kernel::sample(&problem),
-        Backend::Builtin | Backend::Reference => reference::sample(&problem),
+pub(super) fn sample(problem: &Problem, dispatch: Dispatch) -> Result<Drawn> {
+    match dispatch.resolve(problem)? {
+        Backend::Kernel => kernel::sample(problem),
+        Backend::Builtin | Backend::Reference => reference::sample(problem),
     }
 }
 
 /// A checked call.
-struct Problem<'a> {
-    logits: &'a Array,
-    positions: &'a Array,
-    filters: &'a Filters,
+#[derive(Clone, Copy)]
+pub(super) struct Problem<'a> {
+    pub(super) logits: &'a Array,
+    pub(super) positions: &'a Array,
+    pub(super) filters: &'a Filters,
     /// Whether log-probabilities before the steps are wanted.
-    before: bool,
+    pub(super) before: bool,
 }
 
 impl Dispatched for Problem<'_> {

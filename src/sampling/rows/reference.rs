@@ -51,16 +51,22 @@ fn best(scores: &Array) -> Result<(Array, Array)> {
     Ok((token.squeeze_axes(&[-1])?, after.squeeze_axes(&[-1])?))
 }
 
-/// The first token up to which the weights add up to more than a random share of all, and its
-/// log-probability.
+/// A token for each row, and its log-probability.
 fn draw(scores: &Array, problem: &Problem) -> Result<(Array, Array)> {
     let left = filtered(scores, problem.filters)?;
-    let sums = cumsum(weights_of_centred(&left)?, -1, None, None)?;
-    let total = last(&sums)?;
-    let random = bits(&problem.filters.keys, problem.positions)?.expand_dims(-1)?;
-    let token = argmax_axis(sums.gt(share(&random, &total)?)?, -1, true)?;
+    let (token, total) =
+        pick(&weights_of_centred(&left)?, &problem.filters.keys, problem.positions)?;
     let after = take_along_axis(left, &token, -1)?.subtract(log_of(&total)?)?;
     Ok((token.squeeze_axes(&[-1])?, after.squeeze_axes(&[-1])?))
+}
+
+/// The first token up to which the weights add up to more than a random share of all, and what all weigh; `[N, 1]` each.
+pub(super) fn pick(weights: &Array, keys: &Array, positions: &Array) -> Result<(Array, Array)> {
+    let sums = cumsum(weights, -1, None, None)?;
+    let total = last(&sums)?;
+    let random = bits(keys, positions)?.expand_dims(-1)?;
+    let token = argmax_axis(sums.gt(share(&random, &total)?)?, -1, true)?;
+    Ok((token, total))
 }
 
 /// Scores as they stand before the draw: tempered, the best 0, and filtered.

@@ -4,6 +4,7 @@ mod refusal;
 mod report;
 mod rows;
 mod state;
+mod verify;
 
 use mlx_primitives::{
     Result,

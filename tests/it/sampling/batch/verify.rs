@@ -1,0 +1,164 @@
+//! Tokens that another distribution proposed: what comes of them is the row's own.
+
+use mlx_primitives::{
+    Backend, Dispatch,
+    sampling::{Proposal, Sampled, SamplerBatchOptions, SamplingParams},
+};
+use mlx_rs::{Array, Dtype, ops::broadcast_to};
+
+use super::{
+    LOGITS, Text, batch, batch_on,
+    draws::{cases, text},
+    oracle::probabilities,
+    positions_from, rows_of, tokens,
+};
+use crate::{
+    sampling::{chi_squared, critical},
+    support::sample::Random,
+};
+
+const DRAWS: usize = 40_000;
+/// Rows of one batch: to make a history for each takes longer than to draw.
+const ROWS: usize = 2_000;
+/// Every weight a multiple of 1/16, so that f32 holds them: one near what the logits give, one far from it, and one that
+/// proposes what may not be drawn as well as too little of what may.
+const PROPOSED: [(&str, [f32; 12]); 3] = [
+    ("near", [1.0, 0.0, 4.0, 1.0, 2.0, 1.0, 1.0, 0.0, 4.0, 0.0, 0.0, 2.0]),
+    ("far", [0.0, 4.0, 0.0, 0.0, 0.0, 1.0, 0.0, 6.0, 0.0, 1.0, 4.0, 0.0]),
+    ("one", [0.0, 0.0, 0.0, 16.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+];
+
+/// Draws of a distribution in sixteenths.
+fn proposals(sixteenths: &[f32; 12], count: usize, random: &mut Random) -> Vec<u32> {
+    let draw = |random: &mut Random| {
+        let mut left = random.below(16) as f32;
+        sixteenths.iter().position(|weight| {
+            left -= weight;
+            left < 0.0
+        })
+    };
+    (0..count).map(|_| draw(random).unwrap() as u32).collect()
+}
+
+fn proposed_rows(sixteenths: &[f32; 12], count: usize) -> Array {
+    rows_of(&sixteenths.map(|weight| weight / 16.0), count)
+}
+
+#[test]
+fn what_is_proposed_leaves_every_distribution_as_it_is() {
+    let logits = LOGITS.map(f64::from);
+    let mut random = Random::new(5);
+    for (what, params) in cases() {
+        let expected = probabilities(&logits, &params, &text());
+        let batch = batch(&vec![(params, text()); ROWS], LOGITS.len());
+        for (how, sixteenths) in PROPOSED {
+            let weights = proposed_rows(&sixteenths, ROWS);
+            let (mut drawn, mut kept) = (Vec::new(), 0);
+            for round in 0..DRAWS / ROWS {
+                let proposed = proposals(&sixteenths, ROWS, &mut random);
+                let array = Array::from_slice(&proposed, &[ROWS as i32]);
+                let proposal = Proposal { tokens: &array, probabilities: &weights };
+                let positions = positions_from(round * ROWS, ROWS);
+                let got = batch.verify(rows_of(&LOGITS, ROWS), positions, &proposal).unwrap();
+                let got = tokens(&got);
+                kept += got.iter().zip(&proposed).filter(|(got, proposed)| got == proposed).count();
+                drawn.extend(got);
+            }
+            let statistic = chi_squared(&drawn, &expected);
+            let possible = expected.iter().filter(|p| **p > 0.0).count();
+            assert!(statistic < critical(possible - 1), "{what}, {how}: {statistic}");
+            if what != "xtc" && what != "everything" {
+                // Those two draw by one of two distributions each time.
+                let common =
+                    expected.iter().zip(sixteenths).map(|(p, q)| p.min(f64::from(q) / 16.0));
+                let common = common.sum::<f64>();
+                let share = kept as f64 / DRAWS as f64;
+                let deviation = (common * (1.0 - common) / DRAWS as f64).sqrt();
+                assert!((share - common).abs() < 4.0 * deviation + 1e-9, "{what}, {how}: {share}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_nothing_is_proposed_to_draw_as_ever() {
+    let requests = cases().into_iter().map(|(_, params)| (params, text())).collect::<Vec<_>>();
+    let options =
+        SamplerBatchOptions { dispatch: Dispatch::Only(Backend::Reference), ..Default::default() };
+    let batch = batch_on(&requests, LOGITS.len(), options).unwrap();
+    let count = requests.len();
+    let nothing = rows_of(&[0.0; 12], count);
+    let any = broadcast_to(Array::from_slice(&[3_u32], &[1]), &[count as i32]).unwrap();
+    for round in 0..20 {
+        let (logits, positions) = (rows_of(&LOGITS, count), positions_from(round * count, count));
+        let proposal = Proposal { tokens: &any, probabilities: &nothing };
+        let verified = batch.verify(&logits, &positions, &proposal).unwrap();
+        let sampled = batch.sample(&logits, &positions).unwrap();
+        assert_eq!(tokens(&verified), tokens(&sampled));
+        let told = |sampled: &Sampled| sampled.log_probabilities.to_vec_cast::<f32>().unwrap();
+        assert_eq!(told(&verified), told(&sampled));
+    }
+}
+
+#[test]
+fn probabilities_are_those_of_the_oracle() {
+    let cases = cases().into_iter().filter(|(_, params)| params.xtc.is_none());
+    let (names, requests): (Vec<_>, Vec<_>) =
+        cases.map(|(what, params)| (what, (params, text()))).unzip();
+    let batch = batch(&requests, LOGITS.len());
+    let count = requests.len();
+    let found = batch.probabilities(rows_of(&LOGITS, count), positions_from(0, count)).unwrap();
+    let found = found.to_vec_cast::<f32>().unwrap();
+    for ((name, (params, text)), found) in names.iter().zip(&requests).zip(found.chunks(12)) {
+        let expected = probabilities(&LOGITS.map(f64::from), params, text);
+        for (token, (found, expected)) in found.iter().zip(expected).enumerate() {
+            assert!((f64::from(*found) - expected).abs() < 1e-6, "{name} {token}: {found}");
+        }
+    }
+}
+
+#[test]
+fn what_no_vocabulary_has_is_not_kept() {
+    let batch = batch(&[(SamplingParams::default(), Text::default())], LOGITS.len());
+    let probabilities = rows_of(&[1.0 / 12.0; 12], 1);
+    for token in [12, 1 << 20, u32::MAX] {
+        let tokens = Array::from_slice(&[token], &[1]);
+        let proposal = Proposal { tokens: &tokens, probabilities: &probabilities };
+        let drawn = batch.verify(rows_of(&LOGITS, 1), positions_from(0, 1), &proposal).unwrap();
+        assert!(super::tokens(&drawn)[0] < 12);
+    }
+}
+
+#[test]
+fn where_nothing_can_be_drawn_nothing_is_kept() {
+    let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
+    let requests = [(greedy, Text::default()), (SamplingParams::default(), Text::default())];
+    let batch = batch(&requests, 12);
+    let (token, probabilities) =
+        (Array::from_slice(&[5_u32; 2], &[2]), rows_of(&[1.0 / 12.0; 12], 2));
+    let proposal = Proposal { tokens: &token, probabilities: &probabilities };
+    let logits = rows_of(&[f32::NEG_INFINITY; 12], 2);
+    let drawn = batch.verify(logits, positions_from(0, 2), &proposal).unwrap();
+    assert_eq!(tokens(&drawn), [0, 0]);
+}
+
+#[test]
+fn proposals_of_other_shapes_are_refused() {
+    let batch = batch(&[(SamplingParams::default(), Text::default())], LOGITS.len());
+    let (logits, positions) = (rows_of(&LOGITS, 1), positions_from(0, 1));
+    let good = (Array::from_slice(&[1_u32], &[1]), rows_of(&[0.5; 12], 1));
+    let refusal = |tokens: &Array, probabilities: &Array| {
+        let proposal = Proposal { tokens, probabilities };
+        batch.verify(&logits, &positions, &proposal).unwrap_err().to_string()
+    };
+    let two = Array::from_slice(&[1_u32, 2], &[2]);
+    assert!(refusal(&two, &good.1).contains("proposal.tokens must have shape"));
+    let signed = Array::from_slice(&[1_i32], &[1]);
+    assert!(refusal(&signed, &good.1).contains("proposal.tokens must have dtype"));
+    assert!(
+        refusal(&good.0, &rows_of(&[0.5; 11], 1))
+            .contains("proposal.probabilities must have shape")
+    );
+    let half = good.1.as_dtype(Dtype::Float16).unwrap();
+    assert!(refusal(&good.0, &half).contains("proposal.probabilities must have dtype"));
+}
