@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     request::{Finish, FinishReason, GeneratedToken, GenerationEvent, GenerationRequest},
-    runner::Drawn,
+    samplers::Drawn,
     text::{Detokenizer, StopFinder, TextStream},
 };
 
@@ -57,6 +57,12 @@ impl Client {
     /// Whether every text has ended.
     pub(super) fn is_done(&self) -> bool {
         self.texts.is_empty()
+    }
+
+    /// How many more tokens a text may get.
+    pub(super) fn left(&self, choice: u32) -> usize {
+        let got = self.texts.get(&choice).map_or(self.request.max_tokens, |text| text.tokens);
+        self.request.max_tokens.saturating_sub(got)
     }
 
     /// The texts that have not ended.

@@ -14,6 +14,7 @@ use super::{
     model::{CausalModel, token_bytes},
     options::GenerationEngineOptions,
     request::{Completion, GenerationRequest},
+    speculation::Drafter,
     stats::{EngineStats, Shared, lock},
     stream::GenerationStream,
     worker::{Command, Worker},
@@ -100,6 +101,37 @@ impl GenerationEngine {
         model: M,
         options: GenerationEngineOptions,
     ) -> Result<Self> {
+        Self::start(model, None, options)
+    }
+
+    /// Starts a thread that runs `model`, and has `drafter` guess how texts go on.
+    ///
+    /// A step reads a text's draft with its last token, and the text gets those of its tokens that it would have drawn, and
+    /// one more. Where a step takes as long for several tokens as for one, as on a device that waits for its memory, texts come
+    /// faster as often as the guesses are right; many texts at once make full use of a device without it. Texts that draw by
+    /// Mirostat, which must see each token, get no drafts.
+    ///
+    /// # Errors
+    /// Those of [`Self::new`], and when the drafter has another vocabulary.
+    pub fn with_drafter<M: CausalModel + Send + 'static>(
+        model: M,
+        drafter: impl Drafter + Send + 'static,
+        options: GenerationEngineOptions,
+    ) -> Result<Self> {
+        let (vocabulary, drafted) = (model.vocabulary(), drafter.vocabulary());
+        let (known, expected) = (
+            drafted.unwrap_or(vocabulary),
+            format_args!("have the model's vocabulary of {vocabulary}"),
+        );
+        CHECK.value(known == vocabulary, "drafter", expected, known)?;
+        Self::start(model, Some(Box::new(drafter)), options)
+    }
+
+    fn start<M: CausalModel + Send + 'static>(
+        model: M,
+        drafter: Option<Box<dyn Drafter + Send>>,
+        options: GenerationEngineOptions,
+    ) -> Result<Self> {
         options.check(CHECK)?;
         let (vocabulary, texts) = (model.vocabulary(), options.max_batch_size);
         let known = (1..=MAX_VOCABULARY).contains(&vocabulary);
@@ -120,7 +152,7 @@ impl GenerationEngine {
         let (tell, started) = mpsc::channel();
         let of_thread = shared.clone();
         // MLX evaluates an array only on the thread that made it, and devices are chosen by thread: all is made there.
-        let work = move || match Worker::new(model, options, pool, of_thread) {
+        let work = move || match Worker::new(model, drafter, options, pool, of_thread) {
             Ok(worker) => {
                 drop(tell.send(Ok(())));
                 worker.run(&received);

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! submit(request) -> stream      any thread: the checks, and a channel
+//! drafter.draft(texts)           guesses of how they go on, where there is somebody to guess
 //! listen, schedule               the engine's thread: who gets which tokens of the next step
-//! runner.run(batch)              the model over a row for each token; a draw for each text that goes on
+//! runner.run(batch)              the model over a row for each token; draws for each text that goes on
 //! advance, client.draw           tokens into texts, and out through the channels
 //! ```
 //!
@@ -13,9 +14,12 @@ mod client;
 mod engine;
 mod model;
 mod options;
+mod reader;
 mod request;
 mod runner;
+mod samplers;
 mod scheduler;
+mod speculation;
 mod stats;
 mod stream;
 mod text;
@@ -28,6 +32,9 @@ pub use request::{
     Completion, Finish, FinishReason, GeneratedToken, GenerationEvent, GenerationRequest,
 };
 pub use scheduler::Policy;
+pub use speculation::{
+    Draft, DraftModel, DraftModelOptions, DraftedText, Drafter, PromptLookup, TextId,
+};
 pub use stats::EngineStats;
 pub use stream::GenerationStream;
 pub use text::{Detokenizer, TextStream};

@@ -18,6 +18,9 @@ pub struct GenerationEngineOptions {
     pub max_batch_tokens: usize,
     /// How many tokens of one prompt a step reads at most, so that a long one leaves room for others. Default: 512.
     pub max_prompt_chunk: usize,
+    /// How many tokens of a draft a step reads at most, of each text, where there is a
+    /// [`Drafter`](super::Drafter). Default: 4.
+    pub max_draft_tokens: usize,
     /// What the keys and values of all texts take, in bytes, allocated at the start. Default: 1 GiB.
     pub cache_bytes: usize,
     /// Whether prompts that begin alike are read once. Default: yes.
@@ -38,6 +41,7 @@ impl Default for GenerationEngineOptions {
             max_batch_size: 32,
             max_batch_tokens: 2048,
             max_prompt_chunk: 512,
+            max_draft_tokens: 4,
             cache_bytes: 1 << 30,
             share_prefixes: true,
             salt: Vec::new(),
@@ -54,6 +58,7 @@ impl fmt::Debug for GenerationEngineOptions {
             .field("max_batch_size", &self.max_batch_size)
             .field("max_batch_tokens", &self.max_batch_tokens)
             .field("max_prompt_chunk", &self.max_prompt_chunk)
+            .field("max_draft_tokens", &self.max_draft_tokens)
             .field("cache_bytes", &self.cache_bytes)
             .field("policy", &self.policy)
             .finish_non_exhaustive()

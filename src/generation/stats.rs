@@ -24,6 +24,10 @@ pub struct EngineStats {
     pub shared_tokens: u64,
     /// Tokens that were drawn, those that end texts included.
     pub generated_tokens: u64,
+    /// Tokens of drafts that were read.
+    pub drafted_tokens: u64,
+    /// Those of them that texts went on by: over the former, how well the drafter guesses.
+    pub accepted_tokens: u64,
     /// How often a text had to give its blocks back and wait.
     pub preemptions: u64,
     /// Blocks that texts use.

@@ -11,23 +11,29 @@ use std::{
     time::Instant,
 };
 
+use mlx_rs::Array;
+
 use super::{
     client::Client,
     model::{CausalModel, kvs},
     options::GenerationEngineOptions,
     request::FinishReason,
-    runner::{Drawn, Draws, Runner},
+    runner::Runner,
+    samplers::{Drawn, Text},
     scheduler::{Batch, Branch, Key, Limits, Scheduler},
+    speculation::{Drafter, Drafting, Guesses},
     stats::{Shared, lock},
     text::Detokenizer,
 };
 use crate::{
     cache::{PagedKvOptions, PagedPoolOptions},
-    dispatch::{Context, Target},
+    check::Check,
+    dispatch::Context,
     error::{Error, Result},
 };
 
 const TARGET: &str = "mlx_primitives::generation";
+const CHECK: Check = Check::op("GenerationEngine");
 const NOT_A_NUMBER: &str = "the model's output is not a number";
 
 /// What a handle tells the thread.
@@ -38,6 +44,7 @@ pub(super) enum Command {
 
 pub(super) struct Worker<M> {
     runner: Runner<M>,
+    drafting: Option<Drafting>,
     kvs: Vec<PagedKvOptions>,
     scheduler: Scheduler,
     detokenizer: Option<Arc<dyn Detokenizer>>,
@@ -51,6 +58,7 @@ pub(super) struct Worker<M> {
 impl<M: CausalModel> Worker<M> {
     pub(super) fn new(
         model: M,
+        drafter: Option<Box<dyn Drafter + Send>>,
         options: GenerationEngineOptions,
         pool: PagedPoolOptions,
         shared: Arc<Mutex<Shared>>,
@@ -60,9 +68,12 @@ impl<M: CausalModel> Worker<M> {
             sequences: options.max_batch_size,
             tokens: options.max_batch_tokens,
             chunk: options.max_prompt_chunk,
-            padded: Context::current()?.target != Target::Cpu,
+            target: Context::current()?.target,
         };
         Ok(Self {
+            drafting: drafter.map(|drafter| {
+                Drafting::new(drafter, options.max_draft_tokens, model.vocabulary())
+            }),
             runner: Runner::new(model, &kvs, options.log_probabilities)?,
             kvs,
             scheduler: Scheduler::new(options.policy, limits, pool)?,
@@ -78,9 +89,10 @@ impl<M: CausalModel> Worker<M> {
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         while self.listen(commands) {
             self.drop_cancelled();
+            let guessed = self.guess();
             let started = Instant::now();
-            match self.scheduler.schedule() {
-                Ok(Some(batch)) => self.step(&batch, started),
+            match self.scheduler.schedule(&guessed.drafts) {
+                Ok(Some(batch)) => self.step(&batch, &guessed.probabilities, started),
                 Ok(None) => {}
                 Err(error) => self.fail(self.requests(), &said(&error)),
             }
@@ -133,7 +145,19 @@ impl<M: CausalModel> Worker<M> {
         }
     }
 
-    fn step(&mut self, batch: &Batch, started: Instant) {
+    /// Guesses of how the texts that are being written go on.
+    fn guess(&mut self) -> Guesses {
+        let Some(drafting) = &mut self.drafting else { return Guesses::default() };
+        let texts = self.scheduler.writers().filter_map(|branch| {
+            let client = self.clients.get(&branch.key.request)?;
+            Some(text(client, branch))
+        });
+        drafting.guess(&texts.collect::<Vec<_>>(), |key| {
+            self.clients.get(&key.request).map_or(0, |client| client.left(key.choice))
+        })
+    }
+
+    fn step(&mut self, batch: &Batch, drawn_by: &BTreeMap<Key, Array>, started: Instant) {
         let span = tracing::debug_span!(
             target: TARGET,
             "step",
@@ -144,18 +168,20 @@ impl<M: CausalModel> Worker<M> {
         let _entered = span.enter();
         let scheduled = started.elapsed();
         let (clients, scheduler) = (&self.clients, &self.scheduler);
-        let draws = |key: Key| {
-            let (request, branch) = (&clients.get(&key.request)?.request, scheduler.get(key)?);
-            Some(Draws {
-                request,
-                choice: key.choice,
-                prompt: &branch.prompt,
-                output: &branch.output,
-            })
-        };
+        let texts = batch.drawn.iter().map(|drawing| {
+            let (client, branch) =
+                (clients.get(&drawing.key.request)?, scheduler.get(drawing.key)?);
+            let draft_probabilities = drawn_by.get(&drawing.key);
+            Some(Text { drafts: &drawing.drafts, draft_probabilities, ..text(client, branch) })
+        });
         let runner = &mut self.runner;
-        // A model that panics fails its own requests, and no others.
-        let drawn = catch_unwind(AssertUnwindSafe(|| runner.run(batch, draws)));
+        let drawn = match texts.collect::<Option<Vec<_>>>() {
+            // A model that panics fails its own requests, and no others.
+            Some(texts) => catch_unwind(AssertUnwindSafe(|| {
+                runner.run(batch, &texts, |key| scheduler.get(key).is_some())
+            })),
+            None => Ok(CHECK.known(None, "batch", "hold texts that have not ended", "others")),
+        };
         let read = Instant::now();
         match drawn {
             Ok(Ok(drawn)) => self.advance(batch, drawn),
@@ -171,38 +197,55 @@ impl<M: CausalModel> Worker<M> {
         drop(shared);
     }
 
-    fn advance(&mut self, batch: &Batch, drawn: Vec<Drawn>) {
+    fn advance(&mut self, batch: &Batch, drawn: Vec<Vec<Drawn>>) {
         // What comes of a text that is not a number is not to be found by others.
-        for ((key, _), drawn) in batch.drawn.iter().zip(&drawn) {
-            if drawn.log_probability.is_nan() {
-                self.end(key.request, &FinishReason::Failed(NOT_A_NUMBER.to_owned()));
+        for (drawing, drawn) in batch.drawn.iter().zip(&drawn) {
+            if drawn.iter().any(|drawn| drawn.log_probability.is_nan()) {
+                self.end(drawing.key.request, &FinishReason::Failed(NOT_A_NUMBER.to_owned()));
             }
         }
-        let tokens = drawn.iter().map(|drawn| drawn.token).collect::<Vec<_>>();
-        self.scheduler.advance(batch, &tokens);
-        let mut generated = 0;
-        for ((key, _), drawn) in batch.drawn.iter().zip(drawn) {
-            let Some(client) = self.clients.get_mut(&key.request) else { continue };
-            generated += 1;
+        let tokens = drawn.iter().map(|drawn| drawn.iter().map(|drawn| drawn.token).collect());
+        let tokens = tokens.collect::<Vec<_>>();
+        if let Err(error) = self.scheduler.advance(batch, &tokens) {
+            return self.fail(batch.requests(), &said(&error));
+        }
+        let mut counts = Counts::default();
+        for (drawing, drawn) in batch.drawn.iter().zip(drawn) {
+            counts.drafted += drawing.drafts.len() as u64;
+            counts.accepted += drawn.len() as u64 - 1;
+            counts.generated += self.hand_out(drawing.key, drawn);
+        }
+        let mut shared = lock(&self.shared);
+        shared.stats.generated_tokens += counts.generated;
+        shared.stats.drafted_tokens += counts.drafted;
+        shared.stats.accepted_tokens += counts.accepted;
+    }
+
+    /// Tells of the tokens of a text, as far as it goes; returns how many those were.
+    fn hand_out(&mut self, key: Key, drawn: Vec<Drawn>) -> u64 {
+        let mut told = 0;
+        for drawn in drawn {
+            let Some(client) = self.clients.get_mut(&key.request) else { return told };
+            told += 1;
             let words = self.detokenizer.as_deref();
             match catch_unwind(AssertUnwindSafe(|| client.draw(key.choice, drawn, words))) {
                 Ok(false) => {}
-                Ok(true) => self.leave(*key),
+                Ok(true) => {
+                    self.leave(key);
+                    return told;
+                }
                 Err(panic) => {
                     let reason = format!("the detokenizer panicked: {}", message(&*panic));
                     self.end(key.request, &FinishReason::Failed(reason));
                 }
             }
         }
-        let mut shared = lock(&self.shared);
-        shared.stats.generated_tokens += generated;
+        told
     }
 
     /// Lets go of a text that has ended, and of its request with the last one.
     fn leave(&mut self, key: Key) {
-        if let Err(error) = self.scheduler.remove(key) {
-            tracing::error!(target: TARGET, %error, "a text could not be removed");
-        }
+        self.remove(key);
         if self.clients.get(&key.request).is_some_and(Client::is_done) {
             self.forget(key.request);
         }
@@ -211,13 +254,19 @@ impl<M: CausalModel> Worker<M> {
     /// Ends all texts of a request.
     fn end(&mut self, request: u64, reason: &FinishReason) {
         let Some(client) = self.clients.get_mut(&request) else { return };
-        for choice in client.choices() {
-            client.finish(choice, reason.clone());
-            if let Err(error) = self.scheduler.remove(Key { request, choice }) {
-                tracing::error!(target: TARGET, %error, "a text could not be removed");
-            }
-        }
+        let choices = client.choices();
+        choices.iter().for_each(|choice| client.finish(*choice, reason.clone()));
+        choices.into_iter().for_each(|choice| self.remove(Key { request, choice }));
         self.forget(request);
+    }
+
+    fn remove(&mut self, key: Key) {
+        if let Some(drafting) = &mut self.drafting {
+            drafting.end(key);
+        }
+        if let Err(error) = self.scheduler.remove(key) {
+            tracing::error!(target: TARGET, %error, "a text could not be removed");
+        }
     }
 
     fn forget(&mut self, request: u64) {
@@ -266,6 +315,26 @@ impl<M: CausalModel> Worker<M> {
         stats.prompt_tokens = counts.read;
         stats.shared_tokens = counts.found;
         stats.preemptions = counts.preempted;
+    }
+}
+
+/// What the texts of one step got.
+#[derive(Default)]
+struct Counts {
+    generated: u64,
+    drafted: u64,
+    accepted: u64,
+}
+
+/// A text as it stands, without a draft.
+fn text<'a>(client: &'a Client, branch: &'a Branch) -> Text<'a> {
+    Text {
+        key: branch.key,
+        request: &client.request,
+        prompt: &branch.prompt,
+        output: &branch.output,
+        drafts: &[],
+        draft_probabilities: None,
     }
 }
 

@@ -7,6 +7,7 @@ use mlx_rs::{
 
 use super::{
     SamplingParams, Step,
+    batch::dry_of,
     params::{Dry, check_ids},
     places::places,
     steps::DryRows,
@@ -89,6 +90,29 @@ impl TokenHistory {
         self.counts.is_some() == remembers(Step::Penalties)
             && window == range
             && self.bound.is_some() == remembers(Step::Mirostat)
+    }
+
+    /// The history with one more token of output, that a sampler of `params` need not have drawn.
+    ///
+    /// # Errors
+    /// When the history is not that of `params`, when `token` is not below the vocabulary, or where there is a Mirostat, which
+    /// follows what a sampler draws.
+    pub fn push(&self, params: &SamplingParams, token: u32) -> Result<Self> {
+        let check = Check::op(OP);
+        check.value(self.serves(params), "params", "be those of the history", "others")?;
+        check.value(self.bound.is_none(), "params", "have no Mirostat", "one")?;
+        check_ids(OP, "token", &[token], self.vocabulary)?;
+        let token = uploads::integers(vec![token.cast_signed()]);
+        let counts = self
+            .counts
+            .as_ref()
+            .map(|counts| Counts::stack(std::slice::from_ref(counts))?.push(&token)?.row(0));
+        let recent = self.recent.as_ref().map(|recent| {
+            Recent::stack(std::slice::from_ref(recent))?.push(&token, &dry_of(params))?.row(0)
+        });
+        let generated = self.generated + 1;
+        let (counts, recent) = (counts.transpose()?, recent.transpose()?);
+        Ok(Self { vocabulary: self.vocabulary, generated, counts, recent, bound: None })
     }
 
     /// How many tokens the output has.

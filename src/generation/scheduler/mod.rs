@@ -4,12 +4,13 @@ mod branch;
 #[cfg(test)]
 mod tests;
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 pub(crate) use self::branch::{Branch, Key};
 use crate::{
     cache::{PagedPool, PagedPoolOptions, PagedStep, SequenceId},
     check::Check,
+    dispatch::Target,
     error::Result,
 };
 
@@ -38,8 +39,8 @@ pub(crate) struct Limits {
     pub(crate) tokens: usize,
     /// Tokens of one prompt in one step.
     pub(crate) chunk: usize,
-    /// Whether a step is filled up with rows of no sequence, so that few numbers of rows occur.
-    pub(crate) padded: bool,
+    /// Where steps run.
+    pub(crate) target: Target,
 }
 
 /// The tokens of one step, one sequence after another.
@@ -48,11 +49,31 @@ pub(crate) struct Batch {
     pub(crate) step: PagedStep,
     /// A token for each row of a sequence.
     pub(crate) tokens: Vec<u32>,
-    /// The texts that go on after this step, each with the row of its last token.
-    pub(crate) drawn: Vec<(Key, i32)>,
+    /// The texts that go on after this step.
+    pub(crate) drawn: Vec<Drawing>,
     /// Every text that is in this step, in order.
     pub(crate) keys: Vec<Key>,
 }
+
+/// A text that goes on after a step.
+#[derive(Debug, Clone)]
+pub(crate) struct Drawing {
+    pub(crate) key: Key,
+    /// That of its last token.
+    pub(crate) row: i32,
+    /// Guesses of the next tokens, in the rows after that.
+    pub(crate) drafts: Vec<u32>,
+}
+
+impl Drawing {
+    /// The rows after each of which a token may be drawn.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = i32> {
+        self.row..=self.row + self.drafts.len() as i32
+    }
+}
+
+/// Guesses of how texts that are being written go on.
+pub(crate) type Drafts = BTreeMap<Key, Vec<u32>>;
 
 impl Batch {
     /// The requests whose texts are in this step.
@@ -97,8 +118,8 @@ struct Plan {
     sequences: Vec<SequenceId>,
     keys: Vec<Key>,
     tokens: Vec<u32>,
-    /// Which of the sequences are read to the end.
-    ends: Vec<usize>,
+    /// Which of the sequences are read to the end, and on.
+    ends: Vec<(usize, Vec<u32>)>,
 }
 
 impl Scheduler {
@@ -128,12 +149,19 @@ impl Scheduler {
         self.running.iter().chain(&self.waiting).find(|branch| branch.key == key)
     }
 
-    /// The next step, if anything is left to do.
-    pub(crate) fn schedule(&mut self) -> Result<Option<Batch>> {
+    /// The texts that will get a token in the next step, unless blocks run short.
+    pub(crate) fn writers(&self) -> impl Iterator<Item = &Branch> {
+        self.running
+            .iter()
+            .filter(|branch| self.unread(branch).is_ok_and(|(_, unread)| unread == 1))
+    }
+
+    /// The next step, if anything is left to do. It reads as much of the drafts as there is room for.
+    pub(crate) fn schedule(&mut self, drafts: &Drafts) -> Result<Option<Batch>> {
         self.steps += 1;
         let mut plan = Plan::default();
         loop {
-            self.plan_writers(&mut plan)?;
+            self.plan_writers(drafts, &mut plan)?;
             self.plan_readers(&mut plan)?;
             self.admit(&mut plan)?;
             if !plan.sequences.is_empty() {
@@ -145,14 +173,21 @@ impl Scheduler {
         }
     }
 
-    /// Takes in what was drawn after a batch, a token for each text in [`Batch::drawn`].
-    pub(crate) fn advance(&mut self, batch: &Batch, tokens: &[u32]) {
+    /// Takes in what was drawn after a batch, for each text in [`Batch::drawn`] its drafts up to the first that is wrong, and
+    /// a token after that.
+    pub(crate) fn advance(&mut self, batch: &Batch, tokens: &[Vec<u32>]) -> Result<()> {
         self.pool.computed(&batch.step);
-        for ((key, _), &token) in batch.drawn.iter().zip(tokens) {
-            if let Some(branch) = self.running.iter_mut().find(|branch| branch.key == *key) {
-                branch.output.push(token);
+        for (drawing, tokens) in batch.drawn.iter().zip(tokens) {
+            let running = self.running.iter_mut().find(|branch| branch.key == drawing.key);
+            let Some(branch) = running else { continue };
+            branch.output.extend(tokens);
+            if !drawing.drafts.is_empty() {
+                // The last one is not read.
+                let read = branch.len() - 1;
+                self.pool.truncate(sequence(branch)?, read as i32)?;
             }
         }
+        Ok(())
     }
 
     /// Forgets a text.
@@ -177,17 +212,26 @@ impl Scheduler {
         Ok(())
     }
 
-    /// A token for each text that is being written.
-    fn plan_writers(&mut self, plan: &mut Plan) -> Result<()> {
+    /// A token for each text that is being written, and of its drafts what leaves the others room for theirs.
+    fn plan_writers(&mut self, drafts: &Drafts, plan: &mut Plan) -> Result<()> {
         let mut place = 0;
         while place < self.running.len() && plan.tokens.len() < self.limits.tokens {
-            let (sequence, unread) = self.unread(&self.running[place])?;
+            let branch = &self.running[place];
+            let (sequence, unread) = self.unread(branch)?;
             if unread != 1 || plan.sequences.contains(&sequence) {
                 place += 1;
                 continue;
             }
+            // Those that begin where the prompt ends have no part in a draft.
+            let drafts = drafts.get(&branch.key).filter(|_| branch.siblings == 0);
+            let drafts = drafts.map_or(&[][..], Vec::as_slice);
             if self.make_room(place, sequence)? {
-                self.take(place, 1, plan)?;
+                let others = self.running.len() - place - 1;
+                let budget = self.limits.tokens - plan.tokens.len();
+                let wanted = budget.saturating_sub(others).min(1 + drafts.len());
+                let blocks = self.pool.available_blocks().saturating_sub(others);
+                let count = self.fitting(sequence, wanted, blocks)?.max(1);
+                self.take(place, 1, &drafts[..count - 1], plan)?;
                 place += 1;
             }
         }
@@ -222,13 +266,12 @@ impl Scheduler {
         if wanted == 0 || plan.sequences.contains(&sequence) {
             return Ok(());
         }
-        let chunk = self.fitting(sequence, wanted)?;
-        if chunk == 0 { Ok(()) } else { self.take(place, chunk, plan) }
+        let chunk = self.fitting(sequence, wanted, self.pool.available_blocks())?;
+        if chunk == 0 { Ok(()) } else { self.take(place, chunk, &[], plan) }
     }
 
-    /// How many of that many tokens there is room for.
-    fn fitting(&self, sequence: SequenceId, wanted: usize) -> Result<usize> {
-        let available = self.pool.available_blocks();
+    /// How many of that many tokens there is room for in so many blocks.
+    fn fitting(&self, sequence: SequenceId, wanted: usize, available: usize) -> Result<usize> {
         let (mut fits, mut above) = (0, wanted + 1);
         while above - fits > 1 {
             let middle = fits.midpoint(above);
@@ -300,22 +343,23 @@ impl Scheduler {
         order(one) < order(other)
     }
 
-    /// Where a running text is, and how many of its tokens the model has not read.
+    /// Where a running text is, and how many of its tokens the model has not read. With a draft in the step, the pool has
+    /// more than the text.
     fn unread(&self, branch: &Branch) -> Result<(SequenceId, usize)> {
         let sequence = sequence(branch)?;
-        Ok((sequence, branch.len() - self.pool.len(sequence)? as usize))
+        Ok((sequence, branch.len().saturating_sub(self.pool.len(sequence)? as usize)))
     }
 
-    /// Puts the next tokens of a running text into the step.
-    fn take(&mut self, place: usize, count: usize, plan: &mut Plan) -> Result<()> {
+    /// Puts the next tokens of a running text into the step, and what is guessed to come after the last.
+    fn take(&mut self, place: usize, count: usize, drafts: &[u32], plan: &mut Plan) -> Result<()> {
         let branch = &self.running[place];
         let (sequence, unread) = self.unread(branch)?;
-        let tokens = branch.tokens(branch.len() - unread, count);
+        let tokens = [&branch.tokens(branch.len() - unread, count), drafts].concat();
         self.pool.append(sequence, &tokens)?;
         let of_prompt = branch.prompt.len().saturating_sub(branch.len() - unread).min(count);
         self.counts.read += of_prompt as u64;
         if count == unread {
-            plan.ends.push(plan.sequences.len());
+            plan.ends.push((plan.sequences.len(), drafts.to_vec()));
         }
         plan.sequences.push(sequence);
         plan.keys.push(branch.key);
@@ -324,16 +368,17 @@ impl Scheduler {
     }
 
     fn batch(&mut self, plan: Plan) -> Result<Batch> {
-        let rows = if self.limits.padded { padded(plan.tokens.len()) } else { 0 };
+        let rows = rows_for(plan.tokens.len(), self.limits.target);
         let step = self.pool.step(&plan.sequences, rows)?;
         let last_rows = step.last_rows();
         let mut drawn = Vec::new();
-        for end in plan.ends {
-            drawn.push((plan.keys[end], last_rows[end]));
-            let siblings = self.fork(plan.keys[end])?;
-            drawn.extend(siblings.into_iter().map(|key| (key, last_rows[end])));
+        for (end, drafts) in plan.ends {
+            let (key, row) = (plan.keys[end], last_rows[end] - drafts.len() as i32);
+            drawn.push(Drawing { key, row, drafts });
+            let siblings = self.fork(key)?.into_iter();
+            drawn.extend(siblings.map(|key| Drawing { key, row, drafts: Vec::new() }));
         }
-        let keys = plan.keys.iter().chain(drawn.iter().map(|(key, _)| key)).copied();
+        let keys = plan.keys.iter().copied().chain(drawn.iter().map(|drawing| drawing.key));
         let mut keys = keys.collect::<Vec<_>>();
         keys.sort_unstable();
         keys.dedup();
@@ -370,7 +415,12 @@ fn sequence(branch: &Branch) -> Result<SequenceId> {
     CHECK.known(branch.sequence, "request", "be running", format_args!("{:?}", branch.key))
 }
 
-/// Powers of two, and from 64 on multiples of 64: as few as MLX's graphs for a GPU can be reused for.
-fn padded(rows: usize) -> usize {
-    if rows <= 64 { rows.next_power_of_two() } else { rows.next_multiple_of(64) }
+/// How many rows a step of so many tokens has. On a GPU powers of two, and from 64 on multiples of 64: as few as MLX's graphs can be
+/// reused for.
+pub(crate) fn rows_for(tokens: usize, target: Target) -> usize {
+    match target {
+        Target::Cpu => tokens,
+        _ if tokens <= 64 => tokens.next_power_of_two(),
+        _ => tokens.next_multiple_of(64),
+    }
 }

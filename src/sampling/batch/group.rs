@@ -51,7 +51,8 @@ pub(super) struct Group {
     vocabulary: i32,
     /// The steps that any row has and that go one by one.
     steps: Vec<Step>,
-    settings: Settings,
+    /// None where no step needs any.
+    settings: Option<Settings>,
     /// The steps that end the chain.
     filters: Filters,
     pub(super) state: State,
@@ -113,7 +114,10 @@ impl Group {
         let index = (!whole).then(|| Array::from_slice(&rows, &[rows.len() as i32]));
         Ok(Self {
             filters: Filters::of(&borrowed, ending, keys),
-            settings: Settings::of(&params, steps, vocabulary)?,
+            settings: match steps {
+                [] => None,
+                steps => Some(Settings::of(&params, steps, vocabulary)?),
+            },
             state: State {
                 counts: counts(&histories, vocabulary)?,
                 recent: recent(&histories, kind.range.cast_signed())?,
@@ -197,7 +201,7 @@ impl Group {
     }
 
     fn step(&self, step: Step, left: &Array, positions: &Array) -> Result<Array> {
-        let set = &self.settings;
+        let Some(set) = &self.settings else { return Ok(left.clone()) };
         match step {
             Step::Penalties => match (&self.state.counts, &set.penalties) {
                 (Some(counts), Some(penalties)) => penalize(left, counts, penalties),
@@ -252,15 +256,16 @@ impl Group {
     pub(super) fn advanced(&self, sampled: &Sampled) -> Result<State> {
         let mut next = self.state.clone();
         next.generated.iter_mut().for_each(|count| *count += 1);
+        let Some(set) = &self.settings else { return Ok(next) };
         if let Some(counts) = &mut next.counts {
             *counts = counts.push(&self.own(&sampled.tokens)?)?;
         }
-        if let (Some(recent), Some(rows)) = (&mut next.recent, &self.settings.dry) {
+        if let (Some(recent), Some(rows)) = (&mut next.recent, &set.dry) {
             *recent = recent.push(&self.own(&sampled.tokens)?, rows)?;
         }
         if let (Some(bound), Some(surprise)) = (&mut next.bound, &sampled.surprise) {
-            let off = self.own(surprise)?.subtract(&self.settings.mirostat.tau)?;
-            *bound = bound.subtract(off.multiply(&self.settings.mirostat.eta)?)?;
+            let off = self.own(surprise)?.subtract(&set.mirostat.tau)?;
+            *bound = bound.subtract(off.multiply(&set.mirostat.eta)?)?;
         }
         let past_minimum = |(params, &count): (&SamplingParams, &u32)| count == params.min_tokens;
         if self.params.iter().zip(&next.generated).any(past_minimum) {

@@ -5,6 +5,7 @@ mod report;
 mod settings;
 
 pub use report::{LogProbabilities, TopLogProbabilities};
+pub(super) use settings::dry_of;
 
 use mlx_rs::{
     Array, Dtype,

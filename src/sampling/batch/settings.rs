@@ -68,6 +68,11 @@ impl Settings {
     }
 }
 
+/// DRY of one request.
+pub(in crate::sampling) fn dry_of(params: &SamplingParams) -> DryRows {
+    Columns(std::slice::from_ref(params)).dry()
+}
+
 /// The rows' parameters, one a row.
 struct Columns<'a>(&'a [SamplingParams]);
 

@@ -44,17 +44,18 @@ pub(in crate::sampling) fn verify(
     let total = weights.sum_axis(-1, true)?;
     let expected = proposal.probabilities.multiply(total.as_dtype(Dtype::Float32)?)?;
     let missing = weights.subtract(expected.as_dtype(Dtype::Int64)?)?;
-    let (other, spare) = pick(&maximum(missing, uploads::int(0))?, &filters.keys, positions)?;
+    let missing = maximum(missing, uploads::int(0))?;
+    // Rounding may leave nothing else to draw.
+    let some = missing.max_axis(-1, true)?.gt(uploads::int(0))?;
+    let (other, _) = pick(&select(some, missing, &weights)?, &filters.keys, positions)?;
 
     let (known, proposed) = ids::within(&proposal.tokens.expand_dims(-1)?, logits.dim(-1))?;
     let weight = take_along_axis(&weights, &proposed, -1)?.as_dtype(Dtype::Float32)?;
     let expected = take_along_axis(expected, &proposed, -1)?;
     let falls =
         unit(&bits(coins, positions)?.expand_dims(-1)?)?.multiply(&expected)?.lt(&weight)?;
-    // Rounding may leave nothing else to draw.
-    let only = spare.eq(uploads::int(0))?.logical_and(weight.gt(uploads::float(0.0))?)?;
     let is_proposal = expected.gt(uploads::float(0.0))?.logical_and(known)?;
-    let kept = falls.logical_or(only)?.logical_and(is_proposal)?;
+    let kept = falls.logical_and(is_proposal)?;
 
     let token = select(kept, proposed, other)?;
     let after = take_along_axis(left, &token, -1)?.subtract(log_of(&total)?)?;

@@ -2,6 +2,7 @@
 
 mod model;
 mod refusal;
+mod speculation;
 mod texts;
 mod trouble;
 

@@ -25,8 +25,13 @@ pub(super) struct Decoder {
 impl Decoder {
     /// The same one each time.
     pub(super) fn new() -> Self {
+        Self::of(10)
+    }
+
+    /// One for each number.
+    pub(super) fn of(first: u64) -> Self {
         let mut blocks = vec![block(), block()];
-        for (seed, block) in (10..).step_by(100).zip(&mut blocks) {
+        for (seed, block) in (first..).step_by(100).zip(&mut blocks) {
             let mut names: Vec<_> = block.parameters_mut().flatten().into_iter().collect();
             names.sort_by(|one, other| one.0.cmp(&other.0));
             for (seed, (name, parameter)) in (seed..).zip(names) {

@@ -1,14 +1,16 @@
 //! A text depends on its request alone.
 
 use mlx_primitives::{
-    generation::{FinishReason, GenerationEngineOptions, GenerationEvent, GenerationRequest},
+    generation::{
+        FinishReason, GenerationEngine, GenerationEngineOptions, GenerationEvent, GenerationRequest,
+    },
     sampling::SamplingParams,
 };
 
 use super::{Decoder, cache_bytes, engine, options, params, prompt, request};
 
 /// Requests of many lengths and ways to draw.
-fn requests(count: u64) -> Vec<GenerationRequest> {
+pub(super) fn requests(count: u64) -> Vec<GenerationRequest> {
     let request = |number: u64| {
         let sampling = match number % 4 {
             0 => params(number, 0.0),
@@ -26,7 +28,7 @@ fn requests(count: u64) -> Vec<GenerationRequest> {
     (0..count).map(request).collect()
 }
 
-fn expected(requests: &[GenerationRequest]) -> Vec<Vec<u32>> {
+pub(super) fn expected(requests: &[GenerationRequest]) -> Vec<Vec<u32>> {
     let mut decoder = Decoder::new();
     let write = |request: &GenerationRequest| {
         decoder.written(&request.prompt, request.max_tokens, &request.sampling)
@@ -35,7 +37,11 @@ fn expected(requests: &[GenerationRequest]) -> Vec<Vec<u32>> {
 }
 
 fn tokens(options: GenerationEngineOptions, requests: &[GenerationRequest]) -> Vec<Vec<u32>> {
-    let engine = engine(options);
+    together(&engine(options), requests)
+}
+
+/// What all requests get at once.
+pub(super) fn together(engine: &GenerationEngine, requests: &[GenerationRequest]) -> Vec<Vec<u32>> {
     let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
     let streams = streams.collect::<Vec<_>>();
     let texts = streams.into_iter().map(|stream| stream.completions().swap_remove(0));

@@ -3,7 +3,7 @@
 use mlx_primitives::sampling::{Dry, Mirostat, Sampled, SamplerBatch, SamplingParams};
 use mlx_rs::Array;
 
-use super::{LOGITS, Text, batch, oracle::probabilities, positions_from, rows_of, tokens};
+use super::{LOGITS, Text, batch, history, oracle::probabilities, positions_from, rows_of, tokens};
 use crate::{sampling::softmax, support::sample::Random};
 
 const STEPS: usize = 40;
@@ -65,10 +65,15 @@ fn a_history_from_the_host_goes_on_like_one_that_grew() {
     let params = SamplingParams { temperature: 0.9, seed: 3, min_tokens: 30, ..penalized() };
     let params = SamplingParams { stop_tokens: vec![2, 8], ..params };
     let drawn = run_ahead(batch(&[(params.clone(), text())], LOGITS.len()), 1);
-    for known in [1, 13, 29, 30, 35] {
+    let mut grown = history(&params, LOGITS.len(), &text());
+    for known in 0..36 {
         let output = drawn[..known].iter().map(|row| row[0]).collect();
         let resumed = batch(&[(params.clone(), Text { output, ..text() })], LOGITS.len());
         assert_eq!(tokens(&sample(&resumed, known, 1)), drawn[known], "after {known}");
+        let requests = vec![(params.clone(), grown.clone())];
+        let pushed = SamplerBatch::new(requests, LOGITS.len() as i32, Default::default()).unwrap();
+        assert_eq!(tokens(&sample(&pushed, known, 1)), drawn[known], "{known} told one by one");
+        grown = grown.push(&params, drawn[known][0]).unwrap();
     }
     let early = drawn[..30].iter().all(|row| ![2, 8].contains(&row[0]));
     assert!(early, "a stop token came before the minimum: {drawn:?}");

@@ -1,0 +1,221 @@
+//! How the texts of an engine draw, from step to step.
+
+use std::collections::HashMap;
+
+use mlx_rs::{
+    Array, Dtype,
+    ops::{concatenate, indexing::TryIndexOp, zeros_dtype},
+};
+
+use super::{
+    request::GenerationRequest,
+    scheduler::Key,
+    speculation::{DraftedText, TextId},
+};
+use crate::{
+    error::Result,
+    sampling::{
+        LogProbabilities, Proposal, Sampled, SamplerBatch, SamplerBatchOptions, SamplingParams,
+        TokenHistory,
+    },
+};
+
+/// A token for one text.
+#[derive(Debug, Clone)]
+pub(super) struct Drawn {
+    pub(super) token: u32,
+    pub(super) log_probability: f32,
+    pub(super) top: Vec<(u32, f32)>,
+}
+
+/// A text that draws: what it has, and what is guessed of it.
+pub(super) struct Text<'a> {
+    pub(super) key: Key,
+    pub(super) request: &'a GenerationRequest,
+    pub(super) prompt: &'a [u32],
+    pub(super) output: &'a [u32],
+    /// The tokens that its further rows hold.
+    pub(super) drafts: &'a [u32],
+    /// What each of them was drawn by, `[at least as many, V]`; none for those that come of no draw.
+    pub(super) draft_probabilities: Option<&'a Array>,
+}
+
+impl<'a> Text<'a> {
+    /// The seed by which it draws.
+    fn seed(&self) -> u64 {
+        self.request.sampling.seed.wrapping_add(self.key.choice.into())
+    }
+
+    fn params(&self) -> SamplingParams {
+        SamplingParams { seed: self.seed(), ..self.request.sampling.clone() }
+    }
+
+    /// The same for a drafter.
+    pub(super) fn drafted(&self, limit: usize) -> DraftedText<'a> {
+        DraftedText {
+            id: TextId(self.key),
+            prompt: self.prompt,
+            output: self.output,
+            sampling: &self.request.sampling,
+            seed: self.seed(),
+            limit,
+        }
+    }
+
+    /// The positions of what it may draw: one, and one after each draft.
+    fn positions(&self) -> impl Iterator<Item = i32> {
+        let first = (self.prompt.len() + self.output.len()) as i32;
+        first..=first + self.drafts.len() as i32
+    }
+}
+
+pub(super) struct Samplers {
+    vocabulary: i32,
+    log_probabilities: LogProbabilities,
+    last: Option<Last>,
+    /// Of texts that are not in the last batch.
+    histories: HashMap<Key, TokenHistory>,
+}
+
+/// The batch of the last step.
+struct Last {
+    keys: Vec<Key>,
+    top: i32,
+    batch: SamplerBatch,
+}
+
+impl Samplers {
+    pub(super) fn new(vocabulary: i32, log_probabilities: LogProbabilities) -> Self {
+        Self { vocabulary, log_probabilities, last: None, histories: HashMap::new() }
+    }
+
+    pub(super) fn clear(&mut self) {
+        (self.last, self.histories) = (None, HashMap::new());
+    }
+
+    /// Draws for each text a token, and one more for each of its drafts up to the first that is not drawn. Other texts are
+    /// remembered where they are `alive`; `settle` evaluates what is to be read.
+    pub(super) fn draw(
+        &mut self,
+        texts: &[Text],
+        logits: &Array,
+        alive: impl Fn(Key) -> bool,
+        settle: impl FnOnce(&[&Array]) -> Result<()>,
+    ) -> Result<Vec<Vec<Drawn>>> {
+        let positions = texts.iter().flat_map(Text::positions).collect::<Vec<_>>();
+        let positions = Array::from_slice(&positions, &[positions.len() as i32]);
+        let top = texts.iter().map(|text| text.request.top_log_probabilities).max();
+        let mut last = self.batch(texts, top.unwrap_or_default(), alive)?;
+        let sampled = match proposal(texts, self.vocabulary)? {
+            None => last.batch.sample(logits, positions)?,
+            Some([tokens, probabilities]) => {
+                let proposal = Proposal { tokens: &tokens, probabilities: &probabilities };
+                last.batch.verify(logits, positions, &proposal)?
+            }
+        };
+        last.batch.advance(&sampled)?;
+        let drawn = host(&sampled, settle)?;
+        let mut rows = drawn.into_iter();
+        let drawn = texts.iter().map(|text| kept(text, rows.by_ref().take(1 + text.drafts.len())));
+        let drawn = drawn.collect::<Vec<_>>();
+        self.keep(last, texts, &drawn)?;
+        Ok(drawn)
+    }
+
+    /// A row for each token that may be drawn: the batch of the last step, where it has the same.
+    fn batch(&mut self, texts: &[Text], top: i32, alive: impl Fn(Key) -> bool) -> Result<Last> {
+        let keys = texts.iter().map(|text| text.key).collect::<Vec<_>>();
+        let drafted = texts.iter().any(|text| !text.drafts.is_empty());
+        if let Some(last) = self.last.take() {
+            if last.keys == keys && last.top == top && !drafted {
+                return Ok(last);
+            }
+            self.histories.extend(last.keys.into_iter().zip(last.batch.into_histories()?));
+        }
+        self.histories.retain(|key, _| alive(*key));
+        let mut rows = Vec::new();
+        for text in texts {
+            let params = text.params();
+            let mut history = match self.histories.remove(&text.key) {
+                Some(history) => history,
+                None => TokenHistory::new(&params, self.vocabulary, text.prompt, text.output)?,
+            };
+            for &draft in text.drafts {
+                let next = history.push(&params, draft)?;
+                rows.push((params.clone(), history));
+                history = next;
+            }
+            rows.push((params, history));
+        }
+        let log_probabilities = self.log_probabilities;
+        let options = SamplerBatchOptions { log_probabilities, top, ..Default::default() };
+        Ok(Last { keys, top, batch: SamplerBatch::new(rows, self.vocabulary, options)? })
+    }
+
+    /// Keeps the batch for the next step; or, where texts had several rows, the history that each goes on from.
+    fn keep(&mut self, last: Last, texts: &[Text], drawn: &[Vec<Drawn>]) -> Result<()> {
+        if texts.iter().all(|text| text.drafts.is_empty()) {
+            self.last = Some(last);
+            return Ok(());
+        }
+        let mut histories = last.batch.into_histories()?.into_iter();
+        for (text, drawn) in texts.iter().zip(drawn) {
+            let of_text = histories.by_ref().take(1 + text.drafts.len());
+            if let Some(history) = of_text.collect::<Vec<_>>().into_iter().nth(drawn.len() - 1) {
+                self.histories.insert(text.key, history);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What was drawn for the rows of a text, up to the first that is not its draft.
+fn kept(text: &Text, rows: impl Iterator<Item = Drawn>) -> Vec<Drawn> {
+    let rows = rows.collect::<Vec<_>>();
+    let right = rows.iter().zip(text.drafts).take_while(|(drawn, draft)| drawn.token == **draft);
+    let count = 1 + right.count();
+    rows.into_iter().take(count).collect()
+}
+
+/// The drafts that were drawn, `[R]`, and by what, `[R, V]`; zeros in rows of others. None where there are only others.
+fn proposal(texts: &[Text], vocabulary: i32) -> Result<Option<[Array; 2]>> {
+    if texts.iter().all(|text| text.draft_probabilities.is_none()) {
+        return Ok(None);
+    }
+    let (mut tokens, mut parts) = (Vec::new(), Vec::new());
+    for text in texts {
+        let count = text.drafts.len() as i32;
+        tokens.extend(text.drafts.iter().copied().chain([0]));
+        let drawn_by = text.draft_probabilities.filter(|_| count > 0);
+        if let Some(probabilities) = drawn_by {
+            parts.push(probabilities.try_index(..count)?);
+        }
+        let without = if drawn_by.is_some() { 1 } else { 1 + count };
+        parts.push(zeros_dtype(&[without, vocabulary], Dtype::Float32)?);
+    }
+    let tokens = Array::from_slice(&tokens, &[tokens.len() as i32]);
+    Ok(Some([tokens, concatenate(&parts, 0)?]))
+}
+
+/// What was drawn for each row.
+fn host(sampled: &Sampled, settle: impl FnOnce(&[&Array]) -> Result<()>) -> Result<Vec<Drawn>> {
+    let top = sampled.top.as_ref().map(|top| [&top.tokens, &top.log_probabilities]);
+    let log_probabilities = sampled.log_probabilities.as_dtype(Dtype::Float32)?;
+    let mut arrays = vec![&sampled.tokens, &log_probabilities];
+    arrays.extend(top.into_iter().flatten());
+    settle(&arrays)?;
+    let tokens = sampled.tokens.as_slice::<u32>();
+    let tops = match top {
+        Some([tokens, log_probabilities]) => {
+            let width = tokens.dim(-1).unsigned_abs() as usize;
+            let pairs = tokens.as_slice::<u32>().iter().copied();
+            let pairs = pairs.zip(log_probabilities.as_slice::<f32>().iter().copied());
+            pairs.collect::<Vec<_>>().chunks(width).map(<[_]>::to_vec).collect()
+        }
+        None => vec![Vec::new(); tokens.len()],
+    };
+    let drawn = tokens.iter().zip(log_probabilities.as_slice::<f32>()).zip(tops);
+    let drawn =
+        drawn.map(|((&token, &log_probability), top)| Drawn { token, log_probability, top });
+    Ok(drawn.collect())
+}

@@ -1,0 +1,80 @@
+//! Guesses of how texts go on, which the model checks many at once.
+
+mod draft_model;
+mod drafting;
+mod prompt_lookup;
+
+use mlx_rs::Array;
+
+pub use draft_model::{DraftModel, DraftModelOptions};
+pub(super) use drafting::{Drafting, Guesses};
+pub use prompt_lookup::PromptLookup;
+
+use super::scheduler::Key;
+use crate::{error::Result, sampling::SamplingParams};
+
+/// Which text of an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TextId(pub(super) Key);
+
+/// A text that is being written, for a [`Drafter`].
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct DraftedText<'a> {
+    /// The same from call to call.
+    pub id: TextId,
+    /// What it began with.
+    pub prompt: &'a [u32],
+    /// What was written since.
+    pub output: &'a [u32],
+    /// How it draws, but for the seed.
+    pub sampling: &'a SamplingParams,
+    /// The seed by which it draws.
+    pub seed: u64,
+    /// How many tokens of a draft would be read at most.
+    pub limit: usize,
+}
+
+impl DraftedText<'_> {
+    /// How many tokens it has.
+    pub(super) fn len(&self) -> usize {
+        self.prompt.len() + self.output.len()
+    }
+
+    /// Its tokens from number `from` on.
+    pub(super) fn tokens(&self, from: usize) -> impl Iterator<Item = u32> {
+        self.prompt.iter().chain(self.output).skip(from).copied()
+    }
+}
+
+/// A guess of how a text goes on.
+#[derive(Debug, Clone, Default)]
+pub struct Draft {
+    /// The next tokens; none where nothing can be said. What is above the vocabulary ends it.
+    pub tokens: Vec<u32>,
+    /// What each token was drawn by, `[tokens, V]`, f32. None for tokens that no draw has led to.
+    pub probabilities: Option<Array>,
+}
+
+/// Guesses how texts go on, more cheaply than their model writes them.
+///
+/// The model reads a draft in the step in which it would have read one token, and the text goes on by those that it would
+/// have written, and one more. A text's distribution is that without a draft, whatever is guessed; and where
+/// [`Draft::probabilities`] is none, so is every token.
+pub trait Drafter {
+    /// The vocabulary that it knows, if it knows of one: that of the model that is to be helped.
+    fn vocabulary(&self) -> Option<i32> {
+        None
+    }
+
+    /// A guess for each text, in order. Where it fails the step goes without.
+    ///
+    /// # Errors
+    /// As the drafter has it.
+    fn draft(&mut self, texts: &[DraftedText<'_>]) -> Result<Vec<Draft>>;
+
+    /// Tells that a text has ended.
+    fn end(&mut self, text: TextId) {
+        let _ = text;
+    }
+}
