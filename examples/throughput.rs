@@ -13,8 +13,12 @@ use mlx_primitives::{
         CausalModel, FinishReason, GenerationEngine, GenerationEngineOptions, GenerationRequest,
         LayerKv,
     },
-    layers::{AttentionBuilder, AttentionInput, DecoderBlock, GatedFeedForward},
+    layers::{
+        Attention, AttentionBuilder, AttentionInput, DecoderBlock, GatedFeedForward, Projection,
+        TokenEmbedding,
+    },
     norm::RmsNorm,
+    quant::{QuantizedEmbedding, QuantizedLinear, QuantizedWeight},
     rope::Rope,
     sampling::SamplingParams,
 };
@@ -22,8 +26,8 @@ use mlx_rs::{
     Array, Dtype,
     builder::Builder,
     error::Exception,
-    module::{Module, ModuleParameters},
-    random,
+    module::{Module, ModuleParameters, Param},
+    nn, random,
     transforms::eval,
 };
 
@@ -41,6 +45,10 @@ struct Args {
     /// How many are served at once
     #[arg(long, default_value_t = 32)]
     batch: usize,
+
+    /// Packs the weights into so many bits, in groups of 64
+    #[arg(long)]
+    bits: Option<i32>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -79,7 +87,7 @@ impl Shape {
 /// A llama whose head is its table.
 struct Llama {
     sizes: Sizes,
-    table: Array,
+    table: TokenEmbedding,
     blocks: Vec<DecoderBlock>,
     norm: RmsNorm,
 }
@@ -87,19 +95,23 @@ struct Llama {
 const DTYPE: Dtype = Dtype::Bfloat16;
 
 impl Llama {
-    fn random(sizes: Sizes) -> Result<Self> {
+    fn random(sizes: Sizes, bits: Option<i32>) -> Result<Self> {
         let Sizes { layers, dims, vocabulary, .. } = sizes;
         let table = random::normal::<f32>(&[vocabulary, dims], None, Some(0.02), None)?;
         let table = table.as_dtype(DTYPE)?;
+        let table = match bits {
+            Some(bits) => QuantizedEmbedding::from_weight(packed(&table, bits)?)?.into(),
+            None => TokenEmbedding::from(nn::Embedding { weight: Param::new(table) }),
+        };
+        eval(table.parameters().flatten().into_values())?;
         let mut norm = RmsNorm::new(dims)?;
         lower(&mut norm)?;
-        eval([&table])?;
-        let blocks = (0..layers).map(|_| block(sizes)).collect::<Result<_>>()?;
+        let blocks = (0..layers).map(|_| block(sizes, bits)).collect::<Result<_>>()?;
         Ok(Self { sizes, table, blocks, norm })
     }
 }
 
-fn block(sizes: Sizes) -> Result<DecoderBlock> {
+fn block(sizes: Sizes, bits: Option<i32>) -> Result<DecoderBlock> {
     let Sizes { dims, heads, kv_heads, head_dim, hidden, .. } = sizes;
     let attention = AttentionBuilder::new(dims, heads)
         .num_kv_heads(kv_heads)
@@ -108,7 +120,26 @@ fn block(sizes: Sizes) -> Result<DecoderBlock> {
         .build()?;
     let mut block = DecoderBlock::new(dims, attention, GatedFeedForward::new(dims, hidden)?)?;
     lower(&mut block)?;
+    if let Some(bits) = bits {
+        let DecoderBlock { attention, feed_forward, .. } = &mut block;
+        let Attention { query, key, value, output, .. } = attention;
+        let GatedFeedForward { gate, up, down, .. } = feed_forward;
+        for projection in [query, key, value, output, gate, up, down] {
+            pack(projection, bits)?;
+        }
+    }
     Ok(block)
+}
+
+fn pack(projection: &mut Projection, bits: i32) -> Result<()> {
+    if let Projection::Dense(linear) = projection {
+        *projection = QuantizedLinear::from_weight(packed(&linear.weight, bits)?)?.into();
+    }
+    Ok(eval(projection.parameters().flatten().into_values())?)
+}
+
+fn packed(matrix: &Array, bits: i32) -> Result<QuantizedWeight> {
+    Ok(QuantizedWeight::quantize(matrix, 64, bits)?)
 }
 
 /// Rounds all weights, and evaluates them.
@@ -135,7 +166,7 @@ impl CausalModel for Llama {
         tokens: &Array,
         caches: &mut [&mut dyn KvCache],
     ) -> Result<Array, Exception> {
-        let mut x = self.table.take_axis(tokens, 0)?;
+        let mut x = self.table.forward(tokens)?.as_dtype(DTYPE)?;
         for (block, cache) in self.blocks.iter_mut().zip(caches) {
             x = block.forward(AttentionInput { x: &x, mask: None, cache: Some(&mut **cache) })?;
         }
@@ -143,13 +174,13 @@ impl CausalModel for Llama {
     }
 
     fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
-        self.norm.forward(hidden)?.matmul(self.table.t())
+        Ok(self.table.as_linear(self.norm.forward(hidden)?)?)
     }
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let model = Llama::random(args.shape.sizes())?;
+    let model = Llama::random(args.shape.sizes(), args.bits)?;
     let cache_bytes = GenerationEngineOptions::cache_bytes_for(&model, args.batch.max(2) * 704);
     let options = GenerationEngineOptions {
         max_batch_size: args.batch,

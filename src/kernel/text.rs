@@ -29,9 +29,13 @@ const METAL: File = metal!("targets/metal.h");
 const CUDA: File = metal!("targets/cuda.h");
 
 impl File {
-    /// The text from `line` on, such that compilers count lines as the file does.
+    /// The text from `line` on, such that compilers count lines as the file does; without comments and indentation, as MLX
+    /// copies and hashes it at every call.
     fn numbered(text: &str, path: &str, line: usize) -> String {
-        format!("\n#line {line} \"{path}\"\n{text}")
+        let bare =
+            |line: &str| line.split("//").next().unwrap_or_default().trim().to_owned() + "\n";
+        let bare = text.lines().map(bare).collect::<String>();
+        format!("\n#line {line} \"{path}\"\n{bare}")
     }
 
     fn whole(&self) -> String {
@@ -82,7 +86,7 @@ mod tests {
         fragments: &[File { path: "common/two.metal", text: "// fragment\n" }],
         file: File {
             path: "double.metal",
-            text: "// helpers\n// ---- body ----\ny[i] = twice(x[i]);\n",
+            text: "// helpers\nint two; // 2\n// ---- body ----\n  y[i] = twice(x[i]);\n",
         },
     };
 
@@ -91,16 +95,16 @@ mod tests {
         let header = DOUBLE.header(Target::Metal);
         assert!(header.contains("THREADGROUP_ARRAY"));
         assert!(header.ends_with(
-            "\n#line 1 \"common/two.metal\"\n// fragment\n\n#line 1 \"double.metal\"\n// helpers\n"
+            "\n#line 1 \"common/two.metal\"\n\n\n#line 1 \"double.metal\"\n\nint two;\n"
         ));
-        let body = "\n#line 2 \"double.metal\"\n// ---- body ----\ny[i] = twice(x[i]);\n";
+        let body = "\n#line 3 \"double.metal\"\n\ny[i] = twice(x[i]);\n";
         assert_eq!(DOUBLE.body(), body);
     }
 
     #[test]
     fn a_file_without_the_mark_is_all_body() {
         let bare = Kernel { file: File { path: "bare.metal", text: "y[i] = x[i];" }, ..DOUBLE };
-        assert_eq!(bare.body(), "\n#line 1 \"bare.metal\"\ny[i] = x[i];");
+        assert_eq!(bare.body(), "\n#line 1 \"bare.metal\"\ny[i] = x[i];\n");
     }
 
     #[test]

@@ -17,6 +17,8 @@ const ROUNDS: u64 = 2;
 const KEYS_OF_STEP: u64 = 64;
 /// Steps of a part at least, for the same reason.
 const STEPS_OF_PART: u64 = 2;
+/// Steps that take no longer than to launch what merges parts.
+const STEPS_OF_WHOLE: u64 = 16;
 /// Lanes over which the results of parts are added up.
 const MERGE_SIMDS: i32 = 4;
 /// What stands for no bound of a window; above it stands how far one is. See `FAR` in `metal/common/attend.metal`.
@@ -150,6 +152,9 @@ fn tiles(by_tiles: bool, shape: Shape) -> i32 {
 /// As many parts of the keys as keep all cores busy to the end: of those, the fewest.
 fn parts(groups: u64, keys: u64) -> i32 {
     let steps = keys.div_ceil(KEYS_OF_STEP);
+    if steps <= STEPS_OF_WHOLE {
+        return 1;
+    }
     let most = (steps / STEPS_OF_PART).min(ROUNDS * AT_ONCE / groups.max(1));
     // Parts are whole steps, so there may be fewer than were asked for.
     let found = (1..=most).map(|parts| steps.div_ceil(steps.div_ceil(parts)));
@@ -190,7 +195,8 @@ mod tests {
 
     #[test]
     fn few_keys_or_many_heads_are_one_part() {
-        assert!(on_cuda(Shape { keys: 192, ..LLAMA }).is_whole());
+        assert!(on_cuda(Shape { keys: 1024, ..LLAMA }).is_whole());
+        assert!(!on_cuda(Shape { keys: 1025, ..LLAMA }).is_whole());
         assert!(on_cuda(Shape { keys: 1, ..LLAMA }).is_whole());
         assert!(on_cuda(Shape { pairs: 4096, ..LLAMA }).is_whole());
         assert!(on_cuda(Shape { pairs: i32::MAX, rows: i32::MAX, ..LLAMA }).is_whole());
