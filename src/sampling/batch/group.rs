@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, ops::select};
 
 use super::{
-    LogProbabilities, Sampled, SamplerBatchOptions, TopLogProbabilities, report,
+    LogProbabilities, Sampled, SamplerBatchOptions, TopLogProbabilities,
+    masked::Masked,
+    report,
     rows::{self, Filters},
 };
 use crate::{
@@ -129,24 +131,29 @@ impl Group {
         })
     }
 
-    /// Draws for the group's rows of the whole batch's `logits` and `positions`.
+    /// Draws for the group's rows of the whole batch's `logits`, without what masks forbid, and `positions`.
     pub(super) fn draw(
         &self,
         logits: &Array,
+        masked: Option<&Masked>,
         positions: &Array,
         options: &SamplerBatchOptions,
     ) -> Result<GroupDraw> {
-        let own = |array: &Array| match &self.index {
-            Some(index) => array.take_axis(index, 0),
-            None => Ok(array.clone()),
-        };
-        let (logits, positions) = (own(logits)?, own(positions)?);
-        let (left, watched) = self.stepped(&logits, &positions)?;
+        // Where no row of its own has a mask, it draws as if there were none.
+        let masked = masked.filter(|masked| self.rows.iter().any(|&row| masked.is_of(row)));
+        let (logits, positions) = (self.own(logits)?, self.own(positions)?);
+        let open = masked.map_or_else(|| Ok(logits.clone()), |masked| self.own(&masked.logits))?;
+        let (left, watched) = self.stepped(&open, &positions)?;
         let drawn = rows::sample(&left, &positions, &self.filters, options)?;
-        let log_probabilities = match options.log_probabilities {
-            LogProbabilities::Processed => drawn.after,
-            LogProbabilities::Raw if self.steps.is_empty() => drawn.before,
-            LogProbabilities::Raw => token_log_probabilities(&logits, &drawn.tokens)?,
+        let before = || token_log_probabilities(&logits, &drawn.tokens);
+        let log_probabilities = match (options.log_probabilities, masked) {
+            (LogProbabilities::Processed, _) => drawn.after,
+            (LogProbabilities::Raw, _) if !self.steps.is_empty() => before()?,
+            (LogProbabilities::Raw, None) => drawn.before,
+            // Of the others, to the bit what they would be without masks.
+            (LogProbabilities::Raw, Some(masked)) => {
+                select(self.own(&masked.marks)?, before()?, drawn.before)?
+            }
         };
         let surprise = watched.map(|scores| surprise_of(&scores, &drawn.tokens.expand_dims(-1)?));
         Ok(GroupDraw {
@@ -157,6 +164,14 @@ impl Group {
                 None => None,
             },
             tokens: drawn.tokens,
+        })
+    }
+
+    /// The group's rows of the whole batch's.
+    fn own(&self, array: &Array) -> Result<Array> {
+        Ok(match &self.index {
+            Some(index) => array.take_axis(index, 0)?,
+            None => array.clone(),
         })
     }
 
@@ -229,20 +244,16 @@ impl Group {
 
     /// The state one token further.
     pub(super) fn advanced(&self, sampled: &Sampled) -> Result<State> {
-        let own = |array: &Array| match &self.index {
-            Some(index) => array.take_axis(index, 0),
-            None => Ok(array.clone()),
-        };
         let mut next = self.state.clone();
         next.generated.iter_mut().for_each(|count| *count += 1);
         if let Some(counts) = &mut next.counts {
-            *counts = counts.push(&own(&sampled.tokens)?)?;
+            *counts = counts.push(&self.own(&sampled.tokens)?)?;
         }
         if let (Some(recent), Some(rows)) = (&mut next.recent, &self.settings.dry) {
-            *recent = recent.push(&own(&sampled.tokens)?, rows)?;
+            *recent = recent.push(&self.own(&sampled.tokens)?, rows)?;
         }
         if let (Some(bound), Some(surprise)) = (&mut next.bound, &sampled.surprise) {
-            let off = own(surprise)?.subtract(&self.settings.mirostat.tau)?;
+            let off = self.own(surprise)?.subtract(&self.settings.mirostat.tau)?;
             *bound = bound.subtract(off.multiply(&self.settings.mirostat.eta)?)?;
         }
         let past_minimum = |(params, &count): (&SamplingParams, &u32)| count == params.min_tokens;

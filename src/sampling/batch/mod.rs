@@ -1,6 +1,7 @@
 //! Many requests, each with parameters of its own, drawn for together.
 
 mod group;
+mod masked;
 mod report;
 mod settings;
 
@@ -11,9 +12,13 @@ use mlx_rs::{
     ops::{concatenate, zeros_dtype},
 };
 
-use self::group::{Group, GroupDraw};
+use self::{
+    group::{Group, GroupDraw},
+    masked::Masked,
+};
 use super::{
-    SamplingParams, TokenHistory, filter::checked_vocabulary, history::check_vocabulary, rows,
+    SamplingParams, TokenHistory, TokenMask, filter::checked_vocabulary, history::check_vocabulary,
+    rows,
 };
 use crate::{
     check::{Check, axes},
@@ -140,15 +145,47 @@ impl SamplerBatch {
         logits: impl AsRef<Array>,
         positions: impl AsRef<Array>,
     ) -> Result<Sampled> {
+        self.sample_masked(logits, positions, &vec![None; self.rows.unsigned_abs() as usize])
+    }
+
+    /// The same, where a row with a mask draws from its tokens alone, as if the others had logits of −∞. Rows without one
+    /// draw as they do without masks, and log-probabilities that are the model's stay the model's.
+    ///
+    /// # Shapes
+    /// As for [`sample`](Self::sample), and `N` masks.
+    ///
+    /// # Errors
+    /// As for [`sample`](Self::sample), and when there are more or fewer masks than rows or one is of another vocabulary.
+    /// A mask of nothing is none: its row has nothing to draw from.
+    pub fn sample_masked(
+        &self,
+        logits: impl AsRef<Array>,
+        positions: impl AsRef<Array>,
+        masks: &[Option<&TokenMask>],
+    ) -> Result<Sampled> {
         let (logits, positions) = (logits.as_ref(), positions.as_ref());
         let check = Check::op(OP);
         checked_vocabulary(check, logits)?;
         check.shape("logits", logits, axes![self.rows, self.vocabulary])?;
         check.integer("positions", positions)?;
         check.shape("positions", positions, axes![self.rows])?;
+        self.check_masks(masks)?;
         let positions = &positions.as_dtype(Dtype::Int32)?;
-        let draws = self.groups.iter().map(|group| group.draw(logits, positions, &self.options));
-        self.together(&draws.collect::<Result<Vec<_>>>()?)
+        let masked = Masked::of(logits, masks)?;
+        let draw = |group: &Group| group.draw(logits, masked.as_ref(), positions, &self.options);
+        self.together(&self.groups.iter().map(draw).collect::<Result<Vec<_>>>()?)
+    }
+
+    /// One for each row, and each of this vocabulary.
+    fn check_masks(&self, masks: &[Option<&TokenMask>]) -> Result<()> {
+        let check = Check::op(OP);
+        let (rows, count) = (self.rows.unsigned_abs() as usize, masks.len());
+        check.value(count == rows, "masks", format_args!("be {rows}"), count)?;
+        let expected = format_args!("be of {} tokens", self.vocabulary);
+        masks.iter().flatten().try_for_each(|mask| {
+            let fits = mask.vocabulary() == self.vocabulary;
+            check.value(fits, "masks", expected, mask.vocabulary())
+        })
     }
 
     /// Takes what was drawn into the histories of its rows.
