@@ -10,9 +10,12 @@
 //! The scheduler knows no model and no array but those of its pool; the runner knows no request but how it draws.
 
 mod client;
+mod constrained;
+mod constraint;
 mod engine;
 mod model;
 mod options;
+mod panicked;
 mod request;
 mod runner;
 mod scheduler;
@@ -21,6 +24,7 @@ mod stream;
 mod text;
 mod worker;
 
+pub use constraint::{Allowed, Constraint, ConstraintError};
 pub use engine::GenerationEngine;
 pub use model::{CausalModel, LayerKv};
 pub use options::GenerationEngineOptions;

@@ -2,9 +2,13 @@
 
 use std::collections::HashMap;
 
-use mlx_rs::{Array, Dtype, transforms::eval};
+use mlx_rs::{
+    Array, Dtype,
+    transforms::{async_eval, eval},
+};
 
 use super::{
+    constrained::Constraints,
     model::CausalModel,
     request::GenerationRequest,
     scheduler::{Batch, Key},
@@ -86,19 +90,22 @@ impl<M: CausalModel> Runner<M> {
         (self.sampling, self.histories) = (None, HashMap::new());
     }
 
-    /// Runs a step, and draws a token for each of [`Batch::drawn`], in order. `draws` knows every text that has not ended.
+    /// Runs a step, and draws a token for each of [`Batch::drawn`], in order, of those that `constraints` allow. `draws`
+    /// knows every text that has not ended.
     pub(super) fn run<'a>(
         &mut self,
         batch: &Batch,
         draws: impl Fn(Key) -> Option<Draws<'a>>,
+        constraints: &mut Constraints,
     ) -> Result<Vec<Drawn>> {
-        inference(|| self.run_in_order(batch, draws))
+        inference(|| self.run_in_order(batch, draws, constraints))
     }
 
     fn run_in_order<'a>(
         &mut self,
         batch: &Batch,
         draws: impl Fn(Key) -> Option<Draws<'a>>,
+        constraints: &mut Constraints,
     ) -> Result<Vec<Drawn>> {
         let hidden = self.read(batch)?;
         if batch.drawn.is_empty() {
@@ -110,7 +117,7 @@ impl<M: CausalModel> Runner<M> {
         let logits = self.model.logits(&last)?;
         CHECK.shape("logits", &logits, axes![rows.len() as i32, 1, self.model.vocabulary()])?;
         let logits = logits.squeeze_axes(&[1])?;
-        self.draw(batch, &logits, draws)
+        self.draw(batch, &logits, draws, constraints)
     }
 
     /// What the model says of each row, `[T, 1, dims]`.
@@ -132,6 +139,7 @@ impl<M: CausalModel> Runner<M> {
         batch: &Batch,
         logits: &Array,
         draws: impl Fn(Key) -> Option<Draws<'a>>,
+        constraints: &mut Constraints,
     ) -> Result<Vec<Drawn>> {
         let keys = batch.drawn.iter().map(|(key, _)| *key).collect::<Vec<_>>();
         let (alive, draws) =
@@ -142,7 +150,13 @@ impl<M: CausalModel> Runner<M> {
         let positions = positions.collect::<Vec<_>>();
         let positions = Array::from_slice(&positions, &[positions.len() as i32]);
         let mut sampling = self.sampling_for(keys, &draws, alive)?;
-        let sampled = sampling.batch.sample(logits, &positions)?;
+        if draws.iter().any(|text| text.request.constraint.is_some()) {
+            // The model computes while the constraints are asked.
+            async_eval([logits])?;
+        }
+        let texts = sampling.keys.iter().copied().zip(&draws);
+        let masks = constraints.masks(self.model.vocabulary(), texts);
+        let sampled = sampling.batch.sample_masked(logits, &positions, &masks)?;
         sampling.batch.advance(&sampled)?;
         self.sampling = Some(sampling);
         let top = sampled.top.as_ref().map(|top| [&top.tokens, &top.log_probabilities]);

@@ -1,7 +1,6 @@
 //! The engine's thread: takes requests in, runs steps, hands tokens out.
 
 use std::{
-    any::Any,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -13,8 +12,10 @@ use std::{
 
 use super::{
     client::Client,
+    constrained::{Constraints, Verdict},
     model::{CausalModel, kvs},
     options::GenerationEngineOptions,
+    panicked::message,
     request::FinishReason,
     runner::{Drawn, Draws, Runner},
     scheduler::{Batch, Branch, Key, Limits, Scheduler},
@@ -43,6 +44,7 @@ pub(super) struct Worker<M> {
     detokenizer: Option<Arc<dyn Detokenizer>>,
     shared: Arc<Mutex<Shared>>,
     clients: BTreeMap<u64, Client>,
+    constraints: Constraints,
     /// Those whose last word is not handed over yet.
     leaving: Vec<Client>,
     next: u64,
@@ -69,6 +71,7 @@ impl<M: CausalModel> Worker<M> {
             detokenizer: options.detokenizer,
             shared,
             clients: BTreeMap::new(),
+            constraints: Constraints::default(),
             leaving: Vec::new(),
             next: 0,
         })
@@ -153,9 +156,9 @@ impl<M: CausalModel> Worker<M> {
                 output: &branch.output,
             })
         };
-        let runner = &mut self.runner;
+        let (runner, constraints) = (&mut self.runner, &mut self.constraints);
         // A model that panics fails its own requests, and no others.
-        let drawn = catch_unwind(AssertUnwindSafe(|| runner.run(batch, draws)));
+        let drawn = catch_unwind(AssertUnwindSafe(|| runner.run(batch, draws, constraints)));
         let read = Instant::now();
         match drawn {
             Ok(Ok(drawn)) => self.advance(batch, drawn),
@@ -184,8 +187,22 @@ impl<M: CausalModel> Worker<M> {
         for ((key, _), drawn) in batch.drawn.iter().zip(drawn) {
             let Some(client) = self.clients.get_mut(&key.request) else { continue };
             generated += 1;
+            let stops = &client.request.sampling.stop_tokens;
+            let completes = match self.constraints.accept(*key, drawn.token, stops) {
+                Verdict::GoesOn => false,
+                Verdict::Completed => true,
+                Verdict::WasComplete => {
+                    self.leave_for(*key, FinishReason::Complete);
+                    continue;
+                }
+                Verdict::Failed(reason) => {
+                    self.leave_for(*key, FinishReason::Failed(reason));
+                    continue;
+                }
+            };
             let words = self.detokenizer.as_deref();
-            match catch_unwind(AssertUnwindSafe(|| client.draw(key.choice, drawn, words))) {
+            let draw = || client.draw(key.choice, drawn, completes, words);
+            match catch_unwind(AssertUnwindSafe(draw)) {
                 Ok(false) => {}
                 Ok(true) => self.leave(*key),
                 Err(panic) => {
@@ -198,8 +215,17 @@ impl<M: CausalModel> Worker<M> {
         shared.stats.generated_tokens += generated;
     }
 
+    /// Ends a text with what it has.
+    fn leave_for(&mut self, key: Key, reason: FinishReason) {
+        if let Some(client) = self.clients.get_mut(&key.request) {
+            client.finish(key.choice, reason);
+        }
+        self.leave(key);
+    }
+
     /// Lets go of a text that has ended, and of its request with the last one.
     fn leave(&mut self, key: Key) {
+        self.constraints.remove(key);
         if let Err(error) = self.scheduler.remove(key) {
             tracing::error!(target: TARGET, %error, "a text could not be removed");
         }
@@ -213,6 +239,7 @@ impl<M: CausalModel> Worker<M> {
         let Some(client) = self.clients.get_mut(&request) else { return };
         for choice in client.choices() {
             client.finish(choice, reason.clone());
+            self.constraints.remove(Key { request, choice });
             if let Err(error) = self.scheduler.remove(Key { request, choice }) {
                 tracing::error!(target: TARGET, %error, "a text could not be removed");
             }
@@ -275,10 +302,4 @@ fn said(error: &Error) -> String {
         Error::Mlx(exception) => exception.what().to_owned(),
         error => error.to_string(),
     }
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it said nothing")
 }

@@ -1,5 +1,6 @@
 //! The engine against a model that reads everything anew, and against everything that may go wrong.
 
+mod constraint;
 mod model;
 mod refusal;
 mod texts;
