@@ -13,6 +13,8 @@ mod client;
 mod constrained;
 mod constraint;
 mod engine;
+#[cfg(feature = "llguidance")]
+mod grammar;
 mod model;
 mod options;
 mod panicked;
@@ -26,6 +28,8 @@ mod worker;
 
 pub use constraint::{Allowed, Constraint, ConstraintError};
 pub use engine::GenerationEngine;
+#[cfg(feature = "llguidance")]
+pub use grammar::{Grammar, Grammars};
 pub use model::{CausalModel, LayerKv};
 pub use options::GenerationEngineOptions;
 pub use request::{
