@@ -149,7 +149,9 @@ fn wait(streams: Vec<GenerationStream>, prompts: &[String]) -> Result<Vec<Comple
 
 fn reason(reason: &FinishReason) -> String {
     match reason {
-        FinishReason::StopToken(_) | FinishReason::StopString(_) => "stop".to_owned(),
+        FinishReason::StopToken(_) | FinishReason::StopString(_) | FinishReason::Complete => {
+            "stop".to_owned()
+        }
         FinishReason::Length => "length".to_owned(),
         FinishReason::Failed(why) => format!("failed: {why}"),
         _ => "cancelled".to_owned(),

@@ -70,11 +70,12 @@ impl Client {
         self.texts.keys().copied().collect()
     }
 
-    /// Tells of a token, and returns whether the text has ended with it.
+    /// Tells of a token, which may complete what its constraint allows, and returns whether the text has ended with it.
     pub(super) fn draw(
         &mut self,
         choice: u32,
         drawn: Drawn,
+        completes: bool,
         detokenizer: Option<&dyn Detokenizer>,
     ) -> bool {
         let Some(text) = self.texts.get_mut(&choice) else { return true };
@@ -92,6 +93,7 @@ impl Client {
         self.told.push(GenerationEvent::Token(token));
         let reason = match shown.stop {
             Some(stop) => FinishReason::StopString(stop),
+            None if completes => FinishReason::Complete,
             None if full => FinishReason::Length,
             None => return false,
         };

@@ -180,10 +180,11 @@ impl GenerationEngine {
     ///
     /// # Errors
     /// When the prompt is empty or has an id that the vocabulary has not, `max_tokens` is zero, a stop string is empty or
-    /// cannot be found for want of a detokenizer, a parameter is out of its range, there are more texts than the engine
-    /// writes at once, a request of this name has not ended, its texts could need more blocks than there are, or the
-    /// engine has stopped.
+    /// cannot be found for want of a detokenizer, a parameter is out of its range, a constraint is of another vocabulary,
+    /// there are more texts than the engine writes at once, a request of this name has not ended, its texts could need more
+    /// blocks than there are, or the engine has stopped.
     pub fn submit(&self, request: GenerationRequest) -> Result<GenerationStream> {
+        let request = request.with_all_stops();
         request.check(self.vocabulary, self.detokenizes)?;
         self.check_room(&request)?;
         let id = self.named(request.id.clone())?;

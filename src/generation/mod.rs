@@ -11,9 +11,14 @@
 //! The scheduler knows no model and no array but those of its pool; the runner knows no request but how it draws.
 
 mod client;
+mod constrained;
+mod constraint;
 mod engine;
+#[cfg(feature = "llguidance")]
+mod grammar;
 mod model;
 mod options;
+mod panicked;
 mod reader;
 mod request;
 mod runner;
@@ -25,7 +30,10 @@ mod stream;
 mod text;
 mod worker;
 
+pub use constraint::{Allowed, Constraint, ConstraintError};
 pub use engine::GenerationEngine;
+#[cfg(feature = "llguidance")]
+pub use grammar::{Grammar, Grammars};
 pub use model::{CausalModel, LayerKv};
 pub use options::GenerationEngineOptions;
 pub use request::{

@@ -1,5 +1,8 @@
 //! What is asked of an engine, and what it answers.
 
+use std::sync::Arc;
+
+use super::constraint::Constraint;
 use crate::{check::Check, error::Result, sampling::SamplingParams};
 
 const CHECK: Check = Check::op("GenerationRequest");
@@ -29,6 +32,8 @@ pub struct GenerationRequest {
     pub priority: i32,
     /// How many of the most likely tokens to report beside each one drawn, up to 20. Default: 0.
     pub top_log_probabilities: i32,
+    /// What each text has to be; of the tokens that it allows, those are drawn that the rest of this says. Default: anything.
+    pub constraint: Option<Arc<dyn Constraint>>,
 }
 
 impl GenerationRequest {
@@ -42,6 +47,17 @@ impl GenerationRequest {
         self.n.max(1)
     }
 
+    /// With the stop tokens that its constraint has of its own.
+    pub(super) fn with_all_stops(mut self) -> Self {
+        if let Some(constraint) = &self.constraint {
+            let known = &mut self.sampling.stop_tokens;
+            let new = constraint.stop_tokens().iter().filter(|token| !known.contains(token));
+            let new = new.copied().collect::<Vec<_>>();
+            known.extend(new);
+        }
+        self
+    }
+
     /// Refuses what no engine with this vocabulary could do.
     pub(super) fn check(&self, vocabulary: i32, detokenizes: bool) -> Result<()> {
         let first = self.prompt.first();
@@ -50,6 +66,12 @@ impl GenerationRequest {
         let expected = format_args!("hold ids below {vocabulary}");
         unknown.map_or(Ok(()), |id| CHECK.value(false, "prompt", expected, id))?;
         CHECK.value(self.max_tokens > 0, "max_tokens", "be at least 1", self.max_tokens)?;
+        // Before its stop tokens are, which are those of its vocabulary.
+        if let Some(constraint) = &self.constraint {
+            let (fits, expected) =
+                (constraint.vocabulary() == vocabulary, format_args!("be of {vocabulary} tokens"));
+            CHECK.value(fits, "constraint", expected, constraint.vocabulary())?;
+        }
         self.sampling.check(vocabulary)?;
         let empty = self.stop_strings.iter().any(String::is_empty);
         CHECK.value(!empty, "stop_strings", "be of one character or more", "\"\"")?;
@@ -68,11 +90,14 @@ pub enum FinishReason {
     StopToken(u32),
     /// This string was found.
     StopString(String),
+    /// Its constraint lets nothing follow. This is told with the token that completes it, whatever
+    /// [`min_tokens`](SamplingParams::min_tokens) and `max_tokens` say.
+    Complete,
     /// It has as many tokens as it may have.
     Length,
     /// The stream was dropped, the request cancelled, or the engine shut down.
     Cancelled,
-    /// The model failed with this message.
+    /// The model or the text's constraint failed with this message.
     Failed(String),
 }
 

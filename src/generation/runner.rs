@@ -1,6 +1,9 @@
 //! One step from tokens to tokens.
 
+use mlx_rs::{Array, transforms::async_eval};
+
 use super::{
+    constrained::Constraints,
     model::CausalModel,
     reader::Reader,
     samplers::{Drawn, Samplers, Text},
@@ -37,21 +40,23 @@ impl<M: CausalModel> Runner<M> {
         self.samplers.clear();
     }
 
-    /// Runs a step, and draws for `texts`, those of [`Batch::drawn`] in order. How others drew is remembered where they are
-    /// `alive`.
+    /// Runs a step, and draws for `texts`, those of [`Batch::drawn`] in order, what `constraints` allow. How others drew is
+    /// remembered where they are `alive`.
     pub(super) fn run(
         &mut self,
         batch: &Batch,
         texts: &[Text],
+        constraints: &mut Constraints,
         alive: impl Fn(Key) -> bool,
     ) -> Result<Vec<Vec<Drawn>>> {
-        inference(|| self.run_in_order(batch, texts, alive))
+        inference(|| self.run_in_order(batch, texts, constraints, alive))
     }
 
     fn run_in_order(
         &mut self,
         batch: &Batch,
         texts: &[Text],
+        constraints: &mut Constraints,
         alive: impl Fn(Key) -> bool,
     ) -> Result<Vec<Vec<Drawn>>> {
         let hidden = self.reader.read(&batch.step, &batch.tokens)?;
@@ -61,7 +66,12 @@ impl<M: CausalModel> Runner<M> {
         }
         let rows = batch.drawn.iter().flat_map(|drawing| drawing.rows()).collect::<Vec<_>>();
         let logits = self.reader.logits(&hidden, &rows)?;
-        let reader = &self.reader;
-        self.samplers.draw(texts, &logits, alive, |arrays| reader.settle(arrays.iter().copied()))
+        if texts.iter().any(|text| text.request.constraint.is_some()) {
+            // The model computes while the constraints are asked.
+            async_eval([&logits])?;
+        }
+        let masks = constraints.masks(self.reader.vocabulary(), texts);
+        let settle = |arrays: &[&Array]| self.reader.settle(arrays.iter().copied());
+        self.samplers.draw(texts, &logits, &masks, alive, settle)
     }
 }

@@ -15,8 +15,8 @@ use super::{
 use crate::{
     error::Result,
     sampling::{
-        LogProbabilities, Proposal, Sampled, SamplerBatch, SamplerBatchOptions, SamplingParams,
-        TokenHistory,
+        Conditions, LogProbabilities, Proposal, Sampled, SamplerBatch, SamplerBatchOptions,
+        SamplingParams, TokenHistory, TokenMask,
     },
 };
 
@@ -93,12 +93,13 @@ impl Samplers {
         (self.last, self.histories) = (None, HashMap::new());
     }
 
-    /// Draws for each text a token, and one more for each of its drafts up to the first that is not drawn. Other texts are
-    /// remembered where they are `alive`; `settle` evaluates what is to be read.
+    /// Draws for each text a token, and one more for each of its drafts up to the first that is not drawn. Each row draws
+    /// what its mask allows. Other texts are remembered where they are `alive`; `settle` evaluates what is to be read.
     pub(super) fn draw(
         &mut self,
         texts: &[Text],
         logits: &Array,
+        masks: &[Option<&TokenMask>],
         alive: impl Fn(Key) -> bool,
         settle: impl FnOnce(&[&Array]) -> Result<()>,
     ) -> Result<Vec<Vec<Drawn>>> {
@@ -106,13 +107,11 @@ impl Samplers {
         let positions = Array::from_slice(&positions, &[positions.len() as i32]);
         let top = texts.iter().map(|text| text.request.top_log_probabilities).max();
         let mut last = self.batch(texts, top.unwrap_or_default(), alive)?;
-        let sampled = match proposal(texts, self.vocabulary)? {
-            None => last.batch.sample(logits, positions)?,
-            Some([tokens, probabilities]) => {
-                let proposal = Proposal { tokens: &tokens, probabilities: &probabilities };
-                last.batch.verify(logits, positions, &proposal)?
-            }
-        };
+        let drafted = proposal(texts, self.vocabulary)?;
+        let proposal = drafted.as_ref();
+        let proposal = proposal.map(|[tokens, probabilities]| Proposal { tokens, probabilities });
+        let sampled =
+            last.batch.sample_under(logits, positions, &Conditions { masks, proposal })?;
         last.batch.advance(&sampled)?;
         let drawn = host(&sampled, settle)?;
         let mut rows = drawn.into_iter();

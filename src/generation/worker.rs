@@ -1,7 +1,6 @@
 //! The engine's thread: takes requests in, runs steps, hands tokens out.
 
 use std::{
-    any::Any,
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -15,8 +14,10 @@ use mlx_rs::Array;
 
 use super::{
     client::Client,
+    constrained::{Constraints, Verdict},
     model::{CausalModel, kvs},
     options::GenerationEngineOptions,
+    panicked::message,
     request::FinishReason,
     runner::Runner,
     samplers::{Drawn, Text},
@@ -50,6 +51,7 @@ pub(super) struct Worker<M> {
     detokenizer: Option<Arc<dyn Detokenizer>>,
     shared: Arc<Mutex<Shared>>,
     clients: BTreeMap<u64, Client>,
+    constraints: Constraints,
     /// Those whose last word is not handed over yet.
     leaving: Vec<Client>,
     next: u64,
@@ -80,6 +82,7 @@ impl<M: CausalModel> Worker<M> {
             detokenizer: options.detokenizer,
             shared,
             clients: BTreeMap::new(),
+            constraints: Constraints::default(),
             leaving: Vec::new(),
             next: 0,
         })
@@ -174,11 +177,11 @@ impl<M: CausalModel> Worker<M> {
             let draft_probabilities = drawn_by.get(&drawing.key);
             Some(Text { drafts: &drawing.drafts, draft_probabilities, ..text(client, branch) })
         });
-        let runner = &mut self.runner;
+        let (runner, constraints) = (&mut self.runner, &mut self.constraints);
         let drawn = match texts.collect::<Option<Vec<_>>>() {
             // A model that panics fails its own requests, and no others.
             Some(texts) => catch_unwind(AssertUnwindSafe(|| {
-                runner.run(batch, &texts, |key| scheduler.get(key).is_some())
+                runner.run(batch, &texts, constraints, |key| scheduler.get(key).is_some())
             })),
             None => Ok(CHECK.known(None, "batch", "hold texts that have not ended", "others")),
         };
@@ -225,22 +228,43 @@ impl<M: CausalModel> Worker<M> {
     fn hand_out(&mut self, key: Key, drawn: Vec<Drawn>) -> u64 {
         let mut told = 0;
         for drawn in drawn {
-            let Some(client) = self.clients.get_mut(&key.request) else { return told };
             told += 1;
-            let words = self.detokenizer.as_deref();
-            match catch_unwind(AssertUnwindSafe(|| client.draw(key.choice, drawn, words))) {
-                Ok(false) => {}
-                Ok(true) => {
-                    self.leave(key);
-                    return told;
-                }
-                Err(panic) => {
-                    let reason = format!("the detokenizer panicked: {}", message(&*panic));
-                    self.end(key.request, &FinishReason::Failed(reason));
-                }
+            if !self.hand(key, drawn) {
+                break;
             }
         }
         told
+    }
+
+    /// Tells of a token, and whether the text goes on.
+    fn hand(&mut self, key: Key, drawn: Drawn) -> bool {
+        let Some(client) = self.clients.get_mut(&key.request) else { return false };
+        let stops = &client.request.sampling.stop_tokens;
+        let completes = match self.constraints.accept(key, drawn.token, stops) {
+            Verdict::GoesOn => false,
+            Verdict::Completed => true,
+            Verdict::WasComplete => return self.leave_for(key, FinishReason::Complete),
+            Verdict::Failed(reason) => return self.leave_for(key, FinishReason::Failed(reason)),
+        };
+        let words = self.detokenizer.as_deref();
+        match catch_unwind(AssertUnwindSafe(|| client.draw(key.choice, drawn, completes, words))) {
+            Ok(false) => return true,
+            Ok(true) => self.leave(key),
+            Err(panic) => {
+                let reason = format!("the detokenizer panicked: {}", message(&*panic));
+                self.end(key.request, &FinishReason::Failed(reason));
+            }
+        }
+        false
+    }
+
+    /// Ends a text with what it has; it does not go on.
+    fn leave_for(&mut self, key: Key, reason: FinishReason) -> bool {
+        if let Some(client) = self.clients.get_mut(&key.request) {
+            client.finish(key.choice, reason);
+        }
+        self.leave(key);
+        false
     }
 
     /// Lets go of a text that has ended, and of its request with the last one.
@@ -261,6 +285,7 @@ impl<M: CausalModel> Worker<M> {
     }
 
     fn remove(&mut self, key: Key) {
+        self.constraints.remove(key);
         if let Some(drafting) = &mut self.drafting {
             drafting.end(key);
         }
@@ -344,10 +369,4 @@ fn said(error: &Error) -> String {
         Error::Mlx(exception) => exception.what().to_owned(),
         error => error.to_string(),
     }
-}
-
-/// What a panic said.
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it said nothing")
 }

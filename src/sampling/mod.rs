@@ -16,6 +16,7 @@ mod bits;
 mod places;
 mod params;
 mod history;
+mod mask;
 mod steps;
 mod rows;
 mod batch;
@@ -23,12 +24,14 @@ mod draw;
 mod sampler;
 
 pub use batch::{
-    LogProbabilities, Proposal, Sampled, SamplerBatch, SamplerBatchOptions, TopLogProbabilities,
+    Conditions, LogProbabilities, Proposal, Sampled, SamplerBatch, SamplerBatchOptions,
+    TopLogProbabilities,
 };
 pub use draw::{SamplingOptions, sample};
 pub use filter::{min_p, top_k, top_p};
 pub use history::TokenHistory;
 pub use log_probability::{log_probabilities, token_log_probabilities};
+pub use mask::TokenMask;
 pub use params::{Dry, Mirostat, SamplingParams, Step, Xtc};
 pub(crate) use rows::KERNELS as SAMPLE_ROWS_KERNELS;
 pub use sampler::Sampler;

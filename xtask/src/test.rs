@@ -26,23 +26,26 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn checks() -> Vec<(&'static str, Command)> {
-    let with = |args: &str, features: bool, rest: &str| {
+    let with = |args: &str, features: &[&str], rest: &str| {
         let mut command = steps::cargo(args.split_whitespace());
-        let features = if features { steps::features() } else { &[] };
         command.args(features).args(rest.split_whitespace());
         command
     };
-    let mut doc = with("doc --workspace --no-deps", true, "");
+    let bare = steps::features();
+    let all = &[bare, &["--features", "mlx-primitives/llguidance"]].concat()[..];
+    let mut doc = with("doc --workspace --no-deps", all, "");
     doc.env("RUSTDOCFLAGS", "-Dwarnings");
     vec![
-        ("format", with("fmt --all --check", false, "")),
-        ("clippy", with("clippy --workspace --all-targets", true, "-- -D warnings")),
+        ("format", with("fmt --all --check", &[], "")),
+        ("clippy", with("clippy --workspace --all-targets", all, "-- -D warnings")),
+        // The library as most build it.
+        ("clippy bare", with("clippy --lib", bare, "-- -D warnings")),
         ("doc", doc),
-        ("test", with("test --workspace --exclude xtask", true, "")),
+        ("test", with("test --workspace --exclude xtask", all, "")),
         // Checks that every bench computes what it should; times nothing.
-        ("benches", with("test --bench bench", true, "")),
+        ("benches", with("test --bench bench", all, "")),
         // In the profile that it was built in already.
-        ("test xtask", with("test --profile xtask --package xtask", false, "")),
+        ("test xtask", with("test --profile xtask --package xtask", &[], "")),
     ]
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, ops::select};
 
 use super::{
-    LogProbabilities, Proposal, Sampled, SamplerBatchOptions, TopLogProbabilities, report,
+    LogProbabilities, Proposal, Sampled, SamplerBatchOptions, TopLogProbabilities,
+    masked::Masked,
+    report,
     rows::{self, Filters, Problem},
 };
 use crate::{
@@ -133,16 +135,20 @@ impl Group {
         })
     }
 
-    /// Draws for the group's rows of the whole batch's `logits` and `positions`.
+    /// Draws for the group's rows of the whole batch's `logits`, without what masks forbid, and `positions`.
     pub(super) fn draw(
         &self,
         logits: &Array,
+        masked: Option<&Masked>,
         positions: &Array,
-        proposal: Option<&Proposal>,
+        proposal: Option<Proposal>,
         options: &SamplerBatchOptions,
     ) -> Result<GroupDraw> {
+        // Where no row of its own has a mask, it draws as if there were none.
+        let masked = masked.filter(|masked| self.rows.iter().any(|&row| masked.is_of(row)));
         let (logits, positions) = (self.own(logits)?, self.own(positions)?);
-        let (left, watched) = self.stepped(&logits, &positions)?;
+        let open = masked.map_or_else(|| Ok(logits.clone()), |masked| self.own(&masked.logits))?;
+        let (left, watched) = self.stepped(&open, &positions)?;
         let before = options.log_probabilities == LogProbabilities::Raw;
         let problem =
             Problem { logits: &left, positions: &positions, filters: &self.filters, before };
@@ -154,10 +160,15 @@ impl Group {
                 rows::verify(&problem, &proposal, &keys(&self.params, Stream::Verdict))?
             }
         };
-        let log_probabilities = match options.log_probabilities {
-            LogProbabilities::Processed => drawn.after,
-            LogProbabilities::Raw if self.steps.is_empty() => drawn.before,
-            LogProbabilities::Raw => token_log_probabilities(&logits, &drawn.tokens)?,
+        let before = || token_log_probabilities(&logits, &drawn.tokens);
+        let log_probabilities = match (options.log_probabilities, masked) {
+            (LogProbabilities::Processed, _) => drawn.after,
+            (LogProbabilities::Raw, _) if !self.steps.is_empty() => before()?,
+            (LogProbabilities::Raw, None) => drawn.before,
+            // Of the others, to the bit what they would be without masks.
+            (LogProbabilities::Raw, Some(masked)) => {
+                select(self.own(&masked.marks)?, before()?, drawn.before)?
+            }
         };
         let surprise = watched.map(|scores| surprise_of(&scores, &drawn.tokens.expand_dims(-1)?));
         Ok(GroupDraw {

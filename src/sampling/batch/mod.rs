@@ -1,9 +1,12 @@
 //! Many requests, each with parameters of its own, drawn for together.
 
+mod conditions;
 mod group;
+mod masked;
 mod report;
 mod settings;
 
+pub use conditions::{Conditions, Proposal};
 pub use report::{LogProbabilities, TopLogProbabilities};
 pub(super) use settings::dry_of;
 
@@ -12,7 +15,10 @@ use mlx_rs::{
     ops::{concatenate, zeros_dtype},
 };
 
-use self::group::{Group, GroupDraw};
+use self::{
+    group::{Group, GroupDraw},
+    masked::Masked,
+};
 use super::{
     SamplingParams, TokenHistory, filter::checked_vocabulary, history::check_vocabulary, rows,
 };
@@ -47,16 +53,6 @@ pub struct Sampled {
     pub top: Option<TopLogProbabilities>,
     /// What each surprised its row's Mirostat by, `[N]`; there where any row has one.
     surprise: Option<Array>,
-}
-
-/// Tokens that somebody drew for the rows of a batch, and by what.
-#[derive(Debug, Clone, Copy)]
-pub struct Proposal<'a> {
-    /// `[N]`, u32. Each must have been drawn by the probabilities beside it, or what comes of it has another distribution than
-    /// the row. One that is not below `V` is not kept.
-    pub tokens: &'a Array,
-    /// `[N, V]`, f32. A row of zeros is one that nothing is proposed to.
-    pub probabilities: &'a Array,
 }
 
 /// Draws for the requests of one batch, for as long as the batch has these requests.
@@ -151,36 +147,42 @@ impl SamplerBatch {
         logits: impl AsRef<Array>,
         positions: impl AsRef<Array>,
     ) -> Result<Sampled> {
-        self.draw(logits.as_ref(), positions.as_ref(), None)
+        self.sample_under(logits, positions, &Conditions::default())
     }
 
-    /// Draws a token for each row of `logits` as [`sample`](Self::sample) does, in the same distribution, but the proposed
-    /// token wherever that can be: as often as the smaller of its probability and that with which it was proposed. Where a
-    /// row does not get it, it gets one of those that were proposed too seldom.
+    /// Draws a token for each row of `logits` under conditions.
     ///
-    /// This checks many tokens of a text at once: those that a cheaper model drew, up to the first that is not kept.
+    /// A row with a mask draws from its tokens alone, as if the others had logits of −∞; log-probabilities that are the model's
+    /// stay the model's. A row that something is proposed to draws by the same distribution as ever, but gets the proposed
+    /// token wherever that can be: as often as the smaller of its probability and that with which it was proposed; and
+    /// otherwise one of those that were proposed too seldom. So many tokens of a text are checked at once: those that a cheaper
+    /// model drew, up to the first that is not kept. Rows with neither draw as by [`sample`](Self::sample).
+    ///
     /// Leviathan et al., [Fast Inference from Transformers via Speculative Decoding](https://arxiv.org/abs/2211.17192), 2023;
     /// Chen et al., [Accelerating Large Language Model Decoding with Speculative
     /// Sampling](https://arxiv.org/abs/2302.01318), 2023.
     ///
     /// # Shapes
-    /// Those of [`sample`](Self::sample), and those of [`Proposal`].
+    /// Those of [`sample`](Self::sample), and those of [`Conditions`] and [`Proposal`].
     ///
     /// # Errors
-    /// Those of [`sample`](Self::sample), and when the proposal has other shapes or dtypes than these.
-    pub fn verify(
+    /// As for [`sample`](Self::sample); when there are masks, but not one for each row, or one is of another vocabulary; and
+    /// when a proposal has other shapes or dtypes than it should. A mask of nothing is no error: its row has nothing to draw
+    /// from.
+    pub fn sample_under(
         &self,
         logits: impl AsRef<Array>,
         positions: impl AsRef<Array>,
-        proposal: &Proposal,
+        conditions: &Conditions,
     ) -> Result<Sampled> {
-        let check = Check::op(OP);
-        check.dtype_among("proposal.tokens", proposal.tokens, &[Dtype::Uint32])?;
-        check.shape("proposal.tokens", proposal.tokens, axes![self.rows])?;
-        let (name, probabilities) = ("proposal.probabilities", proposal.probabilities);
-        check.dtype_among(name, probabilities, &[Dtype::Float32])?;
-        check.shape(name, probabilities, axes![self.rows, self.vocabulary])?;
-        self.draw(logits.as_ref(), positions.as_ref(), Some(proposal))
+        let logits = logits.as_ref();
+        let positions = &self.checked(logits, positions.as_ref())?;
+        conditions.check(Check::op(OP), [self.rows, self.vocabulary])?;
+        let masked = &Masked::of(logits, conditions.masks)?;
+        let draw = |group: &Group| {
+            group.draw(logits, masked.as_ref(), positions, conditions.proposal, &self.options)
+        };
+        self.together(&self.groups.iter().map(draw).collect::<Result<Vec<_>>>()?)
     }
 
     /// What [`sample`](Self::sample) draws each row's token by, `[N, V]`, f32: the probabilities after all steps; of a greedy
@@ -198,19 +200,6 @@ impl SamplerBatch {
         let parts = self.groups.iter().map(|group| group.probabilities(logits, &positions));
         let parts = parts.collect::<Result<Vec<_>>>()?;
         self.joined(parts.iter(), || Ok(zeros_dtype(&[0, self.vocabulary], Dtype::Float32)?))
-    }
-
-    fn draw(
-        &self,
-        logits: &Array,
-        positions: &Array,
-        proposal: Option<&Proposal>,
-    ) -> Result<Sampled> {
-        let positions = &self.checked(logits, positions)?;
-        let options = &self.options;
-        let draws =
-            self.groups.iter().map(|group| group.draw(logits, positions, proposal, options));
-        self.together(&draws.collect::<Result<Vec<_>>>()?)
     }
 
     /// Checks the arrays of a draw, and returns the positions as i32.

@@ -1,5 +1,8 @@
 //! The engine against a model that reads everything anew, and against everything that may go wrong.
 
+mod constraint;
+#[cfg(feature = "llguidance")]
+mod grammar;
 mod model;
 mod refusal;
 mod speculation;

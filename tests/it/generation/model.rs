@@ -66,6 +66,17 @@ impl Decoder {
         count: usize,
         params: &SamplingParams,
     ) -> Vec<u32> {
+        self.written_within(prompt, count, params, |_, _| true)
+    }
+
+    /// The same, where `open` says which tokens may follow an output.
+    pub(super) fn written_within(
+        &mut self,
+        prompt: &[u32],
+        count: usize,
+        params: &SamplingParams,
+        open: impl Fn(&[u32], u32) -> bool,
+    ) -> Vec<u32> {
         let mut output = Vec::new();
         for _ in 0..count {
             let text = [prompt, &output].concat();
@@ -76,7 +87,12 @@ impl Decoder {
                 SamplerBatchOptions::default(),
             );
             let position = Array::from_slice(&[text.len() as i32], &[1]);
-            let sampled = batch.unwrap().sample(self.said(&text), position).unwrap();
+            let said = self.said(&text);
+            let shut = (0..).zip(said.as_slice::<f32>()).map(|(token, &logit)| {
+                if open(&output, token) { logit } else { f32::NEG_INFINITY }
+            });
+            let logits = Array::from_slice(&shut.collect::<Vec<_>>(), said.shape());
+            let sampled = batch.unwrap().sample(logits, position).unwrap();
             output.push(sampled.tokens.as_slice::<u32>()[0]);
         }
         output

@@ -42,7 +42,7 @@ impl<F: FnMut(Array) -> Result<Array, Exception>> CausalModel for Changed<F> {
     }
 }
 
-fn changed(
+pub(super) fn changed(
     said: impl FnMut(Array) -> Result<Array, Exception> + Send + 'static,
     options: GenerationEngineOptions,
 ) -> GenerationEngine {

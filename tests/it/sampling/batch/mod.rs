@@ -1,4 +1,5 @@
 mod draws;
+mod masked;
 mod oracle;
 mod refusal;
 mod report;

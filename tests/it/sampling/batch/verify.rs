@@ -1,8 +1,8 @@
 //! Tokens that another distribution proposed: what comes of them is the row's own.
 
 use mlx_primitives::{
-    Backend, Dispatch,
-    sampling::{Proposal, Sampled, SamplerBatchOptions, SamplingParams},
+    Backend, Dispatch, Result,
+    sampling::{Conditions, Proposal, Sampled, SamplerBatch, SamplerBatchOptions, SamplingParams},
 };
 use mlx_rs::{Array, Dtype, ops::broadcast_to};
 
@@ -44,6 +44,19 @@ fn proposed_rows(sixteenths: &[f32; 12], count: usize) -> Array {
     rows_of(&sixteenths.map(|weight| weight / 16.0), count)
 }
 
+fn verify(
+    batch: &SamplerBatch,
+    logits: Array,
+    positions: Array,
+    proposal: Proposal,
+) -> Result<Sampled> {
+    batch.sample_under(
+        logits,
+        positions,
+        &Conditions { proposal: Some(proposal), ..Default::default() },
+    )
+}
+
 #[test]
 fn what_is_proposed_leaves_every_distribution_as_it_is() {
     let logits = LOGITS.map(f64::from);
@@ -59,7 +72,7 @@ fn what_is_proposed_leaves_every_distribution_as_it_is() {
                 let array = Array::from_slice(&proposed, &[ROWS as i32]);
                 let proposal = Proposal { tokens: &array, probabilities: &weights };
                 let positions = positions_from(round * ROWS, ROWS);
-                let got = batch.verify(rows_of(&LOGITS, ROWS), positions, &proposal).unwrap();
+                let got = verify(&batch, rows_of(&LOGITS, ROWS), positions, proposal).unwrap();
                 let got = tokens(&got);
                 kept += got.iter().zip(&proposed).filter(|(got, proposed)| got == proposed).count();
                 drawn.extend(got);
@@ -92,7 +105,7 @@ fn rows_that_nothing_is_proposed_to_draw_as_ever() {
     for round in 0..20 {
         let (logits, positions) = (rows_of(&LOGITS, count), positions_from(round * count, count));
         let proposal = Proposal { tokens: &any, probabilities: &nothing };
-        let verified = batch.verify(&logits, &positions, &proposal).unwrap();
+        let verified = verify(&batch, logits.clone(), positions.clone(), proposal).unwrap();
         let sampled = batch.sample(&logits, &positions).unwrap();
         assert_eq!(tokens(&verified), tokens(&sampled));
         let told = |sampled: &Sampled| sampled.log_probabilities.to_vec_cast::<f32>().unwrap();
@@ -124,7 +137,7 @@ fn what_no_vocabulary_has_is_not_kept() {
     for token in [12, 1 << 20, u32::MAX] {
         let tokens = Array::from_slice(&[token], &[1]);
         let proposal = Proposal { tokens: &tokens, probabilities: &probabilities };
-        let drawn = batch.verify(rows_of(&LOGITS, 1), positions_from(0, 1), &proposal).unwrap();
+        let drawn = verify(&batch, rows_of(&LOGITS, 1), positions_from(0, 1), proposal).unwrap();
         assert!(super::tokens(&drawn)[0] < 12);
     }
 }
@@ -138,7 +151,7 @@ fn where_nothing_can_be_drawn_nothing_is_kept() {
         (Array::from_slice(&[5_u32; 2], &[2]), rows_of(&[1.0 / 12.0; 12], 2));
     let proposal = Proposal { tokens: &token, probabilities: &probabilities };
     let logits = rows_of(&[f32::NEG_INFINITY; 12], 2);
-    let drawn = batch.verify(logits, positions_from(0, 2), &proposal).unwrap();
+    let drawn = verify(&batch, logits, positions_from(0, 2), proposal).unwrap();
     assert_eq!(tokens(&drawn), [0, 0]);
 }
 
@@ -149,7 +162,7 @@ fn proposals_of_other_shapes_are_refused() {
     let good = (Array::from_slice(&[1_u32], &[1]), rows_of(&[0.5; 12], 1));
     let refusal = |tokens: &Array, probabilities: &Array| {
         let proposal = Proposal { tokens, probabilities };
-        batch.verify(&logits, &positions, &proposal).unwrap_err().to_string()
+        verify(&batch, logits.clone(), positions.clone(), proposal).unwrap_err().to_string()
     };
     let two = Array::from_slice(&[1_u32, 2], &[2]);
     assert!(refusal(&two, &good.1).contains("proposal.tokens must have shape"));

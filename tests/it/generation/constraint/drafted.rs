@@ -1,0 +1,72 @@
+//! Guesses under constraints: what is drawn is what would be drawn without.
+
+use mlx_primitives::generation::{
+    DraftModel, DraftModelOptions, Drafter, FinishReason, GenerationEngine, GenerationRequest,
+    PromptLookup,
+};
+
+use super::{
+    Decoder, Ruled, anything, engine, options, prompt, request, texts::samplings, third, thirds,
+    together, under,
+};
+
+/// Prompts that repeat themselves, so that there is something to look up.
+fn requests() -> Vec<GenerationRequest> {
+    let request = |seed| request(prompt(seed, 5).repeat(3), 24, samplings(seed));
+    (0..12).map(request).collect()
+}
+
+fn drafted(drafter: impl Drafter + Send + 'static) -> GenerationEngine {
+    GenerationEngine::with_drafter(Decoder::new(), drafter, options()).unwrap()
+}
+
+#[test]
+fn what_is_looked_up_changes_no_token_and_no_end() {
+    let lookup = PromptLookup::new(1, 3).unwrap();
+    let short = |early| {
+        let rule = |text: &[u32]| {
+            let open = anything().into_iter().filter(|&token| third(text, token));
+            Ok((if text.len() < 7 { open.collect() } else { Vec::new() }, text.len() >= 5))
+        };
+        Ruled { early, stop_tokens: vec![11], ..Ruled::new(rule) }
+    };
+    for (what, constraint) in
+        [("endless", thirds()), ("short", short(true)), ("late", short(false))]
+    {
+        let bound = requests().into_iter().map(|request| under(constraint.clone(), request));
+        let bound = bound.collect::<Vec<_>>();
+        let engine_of_guesses = drafted(lookup);
+        let guessed = together(&engine_of_guesses, &bound);
+        for (guessed, plain) in guessed.iter().zip(together(&engine(options()), &bound)) {
+            assert_eq!(
+                (&guessed.tokens, &guessed.reason),
+                (&plain.tokens, &plain.reason),
+                "{what}"
+            );
+        }
+        let stats = engine_of_guesses.stats();
+        assert!(stats.accepted_tokens > 0 && stats.used_blocks == 0, "{what}: {stats:?}");
+        let complete = guessed.iter().filter(|text| text.reason == FinishReason::Complete);
+        assert_eq!(complete.count() > 0, what != "endless", "{what}");
+    }
+}
+
+#[test]
+fn what_a_model_drafts_freely_is_drawn_within_the_constraint() {
+    let model = DraftModel::new(Decoder::new(), DraftModelOptions::default()).unwrap();
+    let engine_of_guesses = drafted(model);
+    let bound = requests().into_iter().map(|request| under(thirds(), request)).collect::<Vec<_>>();
+    let texts = together(&engine_of_guesses, &bound);
+    for ((text, request), plain) in
+        texts.iter().zip(&bound).zip(together(&engine(options()), &bound))
+    {
+        for (place, &token) in text.tokens.iter().enumerate() {
+            assert!(third(&text.tokens[..place], token), "{:?}", text.tokens);
+        }
+        if request.sampling.is_greedy() {
+            assert_eq!((&text.tokens, &text.reason), (&plain.tokens, &plain.reason));
+        }
+    }
+    let stats = engine_of_guesses.stats();
+    assert!(stats.accepted_tokens > 0 && stats.accepted_tokens < stats.drafted_tokens, "{stats:?}");
+}
