@@ -9,10 +9,8 @@ use mlx_rs::{
     },
 };
 
-use super::places::Places;
+use super::{passes::Pass, places::Places};
 use crate::{
-    activation::fused::Fused,
-    dispatch::{Context, Target},
     error::Result,
     scan::{ScanOperator, ScanOptions, associative_scan},
     uploads,
@@ -70,21 +68,28 @@ impl Fade {
         masked(left, self.places.as_ref().map(|places| &places.leaving))
     }
 
-    /// The outer products of all steps of a chunk as they are at its end: `[B, G, R, n, K, V]`, f32.
+    /// The outer products of all steps of a chunk as they are at its end: `[B, G, R, n, K, V]`, in the dtype of `values`.
     pub(in crate::scan) fn gathered(&self, keys: &Array, values: &Array) -> Result<Array> {
         outer(keys, values, &self.to_end()?)
     }
 
-    /// What queries read of the states before their chunks: `[B, G, R, n, Q, V]`, f32.
-    pub(in crate::scan) fn read(&self, queries: &Array, states: &Array) -> Result<Array> {
-        let (dtype, left) = (queries.dtype(), self.since_start()?);
-        let states = states.as_dtype(dtype)?;
+    /// `near`, and what queries read of the states before their chunks: `[B, G, R, n, Q, V]`, in `dtype`.
+    pub(in crate::scan) fn read_beside(
+        &self,
+        near: &Array,
+        queries: &Array,
+        states: &Array,
+        dtype: Dtype,
+    ) -> Result<Array> {
+        let (operand, left) = (queries.dtype(), self.since_start()?);
+        let states = states.as_dtype(operand)?;
         match self.by_key() {
             true => {
-                let queries = queries.as_dtype(Dtype::Float32)?.multiply(left)?.as_dtype(dtype)?;
-                Ok(queries.matmul(states)?.as_dtype(Dtype::Float32)?)
+                let far = Pass::Scaled.run(operand, &[queries.clone(), left])?.matmul(states)?;
+                let [near, far] = [near, &far].map(|array| array.as_dtype(Dtype::Float32));
+                Ok(near?.add(far?)?.as_dtype(dtype)?)
             }
-            false => Ok(queries.matmul(states)?.as_dtype(Dtype::Float32)?.multiply(left)?),
+            false => Pass::Added.run(dtype, &[near.clone(), queries.matmul(states)?, left]),
         }
     }
 
@@ -96,13 +101,8 @@ impl Fade {
             return Ok(self.scores_by_key(queries, keys, &visible)?.as_dtype(dtype)?);
         }
         let products = queries.matmul(keys.swap_axes(-1, -2)?)?;
-        let inputs = [products, self.sums.clone(), self.sums.swap_axes(-1, -2)?, visible];
-        match Context::current()?.target {
-            Target::Cpu => weighed(dtype, &inputs),
-            Target::Metal | Target::Cuda => FUSED
-                .try_with(|fused| fused.call(dtype, &inputs))
-                .unwrap_or_else(|_| weighed(dtype, &inputs)),
-        }
+        Pass::Weighed
+            .run(dtype, &[products, self.sums.clone(), self.sums.swap_axes(-1, -2)?, visible])
     }
 
     /// What is left of each step at each later one: `[B, G, R, n, Q, Q]`, zero where not `visible`; for one decay a head.
@@ -152,20 +152,8 @@ impl Fade {
     }
 }
 
-thread_local! {
-    /// On a GPU one pass over memory, which is most of the time otherwise.
-    static FUSED: Fused<Dtype> = Fused::new(weighed);
-}
-
-/// Products, times what is left of keys, in `dtype`.
-fn weighed(dtype: Dtype, inputs: &[Array]) -> Result<Array> {
-    let [products, sums, earlier, visible] = inputs else { return Ok(uploads::float(0.0)) };
-    let products = products.as_dtype(Dtype::Float32)?;
-    Ok(products.multiply(left(sums, earlier, visible)?)?.as_dtype(dtype)?)
-}
-
 /// What is left of an earlier step at a later one, by their sums of logarithms; zero where it is not visible.
-fn left(sums: &Array, earlier: &Array, visible: &Array) -> Result<Array> {
+pub(super) fn left(sums: &Array, earlier: &Array, visible: &Array) -> Result<Array> {
     // Before the exponential: what is not visible may overflow, and then its gradient is NaN.
     let hidden = uploads::float(f32::NEG_INFINITY);
     Ok(exp(select(visible, sums.subtract(earlier)?, hidden)?)?)
@@ -186,39 +174,13 @@ fn masked(left: Array, mask: Option<&Array>) -> Result<Array> {
     }
 }
 
-/// The outer products of keys and values, summed over steps, each times what is `left` of it; f32.
+/// The outer products of keys and values, summed over steps, each times what is `left` of it; in the dtype of `values`.
 pub(super) fn outer(keys: &Array, values: &Array, left: &Array) -> Result<Array> {
     let dtype = values.dtype();
-    let scaled = |array: &Array| -> Result<Array> {
-        Ok(array.as_dtype(Dtype::Float32)?.multiply(left)?.as_dtype(dtype)?)
-    };
+    let scaled = |array: &Array| Pass::Scaled.run(dtype, &[array.clone(), left.clone()]);
     let (keys, values) = match left.dim(-1) {
         1 => (keys.as_dtype(dtype)?, scaled(values)?),
         _ => (scaled(keys)?, values.clone()),
     };
-    Ok(keys.swap_axes(-1, -2)?.matmul(values)?.as_dtype(Dtype::Float32)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_gpu_fuses_is_what_a_cpu_computes() -> Result<()> {
-        let inputs = |steps: i32, dtype| -> Result<[Array; 4]> {
-            let products =
-                mlx_rs::random::normal::<f32>(&[2, 3, 1, 1, steps, steps], None, None, None)?;
-            let sums = mlx_rs::random::normal::<f32>(&[2, 3, 1, 4, steps, 1], None, None, None)?;
-            let (earlier, past) = (sums.swap_axes(-1, -2)?, tri::<bool>(steps, None, None)?);
-            Ok([products.as_dtype(dtype)?, sums, earlier, past])
-        };
-        for (steps, dtype) in [(5, Dtype::Float32), (8, Dtype::Float32), (8, Dtype::Float16)] {
-            let inputs = inputs(steps, dtype)?;
-            let plain = weighed(dtype, &inputs)?;
-            let fused = FUSED.with(|fused| fused.call(dtype, &inputs))?;
-            assert_eq!((fused.shape(), fused.dtype()), (&[2, 3, 1, 4, steps, steps][..], dtype));
-            assert!(fused.all_close(&plain, 1e-3, 1e-5, None)?, "{steps} steps of {dtype:?}");
-        }
-        Ok(())
-    }
+    Ok(keys.swap_axes(-1, -2)?.matmul(values)?)
 }

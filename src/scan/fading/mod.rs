@@ -7,10 +7,12 @@
 
 mod decay;
 mod layout;
+mod passes;
 mod places;
 
 pub(super) use decay::{Fade, NOTHING_LEFT};
 pub(super) use layout::Layout;
+pub(super) use passes::Pass;
 pub(super) use places::Places;
 
 use mlx_rs::{Array, Dtype};
@@ -42,10 +44,14 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    /// What queries read, `[B, G, R, n, Q, V]` in f32, and the states after the last chunk, `[B, G, R, K, V]`, or after each
+    /// What queries read, `[B, G, R, n, Q, V]` in `dtype`, and the states after the last chunk, `[B, G, R, K, V]`, or after each
     /// segment, `[B, N, G, R, K, V]`. `state` is the one before the first chunk.
-    pub(super) fn run(&self, state: &Array) -> Result<[Array; 2]> {
-        let added = self.fade.gathered(&self.keys, &self.values)?;
+    pub(super) fn run(&self, state: &Array, dtype: Dtype) -> Result<[Array; 2]> {
+        let mut added = self.fade.gathered(&self.keys, &self.values)?;
+        if self.fade.places.is_some() {
+            // Of states before chunks come those that are told.
+            added = added.as_dtype(Dtype::Float32)?;
+        }
         let options = ScanOptions {
             axis: 3,
             exclusive: true,
@@ -54,8 +60,8 @@ impl Chunks {
         };
         let (carried, last) = affine_scan_with_state(self.fade.through()?, added, options)?;
         let near = self.fade.scores(&self.queries, &self.keys)?;
-        let near = near.matmul(&self.values)?.as_dtype(Dtype::Float32)?;
-        let read = near.add(self.fade.read(&self.queries, &carried)?)?;
+        let near = near.matmul(&self.values)?;
+        let read = self.fade.read_beside(&near, &self.queries, &carried, dtype)?;
         let last = match &self.fade.places {
             Some(places) => places.states(&self.fade, [&self.keys, &self.values, &carried])?,
             None => last,

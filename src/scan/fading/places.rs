@@ -79,7 +79,7 @@ impl Places {
         let own = self.owners.take_axis(&chunks, 0)?.eq(number.reshape(&[count, 1])?)?;
         let hidden = uploads::float(f32::NEG_INFINITY);
         let left = exp(select(spread(own)?, at_end.subtract(&sums)?, hidden)?)?;
-        let added = outer(&of(keys)?, &of(values)?, &left)?;
+        let added = outer(&of(keys)?, &of(values)?, &left)?.as_dtype(Dtype::Float32)?;
         let entered = self.before.take_axis(&chunks, 0)?.eq(number)?;
         let through = exp(at_end.swap_axes(-1, -2)?)?;
         let through = select(spread(entered)?, through, &nothing)?;

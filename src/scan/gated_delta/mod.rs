@@ -147,7 +147,7 @@ fn run(chunks: &Chunks, beta: &Array, state: &Array) -> Result<[Array; 2]> {
     }
     let (states, written) = (concatenate(&states, 3)?, concatenate(&written, 3)?);
     let near = fade.scores(queries, keys)?.matmul(&written)?;
-    let read = near.add(fade.read(queries, &states)?)?;
+    let read = fade.read_beside(&near, queries, &states, Dtype::Float32)?;
     let last = match &fade.places {
         Some(places) => places.states(fade, [keys, &written, &states])?,
         None => state.squeeze_axes(&[3])?,

@@ -264,7 +264,7 @@ impl<'a> Problem<'a> {
             return Ok(nothing);
         }
         let layout = self.layout();
-        let results = self.chunks(&layout)?.run(&self.state(&layout)?)?;
+        let results = self.chunks(&layout)?.run(&self.state(&layout)?, self.arrays[2].dtype())?;
         self.joined(&layout, results)
     }
 

@@ -12,7 +12,7 @@ use mlx_rs::{
 };
 
 use self::options::Problem;
-use super::fading::{Chunks, Fade, Layout, Places, operand};
+use super::fading::{Chunks, Fade, Layout, Pass, Places, operand};
 use crate::{error::Result, uploads};
 
 /// Scans a sequence as Mamba-2 does: each head has a state `[P, N]` that fades by one number a step.
@@ -108,20 +108,22 @@ impl Problem<'_> {
         let fading = dt.multiply(a.as_dtype(Dtype::Float32)?)?.expand_dims(-1)?;
         let places = self.options.segments.map(|segments| Places::new(segments, &layout));
         let operand = operand(x.dtype())?;
-        let wide = x.as_dtype(Dtype::Float32)?;
-        let values = wide.multiply(dt.expand_dims(-1)?)?.as_dtype(operand)?;
+        let steps = layout.split(&dt.expand_dims(-1)?)?;
         let chunks = Chunks {
             queries: layout.split(&c.as_dtype(operand)?)?,
             keys: layout.split(&b.as_dtype(operand)?)?,
-            values: layout.split(&values)?,
+            values: Pass::Scaled.run(operand, &[layout.split(x)?, steps])?,
             fade: Fade::new(&layout.split(&fading)?, places.transpose()?)?,
         };
         let state = match self.options.initial_state {
             Some(state) => state.as_dtype(Dtype::Float32)?.swap_axes(-1, -2)?,
             None => zeros::<f32>(&[batch, heads, self.state_size, x.dim(3)])?,
         };
-        let [read, last] = chunks.run(&layout.grouped(&state)?)?;
-        let y = finished(&layout.join(&read)?, &wide, &self.options)?;
+        // What nothing is done to any more may be rounded at once.
+        let plain = self.options.d.is_none() && self.options.z.is_none();
+        let dtype = if plain { x.dtype() } else { Dtype::Float32 };
+        let [read, last] = chunks.run(&layout.grouped(&state)?, dtype)?;
+        let y = finished(&layout.join(&read)?, &x.as_dtype(Dtype::Float32)?, &self.options)?;
         Ok((y.as_dtype(x.dtype())?, layout.ungrouped(&last)?.swap_axes(-1, -2)?))
     }
 }

@@ -123,6 +123,28 @@ fn several_texts_of_a_prompt_are_those_of_as_many_requests() {
 }
 
 #[test]
+fn several_texts_of_prompts_give_blocks_back_and_go_on() {
+    let requests = (0..5).map(|seed| GenerationRequest {
+        n: 3,
+        ..request(prompt(seed, 9 + seed as usize), 30, params(10 * seed, 1.0))
+    });
+    let requests = requests.collect::<Vec<_>>();
+    let engine = engine(GenerationEngineOptions { cache_bytes: cache_bytes(160), ..options() });
+    let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
+    for (stream, asked) in streams.collect::<Vec<_>>().into_iter().zip(&requests) {
+        let texts = stream.completions().into_iter().map(|text| text.tokens).collect::<Vec<_>>();
+        let alone = (asked.sampling.seed..).take(3).map(|seed| GenerationRequest {
+            n: 1,
+            sampling: params(seed, 1.0),
+            ..asked.clone()
+        });
+        assert_eq!(texts, expected(&alone.collect::<Vec<_>>()));
+    }
+    let stats = engine.stats();
+    assert!(stats.preemptions > 0 && stats.used_blocks == 0, "{stats:?}");
+}
+
+#[test]
 fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
     let request = request(prompt(2, 9), 12, params(1, 0.0));
     let whole = expected(std::slice::from_ref(&request)).swap_remove(0);
@@ -166,7 +188,7 @@ fn a_stop_string_ends_a_text_across_tokens() {
 
 #[test]
 fn the_likeliest_tokens_are_told_of() {
-    let request = request(prompt(4, 5), 3, params(0, 0.0));
+    let request = request(prompt(4, 5), 40, params(0, 0.0));
     let asked = GenerationRequest { top_log_probabilities: 3, ..request.clone() };
     let engine = engine(options());
     // Another in the same steps asks for none.
@@ -180,4 +202,5 @@ fn the_likeliest_tokens_are_told_of() {
     for event in other {
         assert!(!matches!(event, GenerationEvent::Token(token) if !token.top.is_empty()));
     }
+    assert!(engine.stats().steps < 2 * 40, "they had no step in common");
 }
