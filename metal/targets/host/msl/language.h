@@ -11,7 +11,13 @@
 #define thread
 // An empty attribute list is left of [[kernel]].
 #define kernel
+// Apple's is always inlined, which here would only be more to compile. But of a store MemorySanitizer keeps no more than
+// one frame: for it to be the kernel's, not this library's, the library is part of it.
+#if __has_feature(memory_sanitizer)
 #define METAL_FUNC inline __attribute__((always_inline))
+#else
+#define METAL_FUNC inline
+#endif
 
 #define __METAL__ 1
 #define __METAL_MACOS__ 1
