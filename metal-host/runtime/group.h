@@ -5,6 +5,7 @@
 #pragma once
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "abi.h"
@@ -15,6 +16,7 @@
 #include "switch.h"
 
 constexpr unsigned kLanes = 32;
+constexpr unsigned kMaxThreads = 1024;
 
 enum class State { kReady, kAtSimd, kAtSimdgroupBarrier, kAtThreadgroupBarrier, kReturned };
 
@@ -44,10 +46,13 @@ struct Fibre {
   }
 };
 
-// What the lanes of a simdgroup hand each other. Two in turn: a fast lane may be one exchange ahead.
+// What the lanes of a simdgroup hand each other. Three in turn: a lane may read two, and a faster one be ahead.
 struct Exchange {
   static constexpr unsigned kMaxBytes = 64;
-  unsigned char values[2][kLanes][kMaxBytes];
+  static constexpr unsigned kTurns = 3;
+  alignas(kMaxBytes) unsigned char values[kTurns][kLanes * kMaxBytes];
+  // Whether a lane has asked to be the first.
+  bool asked[kTurns];
 };
 
 // What `release` and `acquire` are about: one address for each of the last few barriers.
@@ -64,6 +69,8 @@ class Group {
         schedule_(schedule),
         memory_(memory) {
     sanitizer::adopt(main_stack_);
+    // Moved, they would seem to be freed while lanes read them.
+    exchanges_.reserve(kMaxThreads / kLanes);
   }
 
   // Runs one group to its end: a thread for each of `ids`.
@@ -92,23 +99,31 @@ class Group {
     barrier(State::kAtSimdgroupBarrier, token, flags, site);
   }
 
-  void gather(const void* value, unsigned bytes, void* lanes, unsigned* mask,
+  // Nothing is returned: what MemorySanitizer keeps of returned values is not switched with the fibre.
+  void gather(const void* value, unsigned bytes, void** lanes, unsigned* mask,
               const report::Site* site) {
     Fibre& me = *current_;
-    auto& values = exchanges_[me.simdgroup()].values[me.exchanges++ % 2];
-    sanitizer::copy(values[me.lane()], value, bytes);
+    unsigned turn = ++me.exchanges % Exchange::kTurns;
+    Exchange& exchange = exchanges_[me.simdgroup()];
+    unsigned char* values = exchange.values[turn];
+    sanitizer::copy(values + me.lane() * bytes, value, bytes);
+    exchange.asked[turn] = false;
     wait(State::kAtSimd, bytes, site);
     for (unsigned lane = 0; lane < kLanes; lane++) {
-      char* target = static_cast<char*>(lanes) + lane * bytes;
-      if (me.mask >> lane & 1) {
-        sanitizer::copy(target, values[lane], bytes);
-      } else {
-        sanitizer::fill(target, 0xff, bytes);
-        sanitizer::mark_uninitialised(target, bytes);
-      }
+      if (me.mask >> lane & 1) continue;
+      sanitizer::fill(values + lane * bytes, 0xff, bytes);
+      sanitizer::mark_uninitialised(values + lane * bytes, bytes);
     }
     *mask = me.mask;
     sanitizer::mark_initialised(mask, sizeof *mask);
+    *lanes = values;
+    sanitizer::mark_initialised(lanes, sizeof *lanes);
+  }
+
+  // Whether the lane is the first to ask since it gathered.
+  bool is_first() {
+    bool& asked = exchanges_[current_->simdgroup()].asked[current_->exchanges % Exchange::kTurns];
+    return !std::exchange(asked, true);
   }
 
  private:

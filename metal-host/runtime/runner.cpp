@@ -137,10 +137,11 @@ void msl_threadgroup_barrier(unsigned flags, const report::Site* site) {
 void msl_simdgroup_barrier(unsigned flags, const report::Site* site) {
   the_group->simdgroup_barrier(flags, site);
 }
-void msl_gather(const void* value, unsigned bytes, void* lanes, unsigned* mask,
+void msl_gather(const void* value, unsigned bytes, void** lanes, unsigned* mask,
                 const report::Site* site) {
   the_group->gather(value, bytes, lanes, mask, site);
 }
+bool msl_is_first() { return the_group->is_first(); }
 unsigned msl_lane() { return the_group->current().lane(); }
 
 // clang calls these to round to bfloat, and the compiler's library of older systems lacks them.

@@ -141,7 +141,8 @@ fn words(line: &str) -> impl Iterator<Item = &str> {
 fn without_comments(text: &str) -> String {
     let mut kept = String::new();
     let mut rest = text;
-    while let Some(start) = rest.find("//").into_iter().chain(rest.find("/*")).min() {
+    let starts = |rest: &str, at: usize| matches!(rest.as_bytes().get(at + 1), Some(b'/' | b'*'));
+    while let Some((start, _)) = rest.match_indices('/').find(|&(at, _)| starts(rest, at)) {
         kept += &rest[..start];
         let comment = &rest[start..];
         let is_line = comment.starts_with("//");

@@ -1,4 +1,5 @@
-//! Kernels on the CPU: each call under AddressSanitizer, and each new pair of constants of a kernel in every build.
+//! Kernels on the CPU: each call under AddressSanitizer, each new pair of constants under every sanitizer, and each
+//! kernel in every build.
 
 use std::{
     collections::HashSet,
@@ -46,7 +47,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(120);
 
 struct Ladder {
     host: Host,
-    /// The kernels, and the pairs of constants, that have been run in every build.
+    /// The kernels, and the pairs of constants, that have been run under every sanitizer.
     climbed: Mutex<HashSet<String>>,
 }
 
@@ -57,8 +58,9 @@ impl kernel::Host for Ladder {
         let bytes = kernel_inputs(call).map(|(argument, array)| passed_bytes(argument, array));
         let bytes = bytes.collect::<Result<Vec<_>>>()?;
         let bytes: Vec<_> = bytes.iter().map(Vec::as_slice).collect();
-        let outputs = if self.is_new(&source) {
-            let check = Check { time_limit: TIME_LIMIT, ..Check::default() };
+        let outputs = if let Some(builds) = self.climb(&source) {
+            let check =
+                Check { builds: builds.to_vec(), time_limit: TIME_LIMIT, ..Check::default() };
             self.host.check(&source, launch, &bytes, &check)
         } else {
             let run = Run { build: Build::Address, time_limit: TIME_LIMIT, ..Run::default() };
@@ -70,10 +72,11 @@ impl kernel::Host for Ladder {
 }
 
 impl Ladder {
-    /// Whether no run of this kernel had some pair of its constants: which flags, and what there is one of or more. Races
-    /// and memory that nothing wrote do not depend on the type of elements, nor on how many more; and what it takes three
-    /// constants for, the sanitizer of addresses still sees, under which every call runs.
-    fn is_new(&self, source: &Source) -> bool {
+    /// The builds to run it in for what is new about it: the kernel itself, or some pair of its constants, which are
+    /// flags and what there is none of, one or more. Races and memory that nothing wrote do not depend on the type of
+    /// elements, nor on how many more; and what it takes three constants for, the sanitizer of addresses still sees,
+    /// under which every call runs. What an optimiser makes of the text, it makes of all its variants.
+    fn climb(&self, source: &Source) -> Option<&'static [Build]> {
         let kind = |template: &metal_host::Template| match *template {
             metal_host::Template::Element(_) => 0,
             metal_host::Template::Int(value) => value.clamp(0, 2),
@@ -86,9 +89,15 @@ impl Ladder {
             format!("{} {one} {} {other} {}", source.name, kinds[one], kinds[other])
         };
         let mut climbed = self.climbed.lock().unwrap();
-        // Of a kernel without constants there is one variant.
-        let alone = climbed.insert(source.name.clone());
-        pairs.map(name).fold(alone, |new, pair| climbed.insert(pair) || new)
+        let first = climbed.insert(source.name.clone());
+        let new: Vec<_> = pairs.map(name).filter(|pair| !climbed.contains(pair)).collect();
+        let is_new = !new.is_empty();
+        climbed.extend(new);
+        match (first, is_new) {
+            (true, _) => Some(&Build::ALL),
+            (false, true) => Some(&Build::ALL[1..]),
+            (false, false) => None,
+        }
     }
 }
 

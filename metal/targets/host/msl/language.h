@@ -11,7 +11,13 @@
 #define thread
 // An empty attribute list is left of [[kernel]].
 #define kernel
+// Apple's is always inlined, which here would only be more to compile. But of a store MemorySanitizer keeps no more than
+// one frame: for it to be the kernel's, not this library's, the library is part of it.
+#if __has_feature(memory_sanitizer)
 #define METAL_FUNC inline __attribute__((always_inline))
+#else
+#define METAL_FUNC inline
+#endif
 
 #define __METAL__ 1
 #define __METAL_MACOS__ 1
@@ -62,8 +68,11 @@ threadgroup void* msl_threadgroup_array(uint id, ulong bytes, const msl::Site* s
 // Waits for the threadgroup, or for the simdgroup.
 void msl_threadgroup_barrier(uint flags, const msl::Site* site);
 void msl_simdgroup_barrier(uint flags, const msl::Site* site);
-// Waits for the simdgroup and copies every lane's `bytes` at `value` to `lanes`; `mask` says which lanes exist.
-void msl_gather(const void* value, uint bytes, void* lanes, uint* mask, const msl::Site* site);
+// Waits for the simdgroup and points `*lanes` to every lane's `bytes` at `value`, one after the other, which stay until
+// the lane has gathered twice more; `mask` says which lanes exist.
+void msl_gather(const void* value, uint bytes, void** lanes, uint* mask, const msl::Site* site);
+// Whether this lane is the first of its simdgroup to ask since it gathered.
+bool msl_is_first();
 // This thread's place in its simdgroup.
 uint msl_lane();
 }

