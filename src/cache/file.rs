@@ -8,11 +8,13 @@ use super::{
     BatchKvCache, Cache, KvForm, RotatingKvCache, SimpleKvCache,
     store::{Forms, Store},
 };
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, ssm::RecurrentState};
 
 const CHECK: Check = Check::op("load_caches");
 const SAVING: Check = Check::op("save_caches");
 const FORMAT: &str = "mlx-primitives caches 1";
+/// The kind of a layer that holds a recurrent state.
+const STATE: &str = "state";
 
 /// All that a cache holds, in a form that goes into a file.
 #[derive(Debug, Clone)]
@@ -46,21 +48,26 @@ pub struct Saved {
 /// # Ok::<(), mlx_primitives::Error>(())
 /// ```
 pub fn save_caches(path: impl AsRef<Path>, caches: &[&dyn Cache], model: &str) -> Result<()> {
+    let layers = caches.iter().map(|cache| cache.saved()).collect::<Result<_>>()?;
+    save(path.as_ref(), layers, model)
+}
+
+/// Writes what all layers hold.
+pub(super) fn save(path: &Path, layers: Vec<Saved>, model: &str) -> Result<()> {
     let mut arrays: Vec<(String, Array)> = Vec::new();
     let mut facts = HashMap::from([
         ("format".to_owned(), FORMAT.to_owned()),
         ("model".to_owned(), model.to_owned()),
-        ("layers".to_owned(), caches.len().to_string()),
+        ("layers".to_owned(), layers.len().to_string()),
     ]);
     // A file of no array is none to MLX.
     arrays.push(("format".to_owned(), Array::from_slice(&[1_i32], &[1])));
-    for (layer, cache) in caches.iter().enumerate() {
-        let saved = cache.saved()?;
+    for (layer, saved) in layers.into_iter().enumerate() {
         facts.extend(saved.facts.into_iter().map(|(name, fact)| (key(layer, &name), fact)));
         let named = saved.arrays.into_iter().enumerate();
         arrays.extend(named.map(|(index, array)| (key(layer, &index.to_string()), array)));
     }
-    write(path.as_ref(), arrays, &facts)
+    write(path, arrays, &facts)
 }
 
 /// Writes beside the file and then takes its place: arrays that were loaded from it, and are not read yet, stay what they
@@ -81,7 +88,11 @@ fn write(path: &Path, arrays: Vec<(String, Array)>, facts: &HashMap<String, Stri
 /// # Errors
 /// When there is no such file, it is not one of caches, it is of another model, or what it says does not fit together.
 pub fn load_caches(path: impl AsRef<Path>, model: &str) -> Result<Vec<Box<dyn Cache>>> {
-    let path = path.as_ref();
+    load(path.as_ref(), model)?.iter().map(Saved::cache).collect()
+}
+
+/// Reads what all layers held.
+pub(super) fn load(path: &Path, model: &str) -> Result<Vec<Saved>> {
     let read = Array::load_safetensors_with_metadata(path);
     let why = read.as_ref().err().map(ToString::to_string).unwrap_or_default();
     let found = format!("{}: {why}", path.display());
@@ -92,16 +103,16 @@ pub fn load_caches(path: impl AsRef<Path>, model: &str) -> Result<Vec<Box<dyn Ca
     CHECK.value(fact("model") == model, "model", format_args!("be {model:?}"), fact("model"))?;
     let layers: Option<usize> = fact("layers").parse().ok();
     let layers = CHECK.known(layers, "layers", "be a number", fact("layers"))?;
-    let mut caches = Vec::new();
+    let mut saved = Vec::new();
     for layer in 0..layers {
         let prefix = key(layer, "");
         let own = facts.iter().filter_map(|(name, fact)| {
             Some((name.strip_prefix(&prefix)?.to_owned(), fact.clone()))
         });
         let named = (0..).map_while(|index: usize| arrays.remove(&key(layer, &index.to_string())));
-        caches.push(Saved { facts: own.collect(), arrays: named.collect() }.cache()?);
+        saved.push(Saved { facts: own.collect(), arrays: named.collect() });
     }
-    Ok(caches)
+    Ok(saved)
 }
 
 fn key(layer: usize, name: &str) -> String {
@@ -109,6 +120,23 @@ fn key(layer: usize, name: &str) -> String {
 }
 
 impl Saved {
+    /// What a recurrent layer holds.
+    pub(super) fn of_state(state: &impl RecurrentState) -> Self {
+        let mut saved = Self { facts: HashMap::new(), arrays: state.arrays() };
+        saved.set("kind", STATE);
+        saved
+    }
+
+    /// The state that was saved, if it was one.
+    pub(super) fn state<S: RecurrentState>(&self) -> Result<Option<S>> {
+        if self.fact("kind") != STATE {
+            return Ok(None);
+        }
+        let found = format_args!("{} of them", self.arrays.len());
+        let state = S::from_arrays(self.arrays.clone());
+        CHECK.known(state, "arrays", "be those of such a state", found).map(Some)
+    }
+
     pub(super) fn new(kind: &str, forms: Forms, store: Option<&Store>) -> Self {
         let arrays = store.map_or_else(Vec::new, |store| store.arrays().cloned().collect());
         let mut saved = Self { facts: HashMap::new(), arrays };
@@ -191,7 +219,7 @@ impl Saved {
     }
 
     /// The cache that was saved.
-    fn cache(&self) -> Result<Box<dyn Cache>> {
+    pub(super) fn cache(&self) -> Result<Box<dyn Cache>> {
         Ok(match self.fact("kind") {
             SimpleKvCache::KIND => Box::new(SimpleKvCache::restore(self)?),
             RotatingKvCache::KIND => Box::new(RotatingKvCache::restore(self)?),

@@ -1,9 +1,12 @@
 //! The caches of a model's layers, of which some remember a state and not tokens.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, path::Path};
 
-use super::Cache;
-use crate::{check::Check, error::Result};
+use super::{
+    Cache,
+    file::{self, Saved},
+};
+use crate::{check::Check, error::Result, ssm::RecurrentState};
 
 const CHECK: Check = Check::op("LayerCaches");
 
@@ -44,6 +47,34 @@ pub enum LayerCache<S> {
 pub struct LayerCaches<S> {
     /// In the order of the layers.
     pub layers: Vec<LayerCache<S>>,
+}
+
+impl<S: RecurrentState> LayerCaches<S> {
+    /// Writes all of it into a safetensors file, as [`save_caches`](super::save_caches) does.
+    ///
+    /// # Errors
+    /// As for [`save_caches`](super::save_caches).
+    pub fn save(&self, path: impl AsRef<Path>, model: &str) -> Result<()> {
+        let saved = |layer: &LayerCache<S>| match layer {
+            LayerCache::Attention(cache) => cache.saved(),
+            LayerCache::State(state) => Ok(Saved::of_state(state)),
+        };
+        let layers = self.layers.iter().map(saved).collect::<Result<_>>()?;
+        file::save(path.as_ref(), layers, model)
+    }
+
+    /// Reads what [`Self::save`] wrote for the same model and states of the same kind.
+    ///
+    /// # Errors
+    /// As for [`load_caches`](super::load_caches), and when a state is of another kind.
+    pub fn load(path: impl AsRef<Path>, model: &str) -> Result<Self> {
+        let layer = |saved: &Saved| match saved.state()? {
+            Some(state) => Ok(LayerCache::State(state)),
+            None => Ok(LayerCache::Attention(saved.cache()?)),
+        };
+        let layers = file::load(path.as_ref(), model)?;
+        Ok(Self { layers: layers.iter().map(layer).collect::<Result<_>>()? })
+    }
 }
 
 /// A place in a text to which [`LayerCaches`] can return, as long as they were not led back before it.

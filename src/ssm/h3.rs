@@ -86,7 +86,7 @@ pub struct H3 {
 /// What an [`H3`] knows of the steps so far, however many. It begins with none.
 #[derive(Debug, Clone, Default)]
 pub struct H3State {
-    parts: Option<(Array, DiagonalState)>,
+    pub(super) parts: Option<(Array, DiagonalState)>,
 }
 
 impl H3State {

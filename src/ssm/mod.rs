@@ -8,6 +8,7 @@ mod mamba_block;
 mod mamba_mixer;
 mod mamba_state;
 mod s4;
+mod state;
 mod step_range;
 
 pub use diagonal::{DiagonalSsm, DiagonalState};
@@ -18,3 +19,4 @@ pub use mamba_mixer::{MambaKind, MambaMixer};
 pub use mamba_state::{MambaInput, MambaState};
 pub use mamba2_block::{Mamba2Block, Mamba2BlockBuilder};
 pub use s4::{S4, S4Builder, S4Input};
+pub use state::RecurrentState;

@@ -2,9 +2,10 @@ use mlx_primitives::{
     attention::{FlashAttentionOptions, KvCache},
     cache::{
         Cache, LayerCache, LayerCaches, RotatingKvCache, RotatingKvCacheOptions, SimpleKvCache,
+        load_caches,
     },
     layers::Attention,
-    ssm::{Mamba2Block, Mamba2BlockBuilder, MambaState},
+    ssm::{H3State, Mamba2Block, Mamba2BlockBuilder, MambaState},
 };
 use mlx_rs::{Array, Dtype, builder::Builder, module::Module};
 
@@ -91,4 +92,26 @@ fn a_place_out_of_reach_is_refused_and_nothing_changes() {
     cache.attend(&q, &q, &q, FlashAttentionOptions::default()).unwrap();
     let later = LayerCaches::new(vec![LayerCache::Attention(Box::new(cache) as Box<dyn Cache>)]);
     assert!(!empty.can_roll_back(&later.checkpoint()), "it never held so many");
+}
+
+#[test]
+fn a_list_goes_on_after_a_file_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layers.safetensors");
+    let (mut model, mut caches) = (model(), caches(undo(2)));
+    // Before the first step, and after some.
+    for steps in [0, 5] {
+        if steps > 0 {
+            model.forward(&normal(1, &[1, steps, 16], Dtype::Float32), &mut caches);
+        }
+        caches.save(&path, "a model").unwrap();
+        let mut loaded = LayerCaches::<MambaState>::load(&path, "a model").unwrap();
+        let x = normal(2, &[1, 2, 16], Dtype::Float32);
+        let expected = model.forward(&x, &mut caches.fork().unwrap());
+        assert_eq!(model.forward(&x, &mut loaded), expected, "after {steps} steps");
+    }
+    assert!(LayerCaches::<MambaState>::load(&path, "another").is_err());
+    let other = LayerCaches::<H3State>::load(&path, "a model").unwrap_err().to_string();
+    assert_eq!(other, "[load_caches] arrays must be those of such a state but got 2 of them");
+    assert!(load_caches(&path, "a model").is_err(), "a state is no cache of tokens");
 }
