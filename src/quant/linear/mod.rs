@@ -5,7 +5,7 @@ mod reference;
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{concatenate, indexing::TryIndexOp, quantized_matmul, zeros_dtype},
+    ops::{concatenate, dequantize, indexing::TryIndexOp, quantized_matmul, zeros_dtype},
 };
 
 use super::QuantizedWeight;
@@ -49,8 +49,9 @@ pub struct QuantizedLinearOptions {
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's packed product. `Reference` unpacks the weight in f32 and multiplies, which
-/// takes 4 bytes a weight for the moment. `Auto` takes `Builtin`, except for 16 rows and more on a
+/// `Builtin` is MLX's packed product; on an NVIDIA GPU few rows of large weights are padded to 8, and for 256 rows and more
+/// the weight is unpacked to the dtype of `x` first, which takes 2 or 4 bytes a weight for the moment. `Reference` unpacks the
+/// weight in f32 and multiplies, which takes 4. `Auto` takes `Builtin`, except for 16 rows and more on a
 /// CPU, where MLX's packed loop costs more than unpacking. On a CPU both compute in f32 whatever
 /// the dtype: MLX would sum halves in halves.
 pub fn quantized_linear<'a>(
@@ -187,7 +188,11 @@ fn arranged(problem: &Problem, dtype: Dtype, arrangement: Arrangement) -> Result
             let zeros = zeros_dtype(&[FULL_ROWS - rows, x.dim(1)], dtype)?;
             packed(&concatenate(&[&x, &zeros], 0)?)?.try_index(..rows)?
         }
-        Arrangement::Unpacked => x.matmul(problem.weight.dequantize(dtype)?.t())?,
+        Arrangement::Unpacked => {
+            let [scales, biases] = [scales, biases].map(|array| array.as_dtype(dtype));
+            let matrix = dequantize(weight, scales?, &biases?, *group_size, *bits)?;
+            x.matmul(matrix.as_dtype(dtype)?.t())?
+        }
     };
     problem.finish(&y)
 }
