@@ -150,14 +150,15 @@ impl Group {
         let open = masked.map_or_else(|| Ok(logits.clone()), |masked| self.own(&masked.logits))?;
         let (left, watched) = self.stepped(&open, &positions)?;
         let before = options.log_probabilities == LogProbabilities::Raw;
-        let problem =
-            Problem { logits: &left, positions: &positions, filters: &self.filters, before };
+        let (filters, proposed) = (&self.filters, proposal.is_some());
+        let problem = Problem { logits: &left, positions: &positions, filters, before, proposed };
         let drawn = match proposal {
             None => rows::sample(&problem, options.dispatch)?,
             Some(Proposal { tokens, probabilities }) => {
                 let (tokens, probabilities) = (self.own(tokens)?, self.own(probabilities)?);
                 let proposal = Proposal { tokens: &tokens, probabilities: &probabilities };
-                rows::verify(&problem, &proposal, &keys(&self.params, Stream::Verdict))?
+                let coins = keys(&self.params, Stream::Verdict);
+                rows::verify(&problem, &proposal, &coins, options.dispatch)?
             }
         };
         let before = || token_log_probabilities(&logits, &drawn.tokens);

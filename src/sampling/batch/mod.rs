@@ -68,7 +68,7 @@ pub struct Sampled {
 ///
 /// # Backends
 /// `Kernel` tempers, filters by top-k, top-p and min-p, and draws, in one launch and without a sort;
-/// other steps are compositions before it. `Reference` is plain ops, with a sort where there is a
+/// other steps are compositions before it. It checks no proposed tokens. `Reference` is plain ops, with a sort where there is a
 /// top-k or a top-p. Both draw by the same bits; as their weights differ by rounding, so may a token,
 /// once in millions. `Auto` takes the kernel where it was measured to win.
 ///

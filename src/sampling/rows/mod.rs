@@ -142,6 +142,8 @@ pub(super) struct Problem<'a> {
     pub(super) filters: &'a Filters,
     /// Whether log-probabilities before the steps are wanted.
     pub(super) before: bool,
+    /// Whether tokens are proposed, for [`verify`].
+    pub(super) proposed: bool,
 }
 
 impl Dispatched for Problem<'_> {
@@ -155,6 +157,7 @@ impl Dispatched for Problem<'_> {
 
     fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
         match backend {
+            Backend::Kernel if self.proposed => Some("no kernel checks proposed tokens"),
             Backend::Kernel => context.obstacle.or_else(|| refusal([self.logits])),
             Backend::Builtin => Some("MLX has no such op"),
             Backend::Reference => None,

@@ -4,7 +4,7 @@ use mlx_rs::{
     Array, Dtype,
     ops::{
         indexing::{argmax_axis, take_along_axis},
-        maximum, select,
+        maximum, minimum, select,
     },
 };
 
@@ -13,6 +13,7 @@ use super::{
     reference::{filtered, pick},
 };
 use crate::{
+    dispatch::Dispatch,
     error::Result,
     ids,
     sampling::{
@@ -37,12 +38,14 @@ pub(in crate::sampling) fn verify(
     problem: &Problem,
     proposal: &Proposal,
     coins: &Array,
+    dispatch: Dispatch,
 ) -> Result<Drawn> {
-    let Problem { logits, positions, filters, before } = *problem;
+    dispatch.resolve(problem)?;
+    let Problem { logits, positions, filters, before, .. } = *problem;
     let left = left(&scores(logits)?, filters)?;
     let weights = weights_of_centred(&left)?;
     let total = weights.sum_axis(-1, true)?;
-    let expected = proposal.probabilities.multiply(total.as_dtype(Dtype::Float32)?)?;
+    let expected = likely(proposal.probabilities)?.multiply(total.as_dtype(Dtype::Float32)?)?;
     let missing = weights.subtract(expected.as_dtype(Dtype::Int64)?)?;
     let missing = maximum(missing, uploads::int(0))?;
     // Rounding may leave nothing else to draw.
@@ -66,6 +69,12 @@ pub(in crate::sampling) fn verify(
         false => after.clone(),
     };
     Ok(Drawn { tokens, after, before })
+}
+
+/// Numbers from 0 to 1; others are no probabilities, and NaN is none at all.
+fn likely(probabilities: &Array) -> Result<Array> {
+    let (none, one) = (uploads::float(0.0), uploads::float(1.0));
+    Ok(select(probabilities.gt(&none)?, minimum(probabilities, one)?, none)?)
 }
 
 /// Scores as they stand before the draw, of greedy rows only the best.

@@ -15,7 +15,7 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
 
 /// Pearson's statistic of `tokens` against `probabilities`, each of which must be positive or have
 /// no token.
-fn chi_squared(tokens: &[u32], probabilities: &[f64]) -> f64 {
+pub(crate) fn chi_squared(tokens: &[u32], probabilities: &[f64]) -> f64 {
     let mut counts = vec![0.0; probabilities.len()];
     for &token in tokens {
         counts[token as usize] += 1.0;
@@ -32,13 +32,19 @@ fn chi_squared(tokens: &[u32], probabilities: &[f64]) -> f64 {
 }
 
 /// What Pearson's statistic exceeds once in a thousand, by degrees of freedom.
-fn critical(freedom: usize) -> f64 {
+pub(crate) fn critical(freedom: usize) -> f64 {
     const VALUES: [f64; 15] = [
         10.83, 13.82, 16.27, 18.47, 20.51, 22.46, 24.32, 26.12, 27.88, 29.59, 31.26, 32.91, 34.53,
         36.12, 37.70,
     ];
     match freedom {
         0 => f64::MIN_POSITIVE,
-        _ => VALUES[freedom - 1],
+        1..=15 => VALUES[freedom - 1],
+        // By Wilson and Hilferty.
+        _ => {
+            let freedom = freedom as f64;
+            let spread = 2.0 / (9.0 * freedom);
+            freedom * (1.0 - spread + 3.09 * spread.sqrt()).powi(3)
+        }
     }
 }

@@ -132,14 +132,44 @@ fn probabilities_are_those_of_the_oracle() {
 
 #[test]
 fn what_no_vocabulary_has_is_not_kept() {
-    let batch = batch(&[(SamplingParams::default(), Text::default())], LOGITS.len());
-    let probabilities = rows_of(&[1.0 / 12.0; 12], 1);
-    for token in [12, 1 << 20, u32::MAX] {
-        let tokens = Array::from_slice(&[token], &[1]);
-        let proposal = Proposal { tokens: &tokens, probabilities: &probabilities };
-        let drawn = verify(&batch, rows_of(&LOGITS, 1), positions_from(0, 1), proposal).unwrap();
-        assert!(super::tokens(&drawn)[0] < 12);
+    let batch = batch(&vec![(SamplingParams::default(), Text::default()); 200], LOGITS.len());
+    // As if token 0 alone were proposed: what is drawn in its place is never it.
+    let probabilities =
+        proposed_rows(&[16.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 200);
+    for (token, may_be_kept) in [(12, false), (1 << 20, false), (u32::MAX, false), (0, true)] {
+        let proposed = Array::from_slice(&[token; 200], &[200]);
+        let proposal = Proposal { tokens: &proposed, probabilities: &probabilities };
+        let drawn =
+            verify(&batch, rows_of(&LOGITS, 200), positions_from(0, 200), proposal).unwrap();
+        assert_eq!(tokens(&drawn).contains(&0), may_be_kept, "{token}");
     }
+}
+
+#[test]
+fn what_are_no_probabilities_count_as_none_or_all() {
+    let batch = batch(&[(SamplingParams::default(), Text::default())], LOGITS.len());
+    for number in [f32::NAN, -1.0, f32::INFINITY, 1e30] {
+        let (token, numbers) = (Array::from_slice(&[5_u32], &[1]), rows_of(&[number; 12], 1));
+        let proposal = Proposal { tokens: &token, probabilities: &numbers };
+        for position in 0..40 {
+            let positions = positions_from(position, 1);
+            let drawn = verify(&batch, rows_of(&LOGITS, 1), positions, proposal).unwrap();
+            assert!(tokens(&drawn)[0] < 12, "{number}");
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_check_is_refused() {
+    let dispatch = Dispatch::Only(Backend::Kernel);
+    let options = SamplerBatchOptions { dispatch, ..Default::default() };
+    let requests = [(SamplingParams::default(), Text::default())];
+    let batch = batch_on(&requests, LOGITS.len(), options).unwrap();
+    let (token, numbers) = (Array::from_slice(&[5_u32], &[1]), rows_of(&[0.5; 12], 1));
+    let proposal = Proposal { tokens: &token, probabilities: &numbers };
+    let refused = verify(&batch, rows_of(&LOGITS, 1), positions_from(0, 1), proposal).unwrap_err();
+    let message = "[SamplerBatch] backend kernel is unavailable: no kernel checks proposed tokens";
+    assert_eq!(refused.to_string(), message);
 }
 
 #[test]
