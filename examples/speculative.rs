@@ -1,4 +1,4 @@
-//! Writes one text with and without guesses of how it goes on: the same text, in fewer steps.
+//! Writes one text with and without guesses of how it goes on: the same text in fewer steps, but for how a device rounds.
 //!
 //! `cargo run --release --example speculative -- --model model.gguf [--draft-model smaller.gguf]`
 #![allow(clippy::print_stdout, reason = "a command line program prints")]
@@ -9,7 +9,7 @@ mod llama;
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 use mlx_primitives::{
     generation::{
@@ -66,13 +66,13 @@ fn main() -> Result<()> {
     let text = write(&plain, "no guesses", &request)?;
     drop(plain);
     let lookup = GenerationEngine::with_drafter(model()?, PromptLookup::default(), options())?;
-    ensure!(write(&lookup, "prompt lookup", &request)? == text, "the text is another one");
+    compare(&write(&lookup, "prompt lookup", &request)?, &text);
     drop(lookup);
     if let Some(path) = &args.draft_model {
         let draft = Llama::load(&Checkpoint::open(path)?)?;
         let draft = DraftModel::new(draft, DraftModelOptions::default())?;
         let drafted = GenerationEngine::with_drafter(model()?, draft, options())?;
-        ensure!(write(&drafted, "draft model", &request)? == text, "the text is another one");
+        compare(&write(&drafted, "draft model", &request)?, &text);
     }
     println!("\n{text}");
     Ok(())
@@ -91,6 +91,12 @@ fn request(
     };
     let prompt = tokenizer.encode(&prompt)?;
     Ok(GenerationRequest { sampling, ..GenerationRequest::new(prompt, args.max_tokens) })
+}
+
+fn compare(guessed: &str, plain: &str) {
+    if guessed != plain {
+        println!("the text is another one:\n{guessed}");
+    }
 }
 
 /// Writes the text twice, for the first time is not like others, and tells of the second.

@@ -15,6 +15,7 @@ use crate::sampling::{SamplingParams, TokenMask};
 
 const NOTHING_ALLOWED: &str = "the constraint and the request allow no token in common";
 const OTHER_VOCABULARY: &str = "the constraint answered for another vocabulary";
+const OTHER_FORK: &str = "the constraint does not do as its fork did";
 const NOTHING_DRAWN: &str = "the model gives no chance to any token that the constraint allows";
 
 /// The constraints of all texts that have one and have begun.
@@ -80,20 +81,9 @@ impl Constraints {
             Entry::Vacant(place) => place.insert(caught(|| Ok(first.fork()))?),
         };
         let mut steps = vec![next(&mut **state, text, 0, vocabulary)?];
-        if text.drafts.is_empty() {
-            return Ok(steps);
-        }
-        let mut ahead = caught(|| Ok(state.fork()))?;
-        for (place, &draft) in (1..).zip(text.drafts) {
-            let may = matches!(steps.last(), Some(Next::Tokens(mask)) if mask.allows(draft));
-            // What comes after a draft that the text cannot have, or that ends it, is not drawn.
-            if !may || text.request.sampling.stop_tokens.contains(&draft) {
-                break;
-            }
-            if caught(|| ahead.accept(draft).map(|()| ahead.is_complete()))? {
-                break;
-            }
-            steps.push(next(&mut *ahead, text, place, vocabulary)?);
+        // What goes wrong after a guess concerns the text only if it gets there.
+        if let Err(reason) = follow(&**state, text, vocabulary, &mut steps) {
+            steps.push(Next::Failed(reason));
         }
         Ok(steps)
     }
@@ -104,6 +94,9 @@ impl Constraints {
             Some(Next::Tokens(mask)) => mask,
             Some(Next::Nothing) => return Verdict::WasComplete,
             Some(Next::Failed(reason)) => return Verdict::Failed(reason),
+            None if self.states.contains_key(&key) => {
+                return Verdict::Failed(OTHER_FORK.to_owned());
+            }
             None => return Verdict::GoesOn,
         };
         let Some(state) = self.states.get_mut(&key).filter(|_| mask.allows(token)) else {
@@ -151,6 +144,30 @@ fn next(
         (false, _) => {}
     }
     Ok(Next::Tokens(mask))
+}
+
+/// What a text may go on by after each of its drafts that it may have, and that does not end it.
+fn follow(
+    state: &dyn Constraint,
+    text: &Text,
+    vocabulary: i32,
+    steps: &mut Vec<Next>,
+) -> Result<(), String> {
+    if text.drafts.is_empty() {
+        return Ok(());
+    }
+    let mut ahead = caught(|| Ok(state.fork()))?;
+    for (place, &draft) in (1..).zip(text.drafts) {
+        let may = matches!(steps.last(), Some(Next::Tokens(mask)) if mask.allows(draft));
+        if !may || text.request.sampling.stop_tokens.contains(&draft) {
+            return Ok(());
+        }
+        if caught(|| ahead.accept(draft).map(|()| ahead.is_complete()))? {
+            return Ok(());
+        }
+        steps.push(next(&mut *ahead, text, place, vocabulary)?);
+    }
+    Ok(())
 }
 
 /// Takes out what the request bans or does not allow: the draw would find it at −∞.

@@ -19,7 +19,8 @@ pub struct Allowed {
 /// A set of texts, and how far one of them has come: after each token, which may follow.
 ///
 /// A [`GenerationRequest`](super::GenerationRequest) carries one as it is before any output. Each of its texts goes on
-/// with a [`fork`](Self::fork) of its own, which it keeps while it waits. The tokens of the prompt are no part of it.
+/// with a [`fork`](Self::fork) of its own, which it keeps while it waits. The tokens of the prompt are no part of it. Where
+/// somebody guesses how texts go on, what may follow the guesses is asked of further forks.
 ///
 /// It knows nothing of stop tokens: where the text may end, the engine allows those of the request and of
 /// [`stop_tokens`](Self::stop_tokens), once it has `min_tokens`, and nowhere else, whatever `allowed` says of them. Tokens that

@@ -30,6 +30,9 @@ mod stream;
 mod text;
 mod worker;
 
+/// Of what is traced here.
+const TARGET: &str = "mlx_primitives::generation";
+
 pub use constraint::{Allowed, Constraint, ConstraintError};
 pub use engine::GenerationEngine;
 #[cfg(feature = "llguidance")]

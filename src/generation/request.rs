@@ -90,8 +90,8 @@ pub enum FinishReason {
     StopToken(u32),
     /// This string was found.
     StopString(String),
-    /// Its constraint lets nothing follow. This is told with the token that completes it, whatever
-    /// [`min_tokens`](SamplingParams::min_tokens) and `max_tokens` say.
+    /// Its constraint lets nothing follow. Where [`Constraint::is_complete`](super::Constraint::is_complete) says so at once,
+    /// this is told with the token that completes it, whatever [`min_tokens`](SamplingParams::min_tokens) and `max_tokens` say.
     Complete,
     /// It has as many tokens as it may have.
     Length,

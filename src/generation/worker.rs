@@ -7,12 +7,13 @@ use std::{
         Arc, Mutex,
         mpsc::{Receiver, TryRecvError},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use mlx_rs::Array;
 
 use super::{
+    TARGET,
     client::Client,
     constrained::{Constraints, Verdict},
     model::{CausalModel, kvs},
@@ -33,7 +34,6 @@ use crate::{
     error::{Error, Result},
 };
 
-const TARGET: &str = "mlx_primitives::generation";
 const CHECK: Check = Check::op("GenerationEngine");
 const NOT_A_NUMBER: &str = "the model's output is not a number";
 
@@ -92,10 +92,11 @@ impl<M: CausalModel> Worker<M> {
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         while self.listen(commands) {
             self.drop_cancelled();
-            let guessed = self.guess();
             let started = Instant::now();
+            let guessed = self.guess();
+            let guessing = started.elapsed();
             match self.scheduler.schedule(&guessed.drafts) {
-                Ok(Some(batch)) => self.step(&batch, &guessed.probabilities, started),
+                Ok(Some(batch)) => self.step(&batch, &guessed.probabilities, started, guessing),
                 Ok(None) => {}
                 Err(error) => self.fail(self.requests(), &said(&error)),
             }
@@ -160,7 +161,14 @@ impl<M: CausalModel> Worker<M> {
         })
     }
 
-    fn step(&mut self, batch: &Batch, drawn_by: &BTreeMap<Key, Array>, started: Instant) {
+    /// Runs a step that was begun by so much guessing.
+    fn step(
+        &mut self,
+        batch: &Batch,
+        drawn_by: &BTreeMap<Key, Array>,
+        started: Instant,
+        guessing: Duration,
+    ) {
         let span = tracing::debug_span!(
             target: TARGET,
             "step",
@@ -169,7 +177,7 @@ impl<M: CausalModel> Worker<M> {
             waiting = self.scheduler.waiting(),
         );
         let _entered = span.enter();
-        let scheduled = started.elapsed();
+        let scheduled = started.elapsed() - guessing;
         let (clients, scheduler) = (&self.clients, &self.scheduler);
         let texts = batch.drawn.iter().map(|drawing| {
             let (client, branch) =
@@ -214,9 +222,11 @@ impl<M: CausalModel> Worker<M> {
         }
         let mut counts = Counts::default();
         for (drawing, drawn) in batch.drawn.iter().zip(drawn) {
-            counts.drafted += drawing.drafts.len() as u64;
-            counts.accepted += drawn.len() as u64 - 1;
-            counts.generated += self.hand_out(drawing.key, drawn);
+            let (drafted, kept) = (drawing.drafts.len() as u64, drawn.len() as u64 - 1);
+            let told = self.hand_out(drawing.key, drawn);
+            counts.drafted += drafted;
+            counts.accepted += kept.min(told);
+            counts.generated += told;
         }
         let mut shared = lock(&self.shared);
         shared.stats.generated_tokens += counts.generated;
@@ -228,43 +238,52 @@ impl<M: CausalModel> Worker<M> {
     fn hand_out(&mut self, key: Key, drawn: Vec<Drawn>) -> u64 {
         let mut told = 0;
         for drawn in drawn {
-            told += 1;
-            if !self.hand(key, drawn) {
+            let goes_on = self.hand(key, drawn);
+            told += u64::from(goes_on.is_some());
+            if goes_on != Some(true) {
                 break;
             }
         }
         told
     }
 
-    /// Tells of a token, and whether the text goes on.
-    fn hand(&mut self, key: Key, drawn: Drawn) -> bool {
-        let Some(client) = self.clients.get_mut(&key.request) else { return false };
+    /// Tells of a token, and returns whether the text goes on; `None` where it ended before.
+    fn hand(&mut self, key: Key, drawn: Drawn) -> Option<bool> {
+        let client = self.clients.get_mut(&key.request)?;
         let stops = &client.request.sampling.stop_tokens;
         let completes = match self.constraints.accept(key, drawn.token, stops) {
             Verdict::GoesOn => false,
             Verdict::Completed => true,
-            Verdict::WasComplete => return self.leave_for(key, FinishReason::Complete),
-            Verdict::Failed(reason) => return self.leave_for(key, FinishReason::Failed(reason)),
+            Verdict::WasComplete => {
+                self.leave_for(key, FinishReason::Complete);
+                return None;
+            }
+            Verdict::Failed(reason) => {
+                self.leave_for(key, FinishReason::Failed(reason));
+                return None;
+            }
         };
         let words = self.detokenizer.as_deref();
         match catch_unwind(AssertUnwindSafe(|| client.draw(key.choice, drawn, completes, words))) {
-            Ok(false) => return true,
-            Ok(true) => self.leave(key),
+            Ok(false) => Some(true),
+            Ok(true) => {
+                self.leave(key);
+                Some(false)
+            }
             Err(panic) => {
                 let reason = format!("the detokenizer panicked: {}", message(&*panic));
                 self.end(key.request, &FinishReason::Failed(reason));
+                None
             }
         }
-        false
     }
 
-    /// Ends a text with what it has; it does not go on.
-    fn leave_for(&mut self, key: Key, reason: FinishReason) -> bool {
+    /// Ends a text with what it has.
+    fn leave_for(&mut self, key: Key, reason: FinishReason) {
         if let Some(client) = self.clients.get_mut(&key.request) {
             client.finish(key.choice, reason);
         }
         self.leave(key);
-        false
     }
 
     /// Lets go of a text that has ended, and of its request with the last one.

@@ -49,17 +49,17 @@ fn code_of(line: &str) -> String {
 fn sources() -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    collect(&root, &mut files);
+    collect(&root, "rs", &mut files);
     files.sort();
     files.into_iter().map(|path| Source::read(&root, path)).collect()
 }
 
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+fn collect(folder: &Path, ending: &str, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            collect(&path, ending, files);
+        } else if path.extension().is_some_and(|extension| extension == ending) {
             files.push(path);
         }
     }
@@ -164,6 +164,21 @@ fn unsafe_code_has_two_homes() {
 fn metal_is_a_matter_of_the_kernel_layer() {
     let words = ["feature = \"metal\"", "MetalKernel"];
     assert_none(strays(&words, &["kernel"]), "cfg(feature = \"metal\") only in kernel/");
+}
+
+/// What is handed to a compiler is cut at them.
+#[test]
+fn no_kernel_has_slashes_in_a_string() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("metal");
+    let mut files = Vec::new();
+    collect(&root, "metal", &mut files);
+    assert!(files.len() > 40, "{files:?}");
+    for path in files {
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let code = line.split("//").next().unwrap();
+            assert!(code.matches('"').count().is_multiple_of(2), "{}: {line}", path.display());
+        }
+    }
 }
 
 #[test]

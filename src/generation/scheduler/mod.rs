@@ -415,8 +415,8 @@ fn sequence(branch: &Branch) -> Result<SequenceId> {
     CHECK.known(branch.sequence, "request", "be running", format_args!("{:?}", branch.key))
 }
 
-/// How many rows a step of so many tokens has. On a GPU powers of two, and from 64 on multiples of 64: as few as MLX's graphs can be
-/// reused for.
+/// How many rows a step of so many tokens has. On a GPU powers of two, and from 64 on multiples of 64: as few as MLX's
+/// graphs can be reused for.
 pub(crate) fn rows_for(tokens: usize, target: Target) -> usize {
     match target {
         Target::Cpu => tokens,

@@ -32,14 +32,14 @@ const STATELESS: [Step; 4] = [Step::Temperature, Step::TopK, Step::TopP, Step::M
 pub struct DraftModelOptions {
     /// What its keys and values of all texts take, in bytes. Texts that it has no room for go without drafts. Default: 256 MiB.
     pub cache_bytes: usize,
-    /// How many tokens of one text it reads at most before a step: a text whose prompt is longer gets drafts some steps later.
-    /// Default: 512.
-    pub max_prompt_chunk: usize,
+    /// How many tokens it reads at most before a step, of all texts together: those of long prompts get drafts some steps
+    /// later. Default: 512.
+    pub max_batch_tokens: usize,
 }
 
 impl Default for DraftModelOptions {
     fn default() -> Self {
-        Self { cache_bytes: 256 << 20, max_prompt_chunk: 512 }
+        Self { cache_bytes: 256 << 20, max_batch_tokens: 512 }
     }
 }
 
@@ -50,7 +50,7 @@ pub struct DraftModel<M> {
     reader: Reader<M>,
     kvs: Vec<PagedKvOptions>,
     options: PagedPoolOptions,
-    max_prompt_chunk: usize,
+    max_batch_tokens: usize,
     /// None until it is first asked, for MLX evaluates arrays on the thread that made them; and after it has failed.
     texts: Option<Texts>,
 }
@@ -59,7 +59,7 @@ impl<M> fmt::Debug for DraftModel<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DraftModel")
             .field("kvs", &self.kvs)
-            .field("max_prompt_chunk", &self.max_prompt_chunk)
+            .field("max_batch_tokens", &self.max_batch_tokens)
             .finish_non_exhaustive()
     }
 }
@@ -74,14 +74,14 @@ impl<M: CausalModel> DraftModel<M> {
     /// A drafter by `model`, whose weights must be evaluated.
     ///
     /// # Errors
-    /// When `cache_bytes` holds fewer than two blocks, or `max_prompt_chunk` is zero.
+    /// When `cache_bytes` holds fewer than two blocks, or `max_batch_tokens` is zero.
     pub fn new(model: M, options: DraftModelOptions) -> Result<Self> {
-        let DraftModelOptions { cache_bytes, max_prompt_chunk } = options;
-        CHECK.value(max_prompt_chunk > 0, "max_prompt_chunk", "be at least 1", max_prompt_chunk)?;
+        let DraftModelOptions { cache_bytes, max_batch_tokens } = options;
+        CHECK.value(max_batch_tokens > 0, "max_batch_tokens", "be at least 1", max_batch_tokens)?;
         let block_size = PagedPoolOptions::DEFAULT_BLOCK_SIZE;
         let options = PagedPoolOptions::within(cache_bytes, token_bytes(&model), block_size)?;
         let kvs = kvs(&model, options.blocks, block_size);
-        Ok(Self { reader: Reader::new(model), kvs, options, max_prompt_chunk, texts: None })
+        Ok(Self { reader: Reader::new(model), kvs, options, max_batch_tokens, texts: None })
     }
 
     /// What it has read; on the thread that drafts, where nothing was.
@@ -111,8 +111,11 @@ impl<M: CausalModel> DraftModel<M> {
         let (mut sequences, mut tokens) = (Vec::new(), Vec::new());
         let (mut places, mut ends) = (Vec::new(), Vec::new());
         for (place, text) in texts.iter().enumerate() {
-            let Some((sequence, unread)) = read.open(text)? else { continue };
-            let chunk = unread.min(self.max_prompt_chunk);
+            let Some((sequence, unread)) = read.open(text, texts)? else { continue };
+            let chunk = unread.min(self.max_batch_tokens - tokens.len());
+            if chunk == 0 {
+                continue;
+            }
             let from = text.len() - unread;
             let chunk = text.tokens(from).take(chunk).collect::<Vec<_>>();
             read.pool.append(sequence, &chunk)?;
@@ -198,8 +201,12 @@ struct Ready {
 
 impl Texts {
     /// The sequence of a text, cut to what the text still has, and how many tokens of it are not read, the last one among
-    /// them. None if there is no room to read and to draft.
-    fn open(&mut self, text: &DraftedText) -> Result<Option<(SequenceId, usize)>> {
+    /// them. None if there is no room to read and to draft; those that wait while these `texts` write give theirs first.
+    fn open(
+        &mut self,
+        text: &DraftedText,
+        texts: &[DraftedText],
+    ) -> Result<Option<(SequenceId, usize)>> {
         let sequence = match self.sequences.get(&text.id) {
             Some(&sequence) => sequence,
             None => {
@@ -214,6 +221,11 @@ impl Texts {
         self.pool.truncate(sequence, same as i32)?;
         let unread = text.len() - same;
         let needed = self.pool.blocks_for(sequence, unread + text.limit)?;
+        if needed > self.pool.available_blocks() {
+            let writes = |id: &TextId| texts.iter().any(|text| text.id == *id);
+            let waiting = self.sequences.keys().copied().filter(|id| !writes(id));
+            waiting.collect::<Vec<_>>().into_iter().try_for_each(|id| self.close(id))?;
+        }
         if needed > self.pool.available_blocks() {
             self.close(text.id)?;
             return Ok(None);

@@ -12,14 +12,13 @@ use crate::{
     check::{Check, axes},
     error::Result,
     generation::{
+        TARGET,
         samplers::Text,
         scheduler::{Drafts, Key},
     },
 };
 
 const CHECK: Check = Check::op("Drafter");
-
-const TARGET: &str = "mlx_primitives::generation";
 
 /// What is guessed of the texts of one step.
 #[derive(Debug, Default)]
@@ -80,8 +79,10 @@ impl Drafting {
 
     fn take(&self, text: &DraftedText, draft: Draft, guesses: &mut Guesses) {
         let Draft { tokens, probabilities } = draft;
-        let known = tokens.into_iter().take_while(|&token| token < self.vocabulary);
-        let tokens = known.take(text.limit).collect::<Vec<_>>();
+        // A stop token ends the text, and is drawn after what comes before it.
+        let stops = &text.sampling.stop_tokens;
+        let goes_on = |token: &u32| *token < self.vocabulary && !stops.contains(token);
+        let tokens = tokens.into_iter().take_while(goes_on).take(text.limit).collect::<Vec<_>>();
         if let Err(error) = self.check(tokens.len(), probabilities.as_ref()) {
             return tracing::warn!(target: TARGET, %error, "the drafter failed");
         }

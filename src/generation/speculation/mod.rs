@@ -60,7 +60,7 @@ pub struct Draft {
 ///
 /// The model reads a draft in the step in which it would have read one token, and the text goes on by those that it would
 /// have written, and one more. A text's distribution is that without a draft, whatever is guessed; and where
-/// [`Draft::probabilities`] is none, so is every token.
+/// [`Draft::probabilities`] is none, so is every token, but for how a device rounds products of other sizes.
 pub trait Drafter {
     /// The vocabulary that it knows, if it knows of one: that of the model that is to be helped.
     fn vocabulary(&self) -> Option<i32> {

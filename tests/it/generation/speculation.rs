@@ -4,10 +4,11 @@ use mlx_primitives::{
     Result,
     attention::KvCache,
     generation::{
-        CausalModel, Draft, DraftModel, DraftModelOptions, DraftedText, Drafter, FinishReason,
-        GenerationEngine, GenerationEngineOptions, GenerationRequest, LayerKv, PromptLookup,
+        CausalModel, Completion, Draft, DraftModel, DraftModelOptions, DraftedText, Drafter,
+        FinishReason, GenerationEngine, GenerationEngineOptions, GenerationRequest, LayerKv,
+        PromptLookup,
     },
-    sampling::{Mirostat, SamplingParams},
+    sampling::{Dry, Mirostat, SamplingParams, Xtc},
 };
 use mlx_rs::{Array, Dtype, error::Exception};
 
@@ -15,7 +16,10 @@ use super::{
     Decoder, cache_bytes, options, params, prompt, request,
     texts::{expected, requests, together},
 };
-use crate::support::sample::Random;
+use crate::{
+    sampling::{chi_squared, critical},
+    support::sample::Random,
+};
 
 fn drafted(
     drafter: impl Drafter + Send + 'static,
@@ -40,7 +44,20 @@ fn what_a_prompt_says_already_changes_no_token() {
     let requests = requests(24).into_iter().enumerate().map(|(number, request)| {
         let part = &prompt(number as u64, 5);
         let sampling = SamplingParams { top_k: 2, ..request.sampling };
-        GenerationRequest { prompt: part.repeat(3), max_tokens: 20, sampling, ..request }
+        let sampling = match number % 5 {
+            0 => SamplingParams {
+                dry: Some(Dry { multiplier: 0.5, range: 9, ..Default::default() }),
+                ..sampling
+            },
+            1 => SamplingParams {
+                xtc: Some(Xtc { probability: 0.5, ..Default::default() }),
+                ..sampling
+            },
+            _ => sampling,
+        };
+        let top_log_probabilities = number as i32 % 3;
+        let prompt = part.repeat(3);
+        GenerationRequest { prompt, max_tokens: 20, sampling, top_log_probabilities, ..request }
     });
     let requests = requests.collect::<Vec<_>>();
     let expected = expected(&requests);
@@ -98,7 +115,7 @@ fn several_texts_of_a_prompt_are_drafted_apart() {
 
 #[test]
 fn a_drafter_without_room_drafts_nothing() {
-    let small = DraftModelOptions { cache_bytes: cache_bytes(32), max_prompt_chunk: 7 };
+    let small = DraftModelOptions { cache_bytes: cache_bytes(32), max_batch_tokens: 7 };
     let requests = greedy_requests();
     let engine = drafted(DraftModel::new(Decoder::new(), small).unwrap(), options());
     assert_eq!(together(&engine, &requests), expected(&requests));
@@ -163,9 +180,9 @@ fn a_drafter_of_another_vocabulary_is_refused() {
     let refused = GenerationEngine::with_drafter(Decoder::new(), small, options()).unwrap_err();
     let message = "[GenerationEngine] drafter must have the model's vocabulary of 61 but got 5";
     assert_eq!(refused.to_string(), message);
-    let nothing = DraftModelOptions { max_prompt_chunk: 0, ..Default::default() };
+    let nothing = DraftModelOptions { max_batch_tokens: 0, ..Default::default() };
     let refused = DraftModel::new(Decoder::new(), nothing).unwrap_err().to_string();
-    assert!(refused.starts_with("[DraftModel] max_prompt_chunk must be at least 1"), "{refused}");
+    assert!(refused.starts_with("[DraftModel] max_batch_tokens must be at least 1"), "{refused}");
 }
 
 /// A model that looks at the last token alone, so that every text's probability is known.
@@ -223,12 +240,6 @@ impl CausalModel for Chain {
     }
 }
 
-/// The value that chi-squared stays below with a probability of 0.999, by Wilson and Hilferty.
-fn critical(freedom: f64) -> f64 {
-    let spread = 2.0 / (9.0 * freedom);
-    freedom * (1.0 - spread + 3.09 * spread.sqrt()).powi(3)
-}
-
 #[test]
 fn drafts_leave_the_distribution_of_texts_as_it_is() {
     const TEXTS: u64 = 12_800;
@@ -245,21 +256,13 @@ fn drafts_leave_the_distribution_of_texts_as_it_is() {
                 let sampling = params(64 * number, temperature as f32);
                 GenerationRequest { n: 64, ..request(vec![0], 3, sampling) }
             });
-            let mut counts = vec![0.0; expected.len()];
-            for request in requests {
-                for text in engine.generate(request).unwrap() {
-                    let place =
-                        text.tokens.iter().fold(0, |place, &token| place * STATES + token as usize);
-                    counts[place] += 1.0;
-                }
-            }
-            let expected = expected.iter().map(|p| p * TEXTS as f64);
-            let terms = counts
-                .iter()
-                .zip(expected)
-                .map(|(count, expected): (&f64, f64)| (count - expected).powi(2) / expected);
-            let statistic = terms.sum::<f64>();
-            let bound = critical((counts.len() - 1) as f64);
+            let texts = requests.flat_map(|request| engine.generate(request).unwrap());
+            // Each text is a number of three digits.
+            let place = |text: Completion| {
+                text.tokens.iter().fold(0, |place, &token| place * STATES as u32 + token)
+            };
+            let statistic = chi_squared(&texts.map(place).collect::<Vec<_>>(), &expected);
+            let bound = critical(expected.len() - 1);
             assert!(statistic < bound, "{what} at {temperature}: {statistic}, not {bound}");
             let stats = engine.stats();
             let share = stats.accepted_tokens as f64 / stats.drafted_tokens as f64;

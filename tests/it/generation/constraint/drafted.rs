@@ -1,8 +1,12 @@
 //! Guesses under constraints: what is drawn is what would be drawn without.
 
-use mlx_primitives::generation::{
-    DraftModel, DraftModelOptions, Drafter, FinishReason, GenerationEngine, GenerationRequest,
-    PromptLookup,
+use mlx_primitives::{
+    Result,
+    generation::{
+        Draft, DraftModel, DraftModelOptions, DraftedText, Drafter, FinishReason, GenerationEngine,
+        GenerationRequest, PromptLookup,
+    },
+    sampling::SamplingParams,
 };
 
 use super::{
@@ -69,4 +73,33 @@ fn what_a_model_drafts_freely_is_drawn_within_the_constraint() {
     }
     let stats = engine_of_guesses.stats();
     assert!(stats.accepted_tokens > 0 && stats.accepted_tokens < stats.drafted_tokens, "{stats:?}");
+}
+
+/// Guesses sevens.
+struct Sevens;
+
+impl Drafter for Sevens {
+    fn draft(&mut self, texts: &[DraftedText<'_>]) -> Result<Vec<Draft>> {
+        Ok(vec![Draft { tokens: vec![7; 3], probabilities: None }; texts.len()])
+    }
+}
+
+#[test]
+fn what_goes_wrong_after_a_guess_that_nobody_draws_harms_no_text() {
+    let rule = |text: &[u32]| match text.contains(&7) {
+        true => Err("no sevens".into()),
+        false => Ok((anything(), false)),
+    };
+    let seldom = |request: GenerationRequest| {
+        let sampling = SamplingParams { logit_bias: vec![(7, -1000.0)], ..request.sampling };
+        under(Ruled::new(rule), GenerationRequest { sampling, ..request })
+    };
+    let bound = requests().into_iter().map(seldom).collect::<Vec<_>>();
+    let engine_of_guesses = drafted(Sevens);
+    let guessed = together(&engine_of_guesses, &bound);
+    for (guessed, plain) in guessed.iter().zip(together(&engine(options()), &bound)) {
+        assert!(!matches!(plain.reason, FinishReason::Failed(_)), "{plain:?}");
+        assert_eq!((&guessed.tokens, &guessed.reason), (&plain.tokens, &plain.reason));
+    }
+    assert!(engine_of_guesses.stats().drafted_tokens > 0);
 }
