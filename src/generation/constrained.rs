@@ -146,7 +146,7 @@ fn next(
     Ok(Next::Tokens(mask))
 }
 
-/// What a text may go on by after each of its drafts that it may have, and that does not end it.
+/// What a text may go on by after each of its drafts that it may have, and that does not complete it.
 fn follow(
     state: &dyn Constraint,
     text: &Text,
@@ -158,8 +158,8 @@ fn follow(
     }
     let mut ahead = caught(|| Ok(state.fork()))?;
     for (place, &draft) in (1..).zip(text.drafts) {
-        let may = matches!(steps.last(), Some(Next::Tokens(mask)) if mask.allows(draft));
-        if !may || text.request.sampling.stop_tokens.contains(&draft) {
+        // Drafts hold no stop token.
+        if !matches!(steps.last(), Some(Next::Tokens(mask)) if mask.allows(draft)) {
             return Ok(());
         }
         if caught(|| ahead.accept(draft).map(|()| ahead.is_complete()))? {

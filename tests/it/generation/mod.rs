@@ -12,7 +12,7 @@ mod trouble;
 use std::sync::Arc;
 
 use mlx_primitives::{
-    generation::{GenerationEngine, GenerationEngineOptions, GenerationRequest},
+    generation::{Completion, GenerationEngine, GenerationEngineOptions, GenerationRequest},
     sampling::SamplingParams,
 };
 
@@ -39,6 +39,13 @@ fn options() -> GenerationEngineOptions {
 
 fn engine(options: GenerationEngineOptions) -> GenerationEngine {
     GenerationEngine::new(Decoder::new(), options).unwrap()
+}
+
+/// All texts of all requests, which are asked for at once.
+fn all_texts(engine: &GenerationEngine, requests: &[GenerationRequest]) -> Vec<Vec<Completion>> {
+    let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
+    let streams = streams.collect::<Vec<_>>();
+    streams.into_iter().map(|stream| stream.completions()).collect()
 }
 
 fn prompt(seed: u64, len: usize) -> Vec<u32> {

@@ -7,7 +7,7 @@ use mlx_primitives::{
     sampling::SamplingParams,
 };
 
-use super::{Decoder, cache_bytes, engine, options, params, prompt, request};
+use super::{Decoder, all_texts, cache_bytes, engine, options, params, prompt, request};
 
 /// Requests of many lengths and ways to draw.
 pub(super) fn requests(count: u64) -> Vec<GenerationRequest> {
@@ -42,10 +42,8 @@ fn tokens(options: GenerationEngineOptions, requests: &[GenerationRequest]) -> V
 
 /// What all requests get at once.
 pub(super) fn together(engine: &GenerationEngine, requests: &[GenerationRequest]) -> Vec<Vec<u32>> {
-    let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
-    let streams = streams.collect::<Vec<_>>();
-    let texts = streams.into_iter().map(|stream| stream.completions().swap_remove(0));
-    let texts = texts.map(|text| {
+    let texts = all_texts(engine, requests).into_iter().map(|mut texts| {
+        let text = texts.swap_remove(0);
         assert_eq!(text.reason, FinishReason::Length);
         assert_eq!(text.tokens.len(), text.log_probabilities.len());
         text.tokens

@@ -14,7 +14,9 @@ use mlx_primitives::{
     sampling::TokenMask,
 };
 
-use super::{Decoder, cache_bytes, engine, model::VOCABULARY, options, params, prompt, request};
+use super::{
+    Decoder, all_texts, cache_bytes, engine, model::VOCABULARY, options, params, prompt, request,
+};
 
 /// What may follow a text, and whether it may end there.
 type Answer = Result<(Vec<u32>, bool), ConstraintError>;
@@ -95,7 +97,5 @@ fn thirds() -> Ruled {
 
 /// The first text of each request, all asked for at once.
 fn together(engine: &GenerationEngine, requests: &[GenerationRequest]) -> Vec<Completion> {
-    let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
-    let streams = streams.collect::<Vec<_>>();
-    streams.into_iter().map(|stream| stream.completions().swap_remove(0)).collect()
+    all_texts(engine, requests).into_iter().map(|mut texts| texts.swap_remove(0)).collect()
 }

@@ -8,7 +8,7 @@ use mlx_primitives::{
 };
 use serde_json::Value;
 
-use super::{assert_plain, engine, free, grammars, greedy, together, under};
+use super::{all_texts, assert_plain, engine, free, grammars, greedy, under};
 
 const SCHEMA: &str = r#"{
     "type": "object",
@@ -101,7 +101,7 @@ fn assert_complete(text: &Completion) {
 fn every_text_of_five_hundred_is_of_the_schema() {
     let (engine, constraint) = (engine(32 * 512), constraint());
     let requests = (0..500).map(|seed| under(&constraint, free(seed, 400))).collect::<Vec<_>>();
-    let texts = together(&engine, &requests).concat();
+    let texts = all_texts(&engine, &requests).concat();
     texts.iter().for_each(assert_complete);
     let with = |part: &str| texts.iter().filter(|text| text.text.contains(part)).count();
     for part in
@@ -115,7 +115,7 @@ fn every_text_of_five_hundred_is_of_the_schema() {
 fn the_likeliest_text_is_too() {
     let (engine, constraint) = (engine(32 * 512), tight());
     let requests = (0..64).map(|seed| greedy(under(&constraint, free(seed, 200))));
-    let texts = together(&engine, &requests.collect::<Vec<_>>()).concat();
+    let texts = all_texts(&engine, &requests.collect::<Vec<_>>()).concat();
     texts.iter().for_each(assert_complete);
     assert!(texts.iter().all(|text| !text.text.contains('\n')));
 }
@@ -130,7 +130,7 @@ fn several_texts_of_a_request_are_those_of_as_many() {
         let sampling = SamplingParams { seed, ..Default::default() };
         GenerationRequest { sampling, ..under(&constraint, free(7, 400)) }
     });
-    assert_eq!(texts, together(&engine, &each.collect::<Vec<_>>()).concat());
+    assert_eq!(texts, all_texts(&engine, &each.collect::<Vec<_>>()).concat());
     assert!(texts[1..].iter().all(|text| text.tokens != texts[0].tokens));
 }
 
@@ -139,7 +139,7 @@ fn free_texts_beside_them_are_what_they_are_alone() {
     let (engine, constraint) = (engine(32 * 512), constraint());
     let alone = (0..24).map(|seed| engine.generate(free(seed, 60)).unwrap()).collect::<Vec<_>>();
     let requests = (0..24).flat_map(|seed| [free(seed, 60), under(&constraint, free(seed, 400))]);
-    let texts = together(&engine, &requests.collect::<Vec<_>>());
+    let texts = all_texts(&engine, &requests.collect::<Vec<_>>());
     for (pair, alone) in texts.chunks(2).zip(&alone) {
         assert_eq!(&pair[0], alone, "log-probabilities included");
         assert_complete(&pair[1][0]);
@@ -151,8 +151,8 @@ fn a_text_that_waits_in_between_is_the_same() {
     let constraint = constraint();
     let requests = (0..16).map(|seed| under(&constraint, free(seed, 400))).collect::<Vec<_>>();
     let (roomy, narrow) = (engine(32 * 512), engine(416));
-    let texts = together(&narrow, &requests);
-    assert_eq!(texts, together(&roomy, &requests));
+    let texts = all_texts(&narrow, &requests);
+    assert_eq!(texts, all_texts(&roomy, &requests));
     texts.concat().iter().for_each(assert_complete);
     assert!(narrow.stats().preemptions > 0, "{:?}", narrow.stats());
     assert_eq!(roomy.stats().preemptions, 0);
@@ -162,7 +162,7 @@ fn a_text_that_waits_in_between_is_the_same() {
 fn a_text_that_is_cut_is_the_beginning_of_one() {
     let (engine, constraint) = (engine(32 * 512), constraint());
     let requests = (0..60).map(|seed| under(&constraint, free(seed, 1 + seed as usize % 14)));
-    for text in together(&engine, &requests.collect::<Vec<_>>()).concat() {
+    for text in all_texts(&engine, &requests.collect::<Vec<_>>()).concat() {
         assert_eq!(text.reason, FinishReason::Length, "{text:?}");
         let all = text.tokens.iter().flat_map(|&token| super::bytes(token)).collect::<Vec<_>>();
         assert!(serde_json::from_slice::<Value>(&all).unwrap_err().is_eof(), "{text:?}");

@@ -17,6 +17,7 @@ use mlx_primitives::{
 };
 use mlx_rs::{Array, error::Exception};
 
+use super::all_texts;
 use crate::support::sample::Random;
 
 /// Tokens of several bytes, after one for each byte; the last of them is there twice.
@@ -107,13 +108,6 @@ fn greedy(request: GenerationRequest) -> GenerationRequest {
 
 fn under(constraint: &Arc<dyn Constraint>, request: GenerationRequest) -> GenerationRequest {
     GenerationRequest { constraint: Some(constraint.clone()), ..request }
-}
-
-/// All texts of all requests, which are asked for at once.
-fn together(engine: &GenerationEngine, requests: &[GenerationRequest]) -> Vec<Vec<Completion>> {
-    let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
-    let streams = streams.collect::<Vec<_>>();
-    streams.into_iter().map(|stream| stream.completions()).collect()
 }
 
 /// The text is what its tokens say, and they say nothing else.

@@ -7,7 +7,7 @@ use mlx_primitives::{
     sampling::SamplingParams,
 };
 
-use super::{END, assert_plain, engine, free, grammars, greedy, together, under};
+use super::{END, all_texts, assert_plain, engine, free, grammars, greedy, under};
 
 fn regex(regex: &str) -> Arc<dyn Constraint> {
     Arc::new(grammars().regex(regex).unwrap())
@@ -19,7 +19,7 @@ fn texts(constraint: &Arc<dyn Constraint>, count: u64, max_tokens: usize) -> Vec
         request if seed % 4 == 0 => greedy(request),
         request => request,
     };
-    together(&engine(32 * 512), &(0..count).map(request).collect::<Vec<_>>()).concat()
+    all_texts(&engine(32 * 512), &(0..count).map(request).collect::<Vec<_>>()).concat()
 }
 
 /// Takes a prefix off for which `of` says yes.
@@ -83,7 +83,7 @@ fn a_minimum_of_tokens_delays_the_end() {
         let sampling = SamplingParams { min_tokens: 6, ..request.sampling };
         mlx_primitives::generation::GenerationRequest { sampling, ..request }
     });
-    let texts = together(&engine, &requests.collect::<Vec<_>>()).concat();
+    let texts = all_texts(&engine, &requests.collect::<Vec<_>>()).concat();
     assert!(texts.iter().all(|text| text.tokens.len() >= 6), "{texts:?}");
     assert!(texts.iter().any(|text| text.reason == FinishReason::StopToken(END)));
 }

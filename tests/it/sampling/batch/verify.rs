@@ -147,15 +147,20 @@ fn what_no_vocabulary_has_is_not_kept() {
 
 #[test]
 fn what_are_no_probabilities_count_as_none_or_all() {
-    let batch = batch(&[(SamplingParams::default(), Text::default())], LOGITS.len());
-    for number in [f32::NAN, -1.0, f32::INFINITY, 1e30] {
-        let (token, numbers) = (Array::from_slice(&[5_u32], &[1]), rows_of(&[number; 12], 1));
+    let batch = batch(&vec![(SamplingParams::default(), Text::default()); 200], LOGITS.len());
+    let token = Array::from_slice(&[4_u32; 200], &[200]);
+    let drawn = |number: f32| {
+        let numbers = rows_of(&[number; 12], 200);
         let proposal = Proposal { tokens: &token, probabilities: &numbers };
-        for position in 0..40 {
-            let positions = positions_from(position, 1);
-            let drawn = verify(&batch, rows_of(&LOGITS, 1), positions, proposal).unwrap();
-            assert!(tokens(&drawn)[0] < 12, "{number}");
-        }
+        tokens(&verify(&batch, rows_of(&LOGITS, 200), positions_from(0, 200), proposal).unwrap())
+    };
+    let (none, all) = (drawn(0.0), drawn(1.0));
+    assert_ne!(none, all);
+    for number in [f32::NAN, -1.0, f32::NEG_INFINITY] {
+        assert_eq!(drawn(number), none, "{number}");
+    }
+    for number in [f32::INFINITY, 1e30] {
+        assert_eq!(drawn(number), all, "{number}");
     }
 }
 
