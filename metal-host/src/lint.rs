@@ -50,7 +50,7 @@ fn broken_rule(tokens: &[Token], at: usize, is_body: bool) -> Option<String> {
         "threadgroup" => threadgroup_variable(rest).map(|name| {
             format!("threadgroup arrays are declared by THREADGROUP_ARRAY(T, {name}, [n])")
         }),
-        "THREADGROUP_ARRAY" if !is_body => Some(
+        "THREADGROUP_ARRAY" | "LARGE_THREADGROUP_ARRAY" if !is_body => Some(
             "threadgroup arrays are declared in the kernel's body and passed to helpers".to_owned(),
         ),
         "vec" if is_constructed(rest) => {

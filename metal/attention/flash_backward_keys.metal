@@ -142,10 +142,10 @@ for (int head = key_head * group_heads; head < (key_head + 1) * group_heads; hea
         const TilePlace place = tile_place(e, lane);
         const int key = my_keys + int(place.row);
         const int i = t * 16 + int(place.column);
-        const float capped = scaled_score<CAPPED>(scores.value(e), scale, cap);
+        const float capped = scaled_score<T, CAPPED>(scores.value(e), scale, cap);
         const Sight sight = {firsts[i], lasts[i], diagonals[i]};
         const float leaning = ALIBI ? capped - slope * distance_of(sight, key) : capped;
-        const float score = seen_score<MASKED>(leaning, sight, key, mask, mask_shape, batch, head, start + i);
+        const float score = seen_score<MASKED>(leaning, sight, key, M_LOG2E_F, mask, mask_shape, batch, head, start + i);
         const float weight = metal::fast::exp2(score - bases[i]);
         weights.set(e, T(weight));
         dscores.set(e, T(weight * (dweights.value(e) - deltas[i]) * cap_slope<CAPPED>(capped, cap)));

@@ -116,14 +116,14 @@ for (int start = top.first / KEYS * KEYS; start < bottom.last; start += KEYS) {
     UNROLL
     for (int e = 0; e < TILE_ELEMENTS; e++) {
       const int half = tile_half(e);
-      const float capped = scaled_score<CAPPED>(scores.value(e), scale, cap);
+      const float capped = scaled_score<T, CAPPED>(scores.value(e), scale, cap);
       const TilePlace place = tile_place(e, lane);
       const int key = start + t * 16 + int(place.column);
       const float distance = distance_of(sights[half], key);
       float score = ALIBI ? capped - slope * distance : capped;
       if (MASKED || !seen_by_all) {
         const int row = metal::min(my_rows + int(place.row), rows - 1);
-        score = seen_score<MASKED>(score, sights[half], key, mask, mask_shape, batch, head, row);
+        score = seen_score<MASKED>(score, sights[half], key, M_LOG2E_F, mask, mask_shape, batch, head, row);
       }
       const float ds = metal::fast::exp2(score - bases[half]) * (weights.value(e) - deltas[half]);
       if (ALIBI) slope_sums[half] -= ds * distance;

@@ -50,16 +50,21 @@ METAL_FUNC Sight sight_of(int row, int rows, int keys, Starts query_starts, Star
 // How far the key is from the diagonal.
 METAL_FUNC float distance_of(Sight sight, int key) { return metal::fabs(float(sight.diagonal - key)); }
 
+// For numbers of 16 bits of which 8 are the exponent's, as exact as NVIDIA's instruction, 2^-11 of the result; else in f32.
+template <typename T>
 METAL_FUNC float tanh_of(float x) {
+#ifdef METAL_CUDA
+  if (metal::is_coarse(T())) return metal::fast::tanh(x);
+#endif
   return 1.0f - metal::fast::divide(2.0f, 1.0f + metal::fast::exp2(2.0f * M_LOG2E_F * x));
 }
 
 // The product of a query and a key, scaled and capped, in units of log2(e). `scale`: that of scores, in these units where
 // there is no cap.
-template <bool CAPPED>
+template <typename T, bool CAPPED>
 METAL_FUNC float scaled_score(float product, float scale, float cap) {
   if (!CAPPED) return product * scale;
-  return M_LOG2E_F * cap * tanh_of(metal::fast::divide(product * scale, cap));
+  return M_LOG2E_F * cap * tanh_of<T>(metal::fast::divide(product * scale, cap));
 }
 
 // Derivative of the capped score by what was capped.
@@ -82,12 +87,13 @@ METAL_FUNC float mask_at(Mask mask, Shape shape, int batch, int head, int query,
   return float(mask[at * shape[3] + (shape[3] == 1 ? 0 : key)]);
 }
 
-// The score of a query, where it sees the key and no mask hides that, else minus infinity. `score`: in units of log2(e).
+// The score of a query, where it sees the key and no mask hides that, else minus infinity. `unit`: what a score of 1 is
+// held as.
 template <bool MASKED, typename Mask, typename Shape>
 METAL_FUNC float seen_score(
-    float score, Sight sight, int key, Mask mask, Shape mask_shape, int batch, int head, int query) {
+    float score, Sight sight, int key, float unit, Mask mask, Shape mask_shape, int batch, int head, int query) {
   if (key < sight.first || key >= sight.last) return -INFINITY;
   if (!MASKED) return score;
   const float added = mask_at(mask, mask_shape, batch, head, query, key);
-  return added <= HIDES ? -INFINITY : score + M_LOG2E_F * added;
+  return added <= HIDES ? -INFINITY : score + unit * added;
 }

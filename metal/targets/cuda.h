@@ -6,6 +6,10 @@
 #define METAL_CUDA 1
 #define METAL_FUNC __device__ __forceinline__
 #define THREADGROUP_ARRAY(type, name, extents) __shared__ __align__(16) type name extents
+// Above 48 KB an array gets its size from the launch.
+#define LARGE_THREADGROUP_ARRAY(type, name, extents)      \
+  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+  type* const name = reinterpret_cast<type*>(name##_bytes)
 #define UNROLL _Pragma("unroll")
 
 // CUDA has one generic address space.
@@ -164,6 +168,10 @@ METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lowe
 
 // ---- numbers
 
+// Whether a type of 16 bits has 8 of them for the exponent.
+template <typename T> constexpr METAL_FUNC bool is_coarse(T) { return false; }
+constexpr METAL_FUNC bool is_coarse(__nv_bfloat16) { return true; }
+
 #define M_PI_F 3.14159265358979323846f
 #define M_LOG2E_F 1.44269504088896340736f
 #define M_LN2_F 0.693147180559945309417f
@@ -206,6 +214,11 @@ METAL_FUNC float exp2(float x) {
   return y;
 }
 METAL_FUNC float divide(float x, float y) { return __fdividef(x, y); }
+METAL_FUNC float tanh(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 METAL_FUNC float sin(float x) { return __sinf(x); }
 METAL_FUNC float cos(float x) { return __cosf(x); }
 

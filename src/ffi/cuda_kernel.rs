@@ -37,16 +37,17 @@ pub struct OutputSpec {
 pub(crate) struct CudaKernel(mlx_fast_cuda_kernel);
 
 impl CudaKernel {
-    /// The parts of a kernel; nothing is compiled yet. Whether inputs that are not row-contiguous are copied first, is
-    /// for `in_rows` to say.
+    /// The parts of a kernel, of its text the header and the body; nothing is compiled yet. Whether inputs that are not
+    /// row-contiguous are copied first, is for `in_rows` to say. `shared_bytes`: of the array whose size the text leaves open.
     pub(crate) fn new(
         name: &str,
         inputs: &[&str],
         outputs: &[&str],
-        header: &str,
-        body: &str,
+        (header, body): (&str, &str),
         in_rows: bool,
+        shared_bytes: u32,
     ) -> Result<Self> {
+        let shared_bytes = shared_bytes.cast_signed();
         let (name, header, body) = (c_string(name)?, c_string(header)?, c_string(body)?);
         let (inputs, outputs) = (Strings::new(inputs)?, Strings::new(outputs)?);
         let mut kernel = Self(mlx_fast_cuda_kernel { ctx: ptr::null_mut() });
@@ -60,7 +61,7 @@ impl CudaKernel {
                     body.as_ptr(),
                     header.as_ptr(),
                     in_rows,
-                    0,
+                    shared_bytes,
                 )
             };
             c_int::from(kernel.0.ctx.is_null())

@@ -64,7 +64,8 @@ impl Call {
         };
         count("inputs", kernel.inputs.len(), inputs.len())?;
         count("constants", kernel.constants.len(), plan.constants.len())?;
-        plan.launch.check(kernel.name, Target::current()?)?;
+        let most_bytes = kernel.most_threadgroup_bytes(Target::current()?);
+        plan.launch.check_within(most_bytes, kernel.name)?;
         let inputs = kernel.inputs.iter().zip(inputs);
         let inputs = inputs.map(|(argument, x)| passed(kernel, argument, x));
         let inputs = inputs.collect::<Result<Vec<_>>>()?;

@@ -40,11 +40,23 @@ impl Launch {
         }
     }
 
+    /// The same for a kernel whose one array is a `LARGE_THREADGROUP_ARRAY`: 99 KiB on NVIDIA's GPUs since Ampere.
+    pub const fn most_large_threadgroup_bytes(target: Target) -> u32 {
+        match target {
+            Target::Cuda => 99 * 1024,
+            Target::Cpu | Target::Metal => Self::MAX_THREADGROUP_BYTES,
+        }
+    }
+
     /// Checks that every GPU of this kind can run it.
     ///
     /// # Errors
     /// When an axis is empty, or one of the limits above is exceeded.
     pub fn check(&self, kernel: &'static str, target: Target) -> Result<()> {
+        self.check_within(Self::most_threadgroup_bytes(target), kernel)
+    }
+
+    pub(super) fn check_within(&self, most_bytes: u32, kernel: &'static str) -> Result<()> {
         let check = Check::op(kernel);
         let covers = self.groups.iter().chain(&self.group).all(|&count| count > 0);
         check.value(covers, "launch", "have threads along every axis", format_args!("{self:?}"))?;
@@ -54,7 +66,6 @@ impl Launch {
         let threads = self.group.iter().map(|&axis| u64::from(axis)).product();
         at_most("threads of a group", Self::MAX_GROUP, threads)?;
         at_most("depth of a group", Self::MAX_GROUP_DEPTH, self.group[2].into())?;
-        let most_bytes = Self::most_threadgroup_bytes(target);
         at_most("threadgroup_bytes", most_bytes, self.threadgroup_bytes.into())?;
         for aside in &self.groups[1..] {
             at_most("groups", Self::MAX_GROUPS_ASIDE, (*aside).into())?;

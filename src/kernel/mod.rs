@@ -151,6 +151,19 @@ impl Kernel {
     pub(crate) fn takes_rows(&self) -> bool {
         !self.inputs.iter().any(|input| input.strided)
     }
+
+    /// Whether its threadgroup memory is an array that gets its size from the launch, on devices that tell these apart.
+    pub(crate) fn has_large_array(&self) -> bool {
+        self.file.text.contains("LARGE_THREADGROUP_ARRAY(")
+    }
+
+    /// The most threadgroup memory that it may take on every device of this kind, in bytes.
+    pub(crate) fn most_threadgroup_bytes(&self, target: Target) -> u32 {
+        match self.has_large_array() {
+            true => Launch::most_large_threadgroup_bytes(target),
+            false => Launch::most_threadgroup_bytes(target),
+        }
+    }
 }
 
 /// The type of an argument's elements.

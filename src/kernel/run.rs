@@ -63,10 +63,18 @@ impl Call {
         self.run()
     }
 
+    /// The threadgroup memory that the launch has to ask for; other arrays have their size in the text.
+    fn large_bytes(&self, target: Target) -> u32 {
+        match target == Target::Cuda && self.kernel().has_large_array() {
+            true => self.launch().threadgroup_bytes,
+            false => 0,
+        }
+    }
+
     /// # Safety
     /// As for [`Call::run_unchecked`].
     unsafe fn launch_on(&self, target: Target) -> Result<Vec<Array>> {
-        let compiled = compiled(self.kernel(), target)?;
+        let compiled = compiled(self.kernel(), target, self.large_bytes(target))?;
         let threads = |counts: [u32; 3]| counts.map(|count| count as c_int);
         let (grid, group) = (threads(self.launch().grid()), threads(self.launch().group));
         match &*compiled {
@@ -96,7 +104,7 @@ unsafe impl Send for Compiled {}
 unsafe impl Sync for Compiled {}
 
 impl Compiled {
-    fn new(kernel: &Kernel, target: Target) -> Result<Self> {
+    fn new(kernel: &Kernel, target: Target, large_bytes: u32) -> Result<Self> {
         let name = kernel.unique_name(target);
         let (header, body) = (kernel.header(target), kernel.body());
         let inputs: Vec<_> = kernel.inputs.iter().map(|argument| argument.name).collect();
@@ -107,20 +115,24 @@ impl Compiled {
             Target::Metal => {
                 metal::new(&name, &inputs, &outputs, header, &body, in_rows).map(Self::Metal)
             }
-            _ => CudaKernel::new(&name, &inputs, &outputs, &header, &body, in_rows).map(Self::Cuda),
+            _ => {
+                let text = (&*header, &*body);
+                CudaKernel::new(&name, &inputs, &outputs, text, in_rows, large_bytes)
+                    .map(Self::Cuda)
+            }
         }
     }
 }
 
-fn compiled(kernel: &'static Kernel, target: Target) -> Result<Arc<Compiled>> {
-    type Cache = HashMap<(usize, Target), Arc<Compiled>>;
+fn compiled(kernel: &'static Kernel, target: Target, large_bytes: u32) -> Result<Arc<Compiled>> {
+    type Cache = HashMap<(usize, Target, u32), Arc<Compiled>>;
     static CACHE: LazyLock<Mutex<Cache>> = LazyLock::new(Mutex::default);
     let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
-    let key = (ptr::from_ref(kernel).addr(), target);
+    let key = (ptr::from_ref(kernel).addr(), target, large_bytes);
     if let Some(compiled) = cache.get(&key) {
         return Ok(compiled.clone());
     }
-    let compiled = Arc::new(Compiled::new(kernel, target)?);
+    let compiled = Arc::new(Compiled::new(kernel, target, large_bytes)?);
     cache.insert(key, compiled.clone());
     Ok(compiled)
 }

@@ -97,7 +97,7 @@ const BACKWARD_INPUTS: &[Argument] =
 #[rustfmt::skip]
 const CONSTANTS: &[&str] = &[
     "SIMDS", "KEYS", "PAD", "SIZE", "VALUE_SIZE", "TOKEN_MAJOR", "LEFT", "RIGHT", "SEGMENTED", "SCALE", "SOFT_CAP",
-    "MASKED", "ALIBI", "SINKS", "BUFFERS",
+    "MASKED", "ALIBI", "SINKS", "BUFFERS", "TALL",
 ];
 
 /// The first of these: a sink takes part in the log-sum-exp, which the other two start from.
@@ -109,8 +109,17 @@ const MAX_SIZE: i32 = 256;
 /// Rows of a matrix tile.
 const TILE: i32 = 16;
 
-/// Simdgroups of a group: with 8, or with two tiles of rows for each of 4, an H200 takes a fifth longer or as long.
+/// Simdgroups of a group: with 8 an H200 takes a fifth longer.
 const MAX_SIMDS: i32 = 4;
+
+/// The largest head of which a simdgroup holds two tiles of rows.
+const MAX_TALL_SIZE: i32 = 128;
+
+/// Groups of two tiles of rows for each simdgroup that keep a large GPU busy: an H200 runs 264 at once.
+const BUSY_GROUPS: i32 = 512;
+
+/// A smaller scale is as good as none, and what scores are added to may be divided by this one.
+const LEAST_SCALE: f32 = 1e-20;
 
 /// Why the kernels cannot compute this, if they cannot.
 pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
@@ -223,6 +232,8 @@ struct Blocks {
     pad: i32,
     /// Times that memory, so that the next rows arrive while these are worked on.
     buffers: i32,
+    /// Tiles of rows of a simdgroup.
+    tall: i32,
     bytes: i32,
 }
 
@@ -240,7 +251,7 @@ impl Blocks {
         let choices = [(32, pad, buffers), (16, pad, buffers), (16, pad, 1), (16, 0, 1)];
         let blocks = choices.map(|(staged, pad, buffers)| {
             let bytes = staged * (buffers * (size + value_size + 2 * pad) * element + extra);
-            Self { simds: 1, staged, pad, buffers, bytes }
+            Self { simds: 1, staged, pad, buffers, tall: 1, bytes }
         });
         let limit = Launch::most_threadgroup_bytes(target).cast_signed();
         blocks.into_iter().find(|blocks| blocks.bytes <= limit).ok_or_else(too_large)
@@ -248,6 +259,35 @@ impl Blocks {
 
     fn forward(sizes: [i32; 2], dtype: Dtype, target: Target) -> Result<Self> {
         Self::fitting(sizes, dtype, target, 2, 0)
+    }
+
+    /// With two tiles of rows for each simdgroup, which halves what is loaded of keys and values: where that is known to be
+    /// faster, fits, and leaves enough groups for a large GPU.
+    fn tall(
+        [size, value_size]: [i32; 2],
+        dtype: Dtype,
+        target: Target,
+        [rows, heads, batch]: [i32; 3],
+    ) -> Option<Self> {
+        let (tall, pad, simds) = (2, 8, MAX_SIMDS);
+        let busy = match target {
+            Target::Cuda => BUSY_GROUPS,
+            // A host that acts out kernels does it for tests.
+            Target::Cpu => 1,
+            Target::Metal => return None,
+        };
+        let rows_of_group = TILE * tall * simds;
+        let groups = i64::from(rows / rows_of_group) * i64::from(heads) * i64::from(batch);
+        let small = dtype != Dtype::Float32 && size.max(value_size) <= MAX_TALL_SIZE;
+        if !small || groups < i64::from(busy) {
+            return None;
+        }
+        let blocks = [64, 48, 32, 16].map(|staged| {
+            let numbers = 2 * staged * (size + value_size + 2 * pad) + rows_of_group * (size + pad);
+            Self { simds, staged, pad, buffers: 2, tall, bytes: 2 * numbers }
+        });
+        let limit = FORWARD.most_threadgroup_bytes(target).cast_signed();
+        blocks.into_iter().find(|blocks| blocks.bytes <= limit)
     }
 
     fn backward(sizes: [i32; 2], dtype: Dtype, target: Target, extra: i32) -> Result<Self> {
@@ -262,7 +302,7 @@ impl Blocks {
     }
 
     fn launch(&self, rows: i32, heads: i32, batch: i32) -> Launch {
-        let groups = (rows - 1) / (TILE * self.simds) + 1;
+        let groups = (rows - 1) / (TILE * self.tall * self.simds) + 1;
         Launch {
             groups: [groups, heads, batch].map(i32::unsigned_abs),
             group: [32 * self.simds.unsigned_abs(), 1, 1],
@@ -309,9 +349,14 @@ impl Work {
         }
         let [batch, rows, heads, _] = self.layout.dims(&inputs[0]);
         let sizes = padded_sizes([&inputs[0], &inputs[2]]);
-        let blocks = Blocks::forward(sizes, inputs[0].dtype(), Target::current()?)?.for_rows(rows);
+        let (dtype, target) = (inputs[0].dtype(), Target::current()?);
+        let blocks = match Blocks::tall(sizes, dtype, target, [rows, heads, batch]) {
+            Some(blocks) => blocks,
+            None => Blocks::forward(sizes, dtype, target)?.for_rows(rows),
+        };
         let mut constants = self.constants(&blocks, sizes);
-        constants.extend([Constant::Bool(self.present.sinks), Constant::Int(blocks.buffers)]);
+        let geometry = [blocks.buffers, blocks.tall].map(Constant::Int);
+        constants.extend([Constant::Bool(self.present.sinks)].into_iter().chain(geometry));
         let extents = vec![("H", heads), ("S", rows)];
         let plan = Plan { constants, extents, launch: blocks.launch(rows, heads, batch) };
         FORWARD.call(&inputs.each_ref(), plan)
@@ -403,7 +448,7 @@ impl Work {
             Constant::Int(with_diagonal(self.window.left)),
             Constant::Int(with_diagonal(self.window.right)),
             Constant::Bool(self.present.segments),
-            Constant::Float(self.scale.clamp(f32::MIN_POSITIVE, f32::MAX / LOG2_E)),
+            Constant::Float(self.scale.clamp(LEAST_SCALE, f32::MAX / LOG2_E)),
             Constant::Float(self.soft_cap.unwrap_or(0.0)),
             Constant::Bool(self.present.mask),
             Constant::Bool(self.present.slopes),
@@ -487,6 +532,26 @@ mod tests {
             assert_eq!(blocks.simds, simds, "{rows}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn many_rows_of_small_heads_are_tall() {
+        let tall = |size, dtype, target, rows| {
+            let blocks = Blocks::tall([size, size], dtype, target, [rows, 32, 4]);
+            blocks.map(|blocks| (blocks.staged, blocks.bytes))
+        };
+        assert_eq!(tall(64, Dtype::Bfloat16, Target::Cuda, 4096), Some((64, 55_296)));
+        assert_eq!(tall(128, Dtype::Float16, Target::Cuda, 4096), Some((48, 87_040)));
+        assert_eq!(tall(64, Dtype::Bfloat16, Target::Cpu, 128), Some((16, 27_648)));
+        for (size, dtype, target, rows) in [
+            (128, Dtype::Bfloat16, Target::Cuda, 511),
+            (144, Dtype::Bfloat16, Target::Cuda, 4096),
+            (64, Dtype::Float32, Target::Cuda, 4096),
+            (64, Dtype::Bfloat16, Target::Metal, 4096),
+            (128, Dtype::Bfloat16, Target::Cpu, 4096),
+        ] {
+            assert_eq!(tall(size, dtype, target, rows), None, "{size} {dtype:?} {target:?} {rows}");
+        }
     }
 
     #[test]

@@ -266,6 +266,25 @@ const QUERIES: &[i32] = &[0, 3, 3, 7, 9];
 const KEYS: &[i32] = &[0, 2, 6, 6, 11];
 
 /// One option at a time.
+/// So many rows that a simdgroup works on several tiles of them, and so many keys that whole blocks are before the diagonal.
+const LONG: [i32; 7] = [1, 2, 1, 130, 150, 16, 16];
+
+pub(crate) const MANY_ROWS: &[Case] = &[
+    case("many rows", [1, 1, 1, 257, 40, 32, 16]),
+    causal("many rows, causal", LONG),
+    Case { slopes: Some(SlopesOf::Heads), ..causal("many rows, ALiBi", LONG) },
+    Case { slopes: Some(SlopesOf::Heads), ..case("many rows, ALiBi both ways", LONG) },
+    Case { soft_cap: Some(1.5), sinks: Some(0.5), ..causal("many rows, soft cap", LONG) },
+    Case {
+        left: Some(40),
+        soft_cap: Some(1.5),
+        slopes: Some(SlopesOf::Heads),
+        mask: Some(additive(&[130, 150], f32::NEG_INFINITY, third_row)),
+        segments: Some([&[0, 50, 130], &[0, 90, 150]]),
+        ..causal("many rows, everything", LONG)
+    },
+];
+
 pub(crate) const OPTIONS: &[Case] = &[
     windowed("window left", SQUARE, Some(2), None),
     windowed("window right", SQUARE, None, Some(1)),

@@ -6,7 +6,7 @@ use mlx_rs::{Array, Dtype, error::Exception, transforms::compile::compile};
 
 use super::{
     asked::{Asked, inputs, segments},
-    cases::{CASES, COMBINED, Case, OPTIONS, additive, boolean, case, third_row},
+    cases::{CASES, COMBINED, Case, MANY_ROWS, OPTIONS, additive, boolean, case, third_row},
 };
 use crate::support::{
     FLOATING,
@@ -103,6 +103,16 @@ fn every_backend_matches_the_oracle() {
 #[test]
 fn every_option_alone_matches_the_oracle() {
     check_cases(OPTIONS);
+}
+
+#[test]
+fn many_rows_match_the_oracle() {
+    for (turn, case) in MANY_ROWS.iter().enumerate() {
+        for dtype in FLOATING {
+            let layout = [Layout::Bshd, Layout::Bhsd][turn % 2];
+            check_case(case, dtype, layout, with_kernels(true));
+        }
+    }
 }
 
 #[test]

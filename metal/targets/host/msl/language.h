@@ -86,6 +86,7 @@ using same = T;
   threadgroup msl::same<T extents>& name =         \
       *(threadgroup msl::same<T extents>*)msl_threadgroup_array( \
           __COUNTER__, sizeof(T extents), __builtin_source_location())
+#define LARGE_THREADGROUP_ARRAY(T, name, extents) THREADGROUP_ARRAY(T, name, extents)
 #define MAKE_VEC(T, n) msl::make<metal::vec<T, n>>
 // No loop is worth unrolling here: sanitized, it takes four times as long to compile.
 #define UNROLL
