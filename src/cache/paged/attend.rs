@@ -1,5 +1,7 @@
 //! Attention of one step over blocks.
 
+use std::ops::Range;
+
 use mlx_rs::{
     Array,
     ops::{concatenate, indexing::TryIndexOp, zeros_dtype},
@@ -38,18 +40,49 @@ pub(super) fn attend(
     step: &PagedStep,
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
-    let kernel = Dispatch::Only(Backend::Kernel);
     let context = Context::current()?;
-    match options.dispatch {
-        // A host that acts out kernels on a CPU does so for tests.
-        Dispatch::Auto if context.target == Target::Cpu || context.obstacle.is_some() => {}
-        Dispatch::Auto => match by_paged_attention(queries, blocks, step, options, kernel) {
-            Err(Error::Unavailable { .. }) => {}
-            attended => return attended,
-        },
-        forced => return by_paged_attention(queries, blocks, step, options, forced),
+    let auto = options.dispatch == Dispatch::Auto;
+    // A host that acts out kernels on a CPU does so for tests.
+    let gathers = context.target == Target::Cpu || context.obstacle.is_some();
+    if auto && gathers {
+        return by_sequence(queries, blocks, step, options);
     }
-    by_sequence(queries, blocks, step, options)
+    let by_mlx = auto || options.dispatch == Dispatch::Only(Backend::Builtin);
+    if let Some(slots) = step.run().filter(|_| by_mlx && is_plain(options)) {
+        return over_run(queries, blocks, slots, options);
+    }
+    if !auto {
+        return by_paged_attention(queries, blocks, step, options, options.dispatch);
+    }
+    let kernel = Dispatch::Only(Backend::Kernel);
+    match by_paged_attention(queries, blocks, step, options, kernel) {
+        Err(Error::Unavailable { .. }) => by_sequence(queries, blocks, step, options),
+        attended => attended,
+    }
+}
+
+/// Whether MLX's own op knows all that is asked for.
+fn is_plain(options: &FlashAttentionOptions) -> bool {
+    let FlashAttentionOptions { soft_cap, alibi_slopes, window, sinks, .. } = options;
+    let windowed = window.left.is_some() || window.right.is_some();
+    soft_cap.is_none() && alibi_slopes.is_none() && sinks.is_none() && !windowed
+}
+
+/// The same over keys that lie one after another, which need neither tables nor a copy: as for a sequence that is alone.
+fn over_run(
+    queries: &Array,
+    blocks: &[Array; 2],
+    slots: Range<i32>,
+    options: &FlashAttentionOptions,
+) -> Result<Array> {
+    let tokens = |blocks: &Array| -> Result<Array> {
+        Ok(blocks.flatten(0, 1)?.try_index(slots.clone())?.expand_dims(0)?)
+    };
+    let [keys, values] = blocks;
+    let options = FlashAttentionOptions { layout: Layout::Bshd, ..options.clone() };
+    let attended =
+        flash_attention(queries.expand_dims(0)?, tokens(keys)?, tokens(values)?, options)?;
+    Ok(attended.squeeze_axes(&[0])?)
 }
 
 fn by_paged_attention(

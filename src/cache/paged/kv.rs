@@ -240,6 +240,10 @@ fn written(blocks: Array, step: &PagedStep, rows: &Array) -> Result<Array> {
 /// One layer's [`PagedKv`] and a step: what attention of that layer appends to in that step.
 ///
 /// Masks, segments and dropout are refused: rows are tokens of sequences, and the step knows which sees which.
+///
+/// `Kernel` and `Reference` are those of [`paged_attention`](crate::attention::paged_attention); `Builtin` is MLX's fused
+/// attention, over the keys and values of one sequence whose blocks lie in a row, and without soft cap, window, slopes and
+/// sinks. On a GPU `Auto` takes that one where it can, else the kernel.
 #[derive(Debug)]
 pub struct PagedLayer<'a> {
     kv: &'a mut PagedKv,

@@ -83,6 +83,16 @@ impl PagedStep {
         self.slots.dim(0)
     }
 
+    /// The slots of all tokens of the one sequence that there is, if they lie one after another.
+    pub(super) fn run(&self) -> Option<Range<i32>> {
+        let [Span { table, context, .. }] = &*self.spans else { return None };
+        let used = table.get(..((context - 1) / self.block_size + 1) as usize)?;
+        let first = *used.first()?;
+        let in_a_row = used.iter().zip(first..).all(|(&block, next)| block == next);
+        let start = first * self.block_size;
+        (in_a_row && self.tokens() == self.rows).then_some(start..start + context)
+    }
+
     pub(super) fn done(&self) -> &[Done] {
         &self.done
     }

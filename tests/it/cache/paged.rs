@@ -342,16 +342,42 @@ fn every_backend_attends_to_what_a_step_says() {
         }
         println!("checked: PagedKv on {backend}");
     }
+}
+
+#[test]
+fn mlx_attends_for_one_sequence_whose_blocks_lie_in_a_row() {
+    let builtin = Dispatch::Only(Backend::Builtin);
+    for asked in [PLAIN, Asked { scale: Some(0.7), ..PLAIN }, Asked { causal: false, ..PLAIN }] {
+        let mut checked = Checked::new(F32);
+        checked.dispatch = builtin;
+        let [before, id] = [(); 2].map(|()| checked.open(&[]));
+        checked.append(before, &[0; 5]);
+        checked.step(&[before], 0, asked, Layout::Bshd);
+        for (tokens, layout) in [(9, Layout::Bshd), (1, Layout::Bhsd), (3, Layout::Bhsd)] {
+            checked.append(id, &vec![1; tokens]);
+            checked.step(&[id], 0, asked, layout);
+        }
+        assert_eq!(checked.pool.table(id).unwrap(), [3, 4, 5, 6]);
+    }
+
+    let refused = |checked: &mut Checked, ids: &[SequenceId], rows, asked| {
+        ids.iter().for_each(|&id| checked.append(id, &[1]));
+        let step = checked.pool.step(ids, rows).unwrap();
+        let [q, k, v] = [[4, 8], [2, 8], [2, 5]]
+            .map(|[heads, size]| normal(1, &[step.rows(), 1, heads, size], F32));
+        let window = Window { left: asked, right: None };
+        let options = FlashAttentionOptions { dispatch: builtin, window, ..Default::default() };
+        let attended = checked.kv.layer(&step).attend(&q, &k, &v, options);
+        matches!(attended, Err(Error::Unavailable { .. }))
+    };
     let mut checked = Checked::new(F32);
-    let id = checked.open(&[]);
-    checked.append(id, &[1]);
-    let step = checked.pool.step(&[id], 0).unwrap();
-    let [q, kv] = [[1, 1, 4, 8], [1, 1, 2, 8]].map(|shape| normal(1, &shape, F32));
-    let values = kv.index((.., .., .., ..5));
-    let options =
-        FlashAttentionOptions { dispatch: Dispatch::Only(Backend::Builtin), ..Default::default() };
-    let refused = checked.kv.layer(&step).attend(&q, &kv, &values, options);
-    assert!(matches!(refused, Err(Error::Unavailable { .. })));
+    let [one, other] = [(); 2].map(|()| checked.open(&[]));
+    assert!(refused(&mut checked, &[one, other], 0, None), "two sequences");
+    assert!(refused(&mut checked, &[one], 8, None), "rows of none");
+    assert!(refused(&mut checked, &[one], 0, Some(2)), "a window");
+    assert!(!refused(&mut checked, &[one], 0, None));
+    assert!(refused(&mut checked, &[one], 0, None), "a gap");
+    assert_eq!(checked.pool.table(one).unwrap(), [1, 3]);
 }
 
 #[test]
