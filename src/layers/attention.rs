@@ -152,12 +152,13 @@ impl Attention {
         })
     }
 
-    /// Queries, keys and values of tokens that start at `offset`, `[B, S, heads, D]`.
-    fn project(&mut self, x: &Array, offset: RopeOffset) -> Result<[Array; 3]> {
-        let queries = split_heads(self.query.forward(x)?, self.num_heads)?;
-        let keys = split_heads(self.key.forward(x)?, self.num_kv_heads)?;
-        let values = split_heads(self.value.forward(x)?, self.num_kv_heads)?;
-        let (queries, keys) = self.prepare(queries, keys, offset)?;
+    /// Queries, keys and values of tokens that start at `offset`, in the layout of `order`.
+    fn project(&mut self, x: &Array, order: Order, offset: RopeOffset) -> Result<[Array; 3]> {
+        let rows = x.flatten(0, 1)?;
+        let queries = order.split(self.query.forward(&rows)?, self.num_heads)?;
+        let keys = order.split(self.key.forward(&rows)?, self.num_kv_heads)?;
+        let values = order.split(self.value.forward(&rows)?, self.num_kv_heads)?;
+        let (queries, keys) = self.prepare(queries, keys, order.layout, offset)?;
         Ok([queries, keys, values])
     }
 
@@ -166,12 +167,13 @@ impl Attention {
         &mut self,
         queries: Array,
         keys: Array,
+        layout: Layout,
         offset: RopeOffset,
     ) -> Result<(Array, Array)> {
         match (&mut self.query_norm, &mut self.key_norm, &self.rope) {
             (Some(query_norm), Some(key_norm), Some(rope)) if are_alike(query_norm, key_norm) => {
                 let RmsNorm { eps, unit_offset, .. } = *query_norm;
-                let rope = rope.options_for(Layout::Bshd, &queries, offset)?;
+                let rope = rope.options_for(layout, &queries, offset)?;
                 let options = QkNormRopeOptions { eps, unit_offset, rope };
                 let queries = (&queries, &*query_norm.weight);
                 qk_norm_rope(queries, (&keys, &*key_norm.weight), offset, options)
@@ -179,15 +181,16 @@ impl Attention {
             (query_norm, key_norm, rope) => {
                 let (queries, keys) = (normed(query_norm, queries)?, normed(key_norm, keys)?);
                 match rope {
-                    Some(rope) => rope.rotate_in(Layout::Bshd, &queries, &keys, offset),
+                    Some(rope) => rope.rotate_in(layout, &queries, &keys, offset),
                     None => Ok((queries, keys)),
                 }
             }
         }
     }
 
-    fn options<'a>(&self, mask: Option<&'a Array>) -> FlashAttentionOptions<'a> {
-        FlashAttentionOptions { scale: self.scale, causal: self.causal, mask, ..Default::default() }
+    fn options<'a>(&self, mask: Option<&'a Array>, layout: Layout) -> FlashAttentionOptions<'a> {
+        let (scale, causal) = (self.scale, self.causal);
+        FlashAttentionOptions { scale, causal, mask, layout, ..Default::default() }
     }
 }
 
@@ -234,15 +237,38 @@ fn normed(norm: &mut Option<RmsNorm>, x: Array) -> Result<Array> {
     Ok(norm.as_mut().map_or(Ok(x.clone()), |norm| norm.forward(&x))?)
 }
 
-/// Splits the last axis of `[B, S, heads · D]` into `[B, S, heads, D]`.
-fn split_heads(x: Array, heads: i32) -> Result<Array> {
-    let (batch, tokens, inner) = (x.dim(0), x.dim(1), x.dim(2));
-    Ok(x.reshape(&[batch, tokens, heads, inner / heads])?)
+/// How the heads of tokens stand in an array. One token of each sequence is of either layout, and goes without a
+/// transposition by that of the ops it goes to.
+#[derive(Debug, Clone, Copy)]
+struct Order {
+    layout: Layout,
+    batch: i32,
+    tokens: i32,
 }
 
-fn merge_heads(x: Array) -> Result<Array> {
-    let (batch, tokens, inner) = (x.dim(0), x.dim(1), x.dim(2) * x.dim(3));
-    Ok(x.reshape(&[batch, tokens, inner])?)
+impl Order {
+    fn of(x: &Array) -> Self {
+        let (batch, tokens) = (x.dim(0), x.dim(1));
+        let layout = if tokens == 1 { Layout::Bhsd } else { Layout::Bshd };
+        Self { layout, batch, tokens }
+    }
+
+    /// From `[B · S, heads · D]`.
+    fn split(self, rows: Array, heads: i32) -> Result<Array> {
+        let Self { layout, batch, tokens } = self;
+        let size = rows.dim(1) / heads;
+        let shape = match layout {
+            Layout::Bhsd => [batch, heads, tokens, size],
+            Layout::Bshd => [batch, tokens, heads, size],
+        };
+        Ok(rows.reshape(&shape)?)
+    }
+
+    /// To `[B · S, heads · D]`.
+    fn merge(self, heads: Array) -> Result<Array> {
+        let [_, _, count, size] = self.layout.dims(&heads);
+        Ok(heads.reshape(&[self.batch * self.tokens, count * size])?)
+    }
 }
 
 impl<'a, I: Into<AttentionInput<'a>>> Module<I> for Attention {
@@ -254,12 +280,14 @@ impl<'a, I: Into<AttentionInput<'a>>> Module<I> for Attention {
         CHECK.floating("x", x)?;
         CHECK.shape("x", x, axes!["B", "S", self.dims])?;
         let offset = cache.as_ref().map_or(RopeOffset::At(0), |cache| cache.offset());
-        let [queries, keys, values] = self.project(x, offset)?;
+        let order = Order::of(x);
+        let [queries, keys, values] = self.project(x, order, offset)?;
+        let options = self.options(mask, order.layout);
         let attended = match cache {
-            Some(cache) => cache.attend(&queries, &keys, &values, self.options(mask))?,
-            None => flash_attention(queries, keys, values, self.options(mask))?,
+            Some(cache) => cache.attend(&queries, &keys, &values, options)?,
+            None => flash_attention(queries, keys, values, options)?,
         };
-        self.output.forward(&merge_heads(attended)?)
+        self.output.forward(&order.merge(attended)?)?.reshape(x.shape())
     }
 
     fn training_mode(&mut self, mode: bool) {

@@ -88,10 +88,11 @@ impl Module<&Array> for GatedFeedForward {
 
     fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
         CHECK.last_axis_is("x", x, self.dims)?;
-        let gate = self.gate.forward(x)?;
-        let up = beside(x, &gate, || Ok(self.up.forward(x)?))?;
+        let rows = if x.ndim() > 2 { x.flatten(0, -2)? } else { x.clone() };
+        let gate = self.gate.forward(&rows)?;
+        let up = beside(&rows, &gate, || Ok(self.up.forward(&rows)?))?;
         let options = GluOptions { activation: self.activation, ..Default::default() };
-        self.down.forward(&glu(gate, up, options)?)
+        self.down.forward(&glu(gate, up, options)?)?.reshape(x.shape())
     }
 
     fn training_mode(&mut self, mode: bool) {
