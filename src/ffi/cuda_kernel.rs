@@ -2,6 +2,9 @@
 
 use std::{
     ffi::{CString, c_int},
+    fs::{self, File},
+    io::{self, Write},
+    os::fd::AsRawFd,
     ptr,
 };
 
@@ -34,7 +37,11 @@ pub struct OutputSpec {
 }
 
 /// A kernel written in CUDA's C++, compiled by MLX on first use: the counterpart of mlx-rs's `MetalKernel`.
-pub(crate) struct CudaKernel(mlx_fast_cuda_kernel);
+pub(crate) struct CudaKernel {
+    handle: mlx_fast_cuda_kernel,
+    /// What MLX reads whenever it compiles the kernel for other template arguments.
+    _text: Option<Included>,
+}
 
 impl CudaKernel {
     /// The parts of a kernel, of its text the header and the body; nothing is compiled yet. Whether inputs that are not
@@ -47,13 +54,17 @@ impl CudaKernel {
         in_rows: bool,
         shared_bytes: u32,
     ) -> Result<Self> {
+        let text = Included::new(header, body, inputs);
+        let (header, body) =
+            text.as_ref().map_or((header, body), |text| (&*text.header.line, &*text.body.line));
         let shared_bytes = shared_bytes.cast_signed();
         let (name, header, body) = (c_string(name)?, c_string(header)?, c_string(body)?);
         let (inputs, outputs) = (Strings::new(inputs)?, Strings::new(outputs)?);
-        let mut kernel = Self(mlx_fast_cuda_kernel { ctx: ptr::null_mut() });
+        let handle = mlx_fast_cuda_kernel { ctx: ptr::null_mut() };
+        let mut kernel = Self { handle, _text: text };
         check(|| {
             // SAFETY: every string and list is alive for the whole call, and MLX copies them.
-            kernel.0 = unsafe {
+            kernel.handle = unsafe {
                 mlx_sys::mlx_fast_cuda_kernel_new(
                     name.as_ptr(),
                     inputs.0,
@@ -64,7 +75,7 @@ impl CudaKernel {
                     shared_bytes,
                 )
             };
-            c_int::from(kernel.0.ctx.is_null())
+            c_int::from(kernel.handle.ctx.is_null())
         })?;
         Ok(kernel)
     }
@@ -91,7 +102,7 @@ impl CudaKernel {
         let outputs = Vector::out(|res| unsafe {
             mlx_sys::mlx_fast_cuda_kernel_apply(
                 res,
-                self.0,
+                self.handle,
                 inputs.as_ptr(),
                 config.0,
                 stream.as_ptr(),
@@ -104,7 +115,45 @@ impl CudaKernel {
 impl Drop for CudaKernel {
     fn drop(&mut self) {
         // SAFETY: the handle is null, which MLX ignores, or a kernel that nobody else owns.
-        unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.0) };
+        unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.handle) };
+    }
+}
+
+/// A kernel's text as lines that include it from open files, for MLX copies and hashes what it is given at every call: of
+/// 36 KB that takes as long as to launch four ops.
+struct Included {
+    header: TextFile,
+    body: TextFile,
+}
+
+impl Included {
+    /// None where the compiler could not read such files.
+    fn new(header: &str, body: &str, inputs: &[&str]) -> Option<Self> {
+        // MLX passes what of an input's geometry it finds the name of.
+        let geometry = inputs.iter().flat_map(|name| GEOMETRY.map(|part| format!("{name}_{part}")));
+        let named = geometry.filter(|name| body.contains(name)).collect::<Vec<_>>().join(" ");
+        let header = TextFile::new(header, "").ok()??;
+        let body = TextFile::new(body, &format!("// {named}")).ok()??;
+        Some(Self { header, body })
+    }
+}
+
+const GEOMETRY: [&str; 3] = ["shape", "strides", "ndim"];
+
+/// A text in a file that nobody else can open, and that is gone with the process.
+struct TextFile {
+    line: String,
+    _file: File,
+}
+
+impl TextFile {
+    fn new(text: &str, before: &str) -> io::Result<Option<Self>> {
+        let mut file = tempfile::tempfile()?;
+        file.write_all(text.as_bytes())?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let line = format!("{before}\n#include \"{path}\"\n");
+        let reads = fs::read_to_string(path)? == text;
+        Ok(reads.then_some(Self { line, _file: file }))
     }
 }
 
@@ -204,4 +253,22 @@ impl Drop for Strings {
 
 fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|error| Exception::custom(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_text_is_included_from_files_and_names_the_geometry_it_reads() {
+        let body = "y[0] = x[x_strides[1]];";
+        let included = Included::new("int helper();", body, &["x", "w"]).unwrap();
+        let (before, line) = included.body.line.split_once('\n').unwrap();
+        assert_eq!(before, "// x_strides");
+        let path = |line: &str| line.split('"').nth(1).unwrap().to_owned();
+        assert_eq!(fs::read_to_string(path(line)).unwrap(), body);
+        assert_eq!(fs::read_to_string(path(&included.header.line)).unwrap(), "int helper();");
+        assert!(included.header.line.starts_with("\n#include"));
+    }
 }
