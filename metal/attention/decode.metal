@@ -17,7 +17,7 @@ constexpr int ROWS = BY_TILES ? 8 * TILES : TILES;
 THREADGROUP_ARRAY(float, sums, [ROWS * VALUE_SIZE]);
 THREADGROUP_ARRAY(float, peaks, [(SIMDS + 1) * ROWS]);
 THREADGROUP_ARRAY(float, totals, [(SIMDS + 1) * ROWS]);
-typedef typename Sweep<BY_TILES, T, T, SIZE, VALUE_SIZE, TILES>::type Own;
+typedef typename Sweep<BY_TILES, T, T, T, SIZE, VALUE_SIZE, TILES>::type Own;
 const uint lane = thread_index_in_simdgroup;
 const uint simdgroup = simdgroup_index_in_threadgroup;
 const uint heads = queries_shape[1];

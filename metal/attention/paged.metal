@@ -3,12 +3,12 @@
 //   y = softmax(cap · tanh(scale · q kᵀ / cap) - slope · distance) v, lse = log(sum(exp(..)))
 //
 // queries: [N, H, SIZE] of T, by strides: those of sequence c are starts[c] to starts[c + 1] - 1; starts: [C + 1] of int.
-// keys: [BLOCKS, BLOCK, K, SIZE] and values: [BLOCKS, BLOCK, K, VALUE_SIZE] of E, by strides; query head h reads head
-// h / (H / K). Key j of sequence c is key j % BLOCK of block tables[c, j / BLOCK]; tables: [C, WIDTH] of int, in which
+// keys: [BLOCKS, BLOCK, K, SIZE] of E and values: [BLOCKS, BLOCK, K, VALUE_SIZE] of F, by strides; query head h reads
+// head h / (H / K). Key j of sequence c is key j % BLOCK of block tables[c, j / BLOCK]; tables: [C, WIDTH] of int, in which
 // nothing is read beyond the sequence's last block, and an entry that is no block stands for the nearest. Sequence c has
 // lengths[c] keys, of which its last query's is the last; lengths: [C] of int, and none beyond WIDTH blocks is read.
-// E is T, or int8_t, or uint8_t for e4m3 floats; then a number stands for itself times a scale, if SCALED: key_scales and
-// value_scales, of float, are [BLOCKS, BLOCK, K], or [BLOCKS, 1, K] for one a block, by strides.
+// E is T, or int8_t, or uint8_t for e4m3 floats; then a number stands for itself times a scale, if KEYS_SCALED: key_scales,
+// of float, are [BLOCKS, BLOCK, K], or [BLOCKS, 1, K] for one a block, by strides. F, VALUES_SCALED and value_scales likewise.
 // LEFT, RIGHT, slopes: [1, H], sinks: [H], RATE, CAP, BY_TILES, TILES: as in decode.metal.
 // y: [P, N, H, VALUE_SIZE] and lse: [P, N, H], of each part alone; y is of T where there is one part. Queries of no sequence
 // see nothing, and have zeros and -inf, or the sink.
@@ -60,7 +60,7 @@ constexpr int ROWS = BY_TILES ? 8 * TILES : TILES;
 THREADGROUP_ARRAY(float, sums, [ROWS * VALUE_SIZE]);
 THREADGROUP_ARRAY(float, peaks, [(SIMDS + 1) * ROWS]);
 THREADGROUP_ARRAY(float, totals, [(SIMDS + 1) * ROWS]);
-typedef typename Sweep<BY_TILES, T, E, SIZE, VALUE_SIZE, TILES>::type Own;
+typedef typename Sweep<BY_TILES, T, E, F, SIZE, VALUE_SIZE, TILES>::type Own;
 const uint lane = thread_index_in_simdgroup;
 const uint simdgroup = simdgroup_index_in_threadgroup;
 const int count = queries_shape[0];
@@ -111,10 +111,10 @@ prepare<LEFT, RIGHT, ALIBI>(
     slopes + (ALIBI ? head : 0),
     lane);
 
-Paged<decltype(keys + 0), decltype(tables + 0), decltype(key_scales + 0), BLOCK, SCALED> key_rows;
+Paged<decltype(keys + 0), decltype(tables + 0), decltype(key_scales + 0), BLOCK, KEYS_SCALED> key_rows;
 key_rows.start = keys + long(key_head) * keys_strides[2];
 key_rows.table = tables + (real ? size_t(sequence) * tables_shape[1] : 0);
-key_rows.scales = key_scales + (SCALED ? long(key_head) * key_scales_strides[2] : 0);
+key_rows.scales = key_scales + (KEYS_SCALED ? long(key_head) * key_scales_strides[2] : 0);
 key_rows.block_step = keys_strides[0];
 key_rows.row_step = keys_strides[1];
 key_rows.step = keys_strides[3];
@@ -122,10 +122,10 @@ key_rows.scale_block_step = key_scales_strides[0];
 key_rows.scale_step = key_scales_shape[1] == 1 ? 0 : key_scales_strides[1];
 key_rows.last_block = keys_shape[0] - 1;
 key_rows.block_start = key_rows.start;
-Paged<decltype(values + 0), decltype(tables + 0), decltype(value_scales + 0), BLOCK, SCALED> value_rows;
+Paged<decltype(values + 0), decltype(tables + 0), decltype(value_scales + 0), BLOCK, VALUES_SCALED> value_rows;
 value_rows.start = values + long(key_head) * values_strides[2];
 value_rows.table = key_rows.table;
-value_rows.scales = value_scales + (SCALED ? long(key_head) * value_scales_strides[2] : 0);
+value_rows.scales = value_scales + (VALUES_SCALED ? long(key_head) * value_scales_strides[2] : 0);
 value_rows.block_step = values_strides[0];
 value_rows.row_step = values_strides[1];
 value_rows.step = values_strides[3];
@@ -136,7 +136,7 @@ value_rows.block_start = value_rows.start;
 const bool fast =
     reads_fast<SIZE, Own::KEY_PART, E>(
         key_rows.step, key_rows.row_step | key_rows.block_step, address_of(key_rows.start)) &&
-    reads_fast<VALUE_SIZE, Own::VALUE_PART, E>(
+    reads_fast<VALUE_SIZE, Own::VALUE_PART, F>(
         value_rows.step, value_rows.row_step | value_rows.block_step, address_of(value_rows.start));
 
 const uint stride = SIMDS * Own::KEYS;

@@ -1,6 +1,7 @@
-// Queries over keys, a few keys at once, each shared out over all lanes, for numbers of any type.
+// Queries over keys, a few keys at once, each shared out over all lanes, for numbers of any type: keys of
+// E and values of F.
 
-template <typename T, typename E, int SIZE, int VALUE_SIZE, int TILES>
+template <typename T, typename E, typename F, int SIZE, int VALUE_SIZE, int TILES>
 struct LaneSweep {
   enum : int {
     ROWS = TILES,
@@ -43,7 +44,7 @@ struct LaneSweep {
       Keys keys, Values values, uint first, uint end, uint stride, float rate, float cap, uint lane) {
     for (uint start = first; start < end; start += stride) {
       Part<E, KEY_PART> key_parts[KEYS];
-      Part<E, VALUE_PART> value_parts[KEYS];
+      Part<F, VALUE_PART> value_parts[KEYS];
       keys.template turn_to<KEYS>(start);
       values.template turn_to<KEYS>(start);
       UNROLL
@@ -82,7 +83,7 @@ struct LaneSweep {
           const float weight = power(scores[r][k], peaks[r]);
           totals[r] += weight;
           for (int i = 0; i < VALUE_PART; i++) {
-            sums[r][i] += weight * scale * value_of(value_parts[k].bits(i), E());
+            sums[r][i] += weight * scale * value_of(value_parts[k].bits(i), F());
           }
         }
       }

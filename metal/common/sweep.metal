@@ -2,13 +2,13 @@
 // they found.
 
 // One of the two.
-template <bool BY_TILES, typename T, typename E, int SIZE, int VALUE_SIZE, int TILES>
+template <bool BY_TILES, typename T, typename E, typename F, int SIZE, int VALUE_SIZE, int TILES>
 struct Sweep {
-  typedef TileSweep<T, E, SIZE, VALUE_SIZE, TILES> type;
+  typedef TileSweep<T, E, F, SIZE, VALUE_SIZE, TILES> type;
 };
-template <typename T, typename E, int SIZE, int VALUE_SIZE, int TILES>
-struct Sweep<false, T, E, SIZE, VALUE_SIZE, TILES> {
-  typedef LaneSweep<T, E, SIZE, VALUE_SIZE, TILES> type;
+template <typename T, typename E, typename F, int SIZE, int VALUE_SIZE, int TILES>
+struct Sweep<false, T, E, F, SIZE, VALUE_SIZE, TILES> {
+  typedef LaneSweep<T, E, F, SIZE, VALUE_SIZE, TILES> type;
 };
 
 // Gives a sweep its rows. `queries` begins with query 0 of the group's first head, and `slopes` with that head.

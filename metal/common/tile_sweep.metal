@@ -1,4 +1,4 @@
-// Queries over keys, sixteen keys at once, by products of tiles of numbers of 16 bits.
+// Queries over keys of E and values of F, sixteen keys at once, by products of tiles of numbers of 16 bits.
 
 // Neighbours: the first in the lower half.
 METAL_FUNC uint lows(uint a, uint b) { return (a & 0xffffu) | b << 16; }
@@ -59,7 +59,7 @@ METAL_FUNC uint transposed(uint pair, uint lane) {
 
 // Scores are kept keys by rows and sums values by rows, 8 rows a tile, so that all that is loaded is a left factor, of
 // which a lane's share are neighbours in memory: the order of what is summed over is free, and so is that of the sums.
-template <typename T, typename E, int SIZE, int VALUE_SIZE, int TILES>
+template <typename T, typename E, typename F, int SIZE, int VALUE_SIZE, int TILES>
 struct TileSweep {
   enum : int {
     ROWS = 8 * TILES,
@@ -126,7 +126,7 @@ struct TileSweep {
   // Beyond the end the last value stands, which is loaded anyway: zero times NaN is NaN.
   template <bool FAST, typename Source>
   METAL_FUNC void load_values(
-      thread Part<E, 8> (&parts)[4][VALUE_PARTS], Source values, uint start, uint end, uint lane) const {
+      thread Part<F, 8> (&parts)[4][VALUE_PARTS], Source values, uint start, uint end, uint lane) const {
     UNROLL
     for (int i = 0; i < 4; i++) {
       const uint key = start + lane % 4 * 2 + i % 2 + i / 2 * 8;
@@ -209,7 +209,7 @@ struct TileSweep {
   template <typename Source>
   METAL_FUNC void multiply_values(
       thread const float (&weights)[TILES][4],
-      thread const Part<E, 8> (&parts)[4][VALUE_PARTS],
+      thread const Part<F, 8> (&parts)[4][VALUE_PARTS],
       Source values,
       uint start,
       uint end,
@@ -261,7 +261,7 @@ struct TileSweep {
       load_keys<FAST>(key_parts, keys, first, end, lane);
     }
     for (uint start = first; start < end; start += stride) {
-      Part<E, 8> value_parts[4][VALUE_PARTS];
+      Part<F, 8> value_parts[4][VALUE_PARTS];
       values.template turn_to<KEYS>(start);
       load_values<FAST>(value_parts, values, start, end, lane);
       float scores[TILES][4];

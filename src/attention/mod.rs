@@ -41,7 +41,7 @@ pub use linear::{
     performer_attention_with_state,
 };
 pub use merge::merge_states;
-pub use paged::{BlockScales, PagedAttentionOptions, paged_attention, paged_attention_with_lse};
+pub use paged::{BlockForm, PagedAttentionOptions, paged_attention, paged_attention_with_lse};
 pub use sliding_window::{
     SlidingWindowAttention, SlidingWindowAttentionBuilder, SlidingWindowOptions,
     sliding_window_attention,

@@ -114,7 +114,8 @@ impl Split {
 /// The constants of a kernel that sweeps over blocks of keys.
 #[rustfmt::skip]
 pub(in crate::attention) const CONSTANTS_OVER_BLOCKS: &[&str] = &[
-    "SIMDS", "BY_TILES", "TILES", "SIZE", "VALUE_SIZE", "LEFT", "RIGHT", "RATE", "CAP", "ALIBI", "SINKS", "BLOCK", "SCALED",
+    "SIMDS", "BY_TILES", "TILES", "SIZE", "VALUE_SIZE", "LEFT", "RIGHT", "RATE", "CAP", "ALIBI", "SINKS", "BLOCK",
+    "KEYS_SCALED", "VALUES_SCALED",
 ];
 
 /// Those of one that sweeps over keys in one array.

@@ -24,12 +24,18 @@ static WHOLE: Kernel = Kernel {
     inputs: &[
         Argument::of("T", "queries", &["N", "H", "D"]).strided(),
         Argument::any("E", "keys", &["M", "B", "K", "D"]).strided(),
-        Argument::any("E", "values", &["M", "B", "K", "V"]).strided(),
+        Argument::any("F", "values", &["M", "B", "K", "V"]).strided(),
         Argument::fixed(Dtype::Int32, "starts", &["any starts"]),
         Argument::fixed(Dtype::Int32, "tables", &["C", "W"]),
         Argument::fixed(Dtype::Int32, "lengths", &["C"]),
-        Argument::fixed(Dtype::Float32, "key_scales", &["any", "by key", "heads"]).strided(),
-        Argument::fixed(Dtype::Float32, "value_scales", &["any", "by value", "heads"]).strided(),
+        Argument::fixed(Dtype::Float32, "key_scales", &["any of keys", "by key", "heads of keys"])
+            .strided(),
+        Argument::fixed(
+            Dtype::Float32,
+            "value_scales",
+            &["any of values", "by value", "heads of values"],
+        )
+        .strided(),
         Argument::fixed(Dtype::Float32, "slopes", &["any slopes"]),
         Argument::fixed(Dtype::Float32, "sinks", &["any sinks"]),
     ],
@@ -133,7 +139,8 @@ fn plan(operands: &Operands<&Array>, split: Split, rule: &Rule) -> Plan {
         sinks: rule.sinks,
     };
     let mut constants = split.constants(shape, &sweep);
-    constants.extend([Constant::Int(operands.keys.dim(1)), Constant::Bool(rule.scaled)]);
+    constants.push(Constant::Int(operands.keys.dim(1)));
+    constants.extend(rule.forms.map(|form| Constant::Bool(form.is_scaled())));
     let key_heads = operands.keys.dim(2);
     let rows = operands.queries.dim(0) * (operands.queries.dim(1) / key_heads);
     // Each sequence but the first may begin a block of rows of its own, and so may queries of none.

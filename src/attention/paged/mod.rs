@@ -1,9 +1,11 @@
 //! Attention over keys and values that lie in blocks of a pool.
 
+mod form;
 mod kernel;
 mod problem;
 mod reference;
 
+pub use form::BlockForm;
 pub(crate) use kernel::KERNELS;
 
 use mlx_rs::Array;
@@ -36,8 +38,11 @@ pub struct PagedAttentionOptions<'a> {
     pub window: Window,
     /// `[H]`, f32, f16 or bf16: the score of a further key in each head that has no value. Default: none.
     pub sinks: Option<&'a Array>,
-    /// What the numbers of blocks of 8 bits are multiplied by; such blocks must have them, others must not.
-    pub block_scales: Option<BlockScales<'a>>,
+    /// `[BLOCKS, BLOCK, H_kv]` or `[BLOCKS, 1, H_kv]`, f32: what the numbers of key blocks of 8 bits are multiplied by, one for
+    /// each token and head, or one for each block and head. Such blocks must have them, others must not.
+    pub key_scales: Option<&'a Array>,
+    /// Those of value blocks, likewise.
+    pub value_scales: Option<&'a Array>,
     /// Who picks the backend.
     pub dispatch: Dispatch,
 }
@@ -52,19 +57,11 @@ impl Default for PagedAttentionOptions<'_> {
             causal: true,
             window: Window::default(),
             sinks: None,
-            block_scales: None,
+            key_scales: None,
+            value_scales: None,
             dispatch: Dispatch::Auto,
         }
     }
-}
-
-/// What the numbers of quantized blocks are multiplied by: one for each token and head, or one for each block and head.
-#[derive(Debug, Clone, Copy)]
-pub struct BlockScales<'a> {
-    /// `[BLOCKS, BLOCK, H_kv]` or `[BLOCKS, 1, H_kv]`, f32.
-    pub keys: &'a Array,
-    /// Likewise.
-    pub values: &'a Array,
 }
 
 /// Attends to keys and values that lie in blocks, for sequences of any lengths at once: new tokens of some and whole
@@ -80,10 +77,10 @@ pub struct BlockScales<'a> {
 ///
 /// # Shapes
 /// - `queries`: `[T, H, D]`, f32, f16 or bf16, those of a sequence one after another
-/// - `key_blocks`: `[BLOCKS, BLOCK, H_kv, D]`, of the same dtype, or i8, or u8 for e4m3 floats as
-///   [`to_fp8`](mlx_rs::ops::to_fp8) writes them; `H` is a multiple of `H_kv`. A token of all heads is contiguous, so that
-///   it is appended by one copy; any strides will do, such as those of a slice of a pool of all layers
-/// - `value_blocks`: `[BLOCKS, BLOCK, H_kv, D_v]`, of the dtype of `key_blocks`
+/// - `key_blocks`: `[BLOCKS, BLOCK, H_kv, D]`, of the dtype that a [`BlockForm`] has; `H` is a multiple of `H_kv`. A token of
+///   all heads is contiguous, so that it is appended by one copy; any strides will do, such as those of a slice of a pool
+///   of all layers
+/// - `value_blocks`: `[BLOCKS, BLOCK, H_kv, D_v]`, in the same form or in another
 /// - `block_tables`: `[N, W]`, i32
 /// - `context_lengths`: `[N]`, i32
 /// - result: `[T, H, D_v]`, of the dtype of `queries`

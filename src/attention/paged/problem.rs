@@ -3,10 +3,9 @@
 use mlx_rs::{
     Array, Dtype,
     ops::{arange, broadcast_to, zeros_dtype},
-    stop_gradient,
 };
 
-use super::{PagedAttentionOptions, kernel};
+use super::{BlockForm, PagedAttentionOptions, kernel};
 use crate::{
     attention::flash::Window,
     check::{Check, axes},
@@ -31,7 +30,7 @@ pub(super) struct Operands<A> {
     pub(super) tables: A,
     /// `[N]`, i32.
     pub(super) lengths: A,
-    /// `[BLOCKS, BLOCK or 1, H_kv]`, f32, as those of the values; unread without scales.
+    /// `[BLOCKS, BLOCK or 1, H_kv]`, f32; those of plain blocks are unread.
     pub(super) key_scales: A,
     pub(super) value_scales: A,
     /// `[H]`, unread without ALiBi.
@@ -102,36 +101,6 @@ impl<'a> Operands<&'a Array> {
     }
 }
 
-/// How blocks hold numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
-    /// As they are.
-    Plain,
-    /// Signed integers.
-    Int8,
-    /// e4m3 floats, as MLX's `to_fp8` writes them.
-    Fp8,
-}
-
-impl Form {
-    fn of(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::Int8 => Self::Int8,
-            Dtype::Uint8 => Self::Fp8,
-            _ => Self::Plain,
-        }
-    }
-
-    /// The numbers in f32, before any scale.
-    pub(super) fn numbers(self, blocks: &Array) -> Result<Array> {
-        Ok(match self {
-            Self::Plain => blocks.as_dtype(Dtype::Float32)?,
-            Self::Int8 => stop_gradient(blocks)?.as_dtype(Dtype::Float32)?,
-            Self::Fp8 => stop_gradient(blocks)?.from_fp8(Dtype::Float32)?,
-        })
-    }
-}
-
 /// What a problem is besides its arrays.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Rule {
@@ -139,8 +108,8 @@ pub(super) struct Rule {
     pub(super) soft_cap: Option<f32>,
     /// With causality as a `right` of 0.
     pub(super) window: Window,
-    pub(super) form: Form,
-    pub(super) scaled: bool,
+    /// Of keys and of values.
+    pub(super) forms: [BlockForm; 2],
     pub(super) alibi: bool,
     pub(super) sinks: bool,
 }
@@ -165,11 +134,11 @@ impl Problem {
         check.shape("queries", queries, axes!["T", "H", "D"])?;
         let size = check.last_axis("queries", queries)?;
         let stored = [dtype, Dtype::Int8, Dtype::Uint8];
-        let stored = check.dtype_among("key_blocks", key_blocks, &stored)?;
+        check.dtype_among("key_blocks", key_blocks, &stored)?;
         check.shape("key_blocks", key_blocks, axes!["BLOCKS", "BLOCK", "H_kv", size])?;
         let [blocks, block, key_heads] = [0, 1, 2].map(|axis| key_blocks.dim(axis));
         check.at_least("the size of a block", block, 1)?;
-        check.dtype_among("value_blocks", value_blocks, &[stored])?;
+        check.dtype_among("value_blocks", value_blocks, &stored)?;
         check.shape("value_blocks", value_blocks, axes![blocks, block, key_heads, "D_v"])?;
         let heads = queries.dim(1);
         let divides = heads.checked_rem(key_heads).unwrap_or(heads) == 0;
@@ -182,8 +151,9 @@ impl Problem {
         check.dtype_among("context_lengths", context_lengths, &[Dtype::Int32])?;
         check.shape("context_lengths", context_lengths, axes![sequences])?;
         let starts = starts(check, queries, sequences, options.query_starts)?;
-        let form = Form::of(stored);
-        let [key_scales, value_scales] = scales(check, key_blocks, form, options)?;
+        let forms = [key_blocks, value_blocks].map(|blocks| BlockForm::of(blocks.dtype()));
+        let key_scales = scales(check, "key_scales", options.key_scales, key_blocks)?;
+        let value_scales = scales(check, "value_scales", options.value_scales, value_blocks)?;
 
         let scale = options.scale.unwrap_or_else(|| (size as f32).sqrt().recip());
         check.finite("scale", scale)?;
@@ -193,8 +163,7 @@ impl Problem {
             scale,
             soft_cap: options.soft_cap,
             window: Window { left: options.window.left, right },
-            form,
-            scaled: form != Form::Plain,
+            forms,
             alibi: options.alibi_slopes.is_some(),
             sinks: options.sinks.is_some(),
         };
@@ -265,28 +234,25 @@ fn starts(check: Check, queries: &Array, sequences: i32, given: Option<&Array>) 
     Ok(starts.cummax(0, false, true)?)
 }
 
-/// Those of keys and of values, which blocks of 8 bits must have and others must not.
+/// Those that blocks of 8 bits must have, and others must not.
 fn scales(
     check: Check,
+    name: &'static str,
+    given: Option<&Array>,
     blocks: &Array,
-    form: Form,
-    options: &PagedAttentionOptions,
-) -> Result<[Array; 2]> {
-    let needed = form != Form::Plain;
-    let expected = if needed { "be given for blocks of 8 bits" } else { "be none for such blocks" };
-    let given = options.block_scales;
-    check.value(given.is_some() == needed, "block_scales", expected, given.is_some())?;
-    let Some(given) = given else {
-        let none = stand_in(Dtype::Float32).reshape(&[1, 1, 1])?;
-        return Ok([none.clone(), none]);
+) -> Result<Array> {
+    let needed = BlockForm::of(blocks.dtype()).is_scaled();
+    let expected =
+        if needed { "be given for blocks of 8 bits" } else { "be none for plain blocks" };
+    let found = if given.is_some() { "some" } else { "none" };
+    check.value(given.is_some() == needed, name, expected, found)?;
+    let Some(scales) = given else {
+        return Ok(stand_in(Dtype::Float32).reshape(&[1, 1, 1])?);
     };
-    for (name, scales) in [("block_scales.keys", given.keys), ("block_scales.values", given.values)]
-    {
-        check.dtype_among(name, scales, &[Dtype::Float32])?;
-        let rows = if scales.ndim() == 3 && scales.dim(1) == 1 { 1 } else { blocks.dim(1) };
-        check.shape(name, scales, axes![blocks.dim(0), rows, blocks.dim(2)])?;
-    }
-    Ok([given.keys.clone(), given.values.clone()])
+    check.dtype_among(name, scales, &[Dtype::Float32])?;
+    let rows = if scales.ndim() == 3 && scales.dim(1) == 1 { 1 } else { blocks.dim(1) };
+    check.shape(name, scales, axes![blocks.dim(0), rows, blocks.dim(2)])?;
+    Ok(scales.clone())
 }
 
 fn check_rule(check: Check, options: &PagedAttentionOptions, heads: i32) -> Result<()> {

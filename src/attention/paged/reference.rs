@@ -9,14 +9,18 @@ use mlx_rs::{
     stop_gradient,
 };
 
-use super::problem::{Operands, Rule};
+use super::{
+    BlockForm,
+    problem::{Operands, Rule},
+};
 use crate::{error::Result, uploads};
 
 /// `[T, H, D_v]` of the dtype of the queries, and `[T, H]`, f32.
 pub(super) fn attend(operands: &Operands<&Array>, rule: &Rule) -> Result<[Array; 2]> {
     let place = Place::new(operands)?;
-    let keys = place.gathered(operands, operands.keys, operands.key_scales, rule)?;
-    let values = place.gathered(operands, operands.values, operands.value_scales, rule)?;
+    let [key_form, value_form] = rule.forms;
+    let keys = place.gathered(operands, operands.keys, operands.key_scales, key_form)?;
+    let values = place.gathered(operands, operands.values, operands.value_scales, value_form)?;
     let scores = scores(operands, &keys, &place, rule)?;
 
     let visible = place.visible(rule)?.expand_dims(1)?;
@@ -74,11 +78,11 @@ impl Place {
         operands: &Operands<&Array>,
         blocks: &Array,
         scales: &Array,
-        rule: &Rule,
+        form: BlockForm,
     ) -> Result<Array> {
         let tables = stop_gradient(operands.tables)?.take_axis(&self.sequence, 0)?;
-        let blocks_in = self.in_order(blocks, &tables, rule.form.numbers(blocks)?)?;
-        let numbers = if rule.scaled {
+        let blocks_in = self.in_order(blocks, &tables, form.numbers(blocks)?)?;
+        let numbers = if form.is_scaled() {
             let scales = scales.expand_dims(-1)?;
             let shape = [blocks.dim(0), blocks.dim(1), blocks.dim(2), 1];
             let scales = broadcast_to(scales, &shape)?;

@@ -100,7 +100,8 @@ fn by_paged_attention(
         causal: options.causal,
         window: options.window,
         sinks: options.sinks,
-        block_scales: None,
+        key_scales: None,
+        value_scales: None,
         dispatch,
     };
     paged_attention(queries, keys, values, &step.block_tables, &step.context_lengths, options)

@@ -1,8 +1,6 @@
 use mlx_primitives::{
     Error, Result,
-    attention::{
-        BlockScales, PagedAttentionOptions, Window, paged_attention, paged_attention_with_lse,
-    },
+    attention::{PagedAttentionOptions, Window, paged_attention, paged_attention_with_lse},
 };
 use mlx_rs::{Array, Dtype, ops::indexing::IndexOp};
 
@@ -38,7 +36,8 @@ struct Case {
     one_each: bool,
     /// Queries of no sequence.
     padding: i32,
-    form: Form,
+    /// Of keys and of values.
+    forms: [Form; 2],
     scales_by_block: bool,
     causal: bool,
     window: [Option<i32>; 2],
@@ -62,7 +61,7 @@ const fn case(
         sequences,
         one_each: false,
         padding: 0,
-        form: Form::Plain,
+        forms: [Form::Plain; 2],
         scales_by_block: false,
         causal: true,
         window: [None, None],
@@ -124,25 +123,43 @@ const CASES: &[Case] = &[
     Case { sinks: true, ..case("sinks", [4, 2, 32, 32], 8, MIXED) },
     Case { sinks: true, ..decode("sinks beside parts", [2, 1, 16, 16], 16, &[(1, 300), (1, 0)]) },
     Case { strided: true, ..case("a pool of all layers", [4, 2, 32, 32], 8, MIXED) },
-    Case { form: Form::Int8, ..case("int8", [4, 2, 64, 64], 8, MIXED) },
+    Case { forms: [Form::Int8; 2], ..case("int8", [4, 2, 64, 64], 8, MIXED) },
     Case {
-        form: Form::Int8,
+        forms: [Form::Int8; 2],
         scales_by_block: true,
         ..case("int8, a scale a block", [4, 2, 64, 32], 8, MIXED)
     },
-    Case { form: Form::Int8, ..decode("int8 in parts", [2, 1, 40, 24], 16, &[(1, 300), (1, 20)]) },
-    Case { form: Form::Fp8, ..case("fp8", [4, 2, 64, 64], 8, MIXED) },
     Case {
-        form: Form::Fp8,
+        forms: [Form::Int8; 2],
+        ..decode("int8 in parts", [2, 1, 40, 24], 16, &[(1, 300), (1, 20)])
+    },
+    Case { forms: [Form::Fp8; 2], ..case("fp8", [4, 2, 64, 64], 8, MIXED) },
+    Case {
+        forms: [Form::Fp8; 2],
         scales_by_block: true,
         ..case("fp8, a scale a block", [4, 2, 32, 64], 16, MIXED)
+    },
+    Case { forms: [Form::Int8, Form::Plain], ..case("int8 keys", [4, 2, 64, 64], 8, MIXED) },
+    Case { forms: [Form::Plain, Form::Int8], ..case("int8 values", [4, 2, 64, 40], 8, MIXED) },
+    Case {
+        forms: [Form::Plain, Form::Fp8],
+        ..decode("fp8 values in parts", [2, 1, 40, 24], 16, &[(1, 300), (1, 20)])
+    },
+    Case {
+        forms: [Form::Int8, Form::Fp8],
+        scales_by_block: true,
+        ..case("int8 keys and fp8 values", [4, 2, 64, 32], 16, MIXED)
+    },
+    Case {
+        forms: [Form::Fp8, Form::Int8],
+        ..decode("and the other way", [9, 1, 32, 32], 16, TOKENS)
     },
     Case {
         window: [Some(200), None],
         soft_cap: Some(2.0),
         alibi: true,
         sinks: true,
-        form: Form::Int8,
+        forms: [Form::Int8; 2],
         ..decode("everything", [6, 2, 32, 16], 16, &[(1, 270), (1, 3), (1, 0)])
     },
 ];
@@ -153,7 +170,8 @@ struct Inputs {
     tables: Array,
     lengths: Array,
     starts: Option<Array>,
-    scales: Option<[Array; 2]>,
+    /// Of keys and of values.
+    scales: [Option<Array>; 2],
     slopes: Option<Array>,
     sinks: Option<Array>,
     /// The numbers that blocks stand for, at the place of each key of each sequence: `[key][head]`.
@@ -191,10 +209,11 @@ impl Case {
     fn inputs(&self, dtype: Dtype) -> Inputs {
         let [heads, kv_heads, size, value_size] = self.heads;
         let (tables, blocks) = self.tables();
-        let pool =
-            |seed, size| self.pool(seed, [blocks, self.block, kv_heads, size], dtype, &tables);
-        let (key_blocks, key_scales, key_rows) = pool(2, size);
-        let (value_blocks, value_scales, value_rows) = pool(3, value_size);
+        let pool = |seed, size, form| {
+            self.pool(seed, [blocks, self.block, kv_heads, size], form, dtype, &tables)
+        };
+        let (key_blocks, key_scales, key_rows) = pool(2, size, self.forms[0]);
+        let (value_blocks, value_scales, value_rows) = pool(3, value_size, self.forms[1]);
         let starts = self.sequences.iter().scan(0, |start, (queries, _)| {
             *start += queries;
             Some(*start)
@@ -209,7 +228,7 @@ impl Case {
             tables: Array::from_slice(&tables.concat(), &[count, self.width()]),
             lengths: Array::from_slice(&lengths, &[count]),
             starts: (!self.one_each).then(|| Array::from_slice(&starts, &[count + 1])),
-            scales: key_scales.zip(value_scales).map(|(keys, values)| [keys, values]),
+            scales: [key_scales, value_scales],
             slopes: self.alibi.then(|| normal(4, &[heads], Dtype::Float32).abs().unwrap()),
             sinks: self.sinks.then(|| normal(5, &[heads], Dtype::Float32)),
             rows: [key_rows, value_rows],
@@ -222,12 +241,13 @@ impl Case {
         &self,
         seed: u64,
         shape: [i32; 4],
+        form: Form,
         dtype: Dtype,
         tables: &[Vec<i32>],
     ) -> (Array, Option<Array>, Vec<Vec<Vec<Vec<f64>>>>) {
         let [blocks, block, kv_heads, size] = shape;
         let numbers = normal(seed, &shape, Dtype::Float32);
-        let stored = match self.form {
+        let stored = match form {
             Form::Plain => numbers.as_dtype(dtype).unwrap(),
             Form::Int8 => {
                 let scaled = numbers.multiply(Array::from_f32(30.0)).unwrap();
@@ -235,12 +255,12 @@ impl Case {
             }
             Form::Fp8 => numbers.to_fp8().unwrap(),
         };
-        let value = match self.form {
+        let value = match form {
             Form::Fp8 => stored.from_fp8(Dtype::Float32).unwrap(),
             _ => stored.clone(),
         };
         let value = Tensor::of(&value);
-        let scales = (self.form != Form::Plain).then(|| {
+        let scales = (form != Form::Plain).then(|| {
             let rows = if self.scales_by_block { 1 } else { block };
             let scales = normal(seed + 10, &[blocks, rows, kv_heads], Dtype::Float32);
             scales.abs().unwrap().multiply(Array::from_f32(0.05)).unwrap()
@@ -263,14 +283,14 @@ impl Case {
             (0..keys).map(key).collect()
         };
         let rows = tables.iter().zip(self.sequences).map(sequence).collect();
-        (self.poisoned(&stored, &held), scales, rows)
+        (self.poisoned(&stored, &held, form), scales, rows)
     }
 
-    fn poisoned(&self, stored: &Array, held: &[bool]) -> Array {
+    fn poisoned(&self, stored: &Array, held: &[bool], form: Form) -> Array {
         let [blocks, block] = [stored.dim(0), stored.dim(1)];
         let held: Vec<_> = held.iter().map(|&held| u8::from(held)).collect();
         let held = Array::from_slice(&held, &[blocks, block, 1, 1]).as_dtype(Dtype::Bool).unwrap();
-        let poison = match self.form {
+        let poison = match form {
             Form::Plain => Array::from_f32(f32::NAN).as_dtype(stored.dtype()).unwrap(),
             Form::Int8 => Array::from_int(127).as_dtype(Dtype::Int8).unwrap(),
             Form::Fp8 => Array::from_int(0x7f).as_dtype(Dtype::Uint8).unwrap(),
@@ -293,7 +313,8 @@ impl Case {
             causal: self.causal,
             window: Window { left: self.window[0], right: self.window[1] },
             sinks: inputs.sinks.as_ref(),
-            block_scales: inputs.scales.as_ref().map(|[keys, values]| BlockScales { keys, values }),
+            key_scales: inputs.scales[0].as_ref(),
+            value_scales: inputs.scales[1].as_ref(),
             dispatch,
         };
         let [keys, values] = &inputs.blocks;
@@ -497,17 +518,33 @@ fn what_is_wrong_is_named() {
     let bytes = pool.as_dtype(Dtype::Int8).unwrap();
     assert_eq!(
         call(&queries, &bytes, &tables, none()),
-        "[paged_attention] block_scales must be given for blocks of 8 bits but got false"
+        "[paged_attention] key_scales must be given for blocks of 8 bits but got none"
     );
-    let scales = Array::ones::<f32>(&[3, 2, 2]).unwrap();
-    let block_scales = Some(BlockScales { keys: &scales, values: &scales });
+    let scales = Array::ones::<f32>(&[3, 8, 2]).unwrap();
+    let few = Array::ones::<f32>(&[3, 2, 2]).unwrap();
+    let scaled =
+        |key_scales, value_scales| PagedAttentionOptions { key_scales, value_scales, ..none() };
+    assert_eq!(call(&queries, &bytes, &tables, scaled(Some(&scales), Some(&scales))), "");
     assert_eq!(
-        call(&queries, &pool, &tables, PagedAttentionOptions { block_scales, ..none() }),
-        "[paged_attention] block_scales must be none for such blocks but got true"
+        call(&queries, &bytes, &tables, scaled(Some(&scales), None)),
+        "[paged_attention] value_scales must be given for blocks of 8 bits but got none"
     );
     assert_eq!(
-        call(&queries, &bytes, &tables, PagedAttentionOptions { block_scales, ..none() }),
-        "[paged_attention] block_scales.keys must have shape [3, 8, 2] but got [3, 2, 2]"
+        call(&queries, &pool, &tables, scaled(Some(&scales), None)),
+        "[paged_attention] key_scales must be none for plain blocks but got some"
+    );
+    assert_eq!(
+        call(&queries, &pool, &tables, scaled(None, Some(&scales))),
+        "[paged_attention] value_scales must be none for plain blocks but got some"
+    );
+    assert_eq!(
+        call(&queries, &bytes, &tables, scaled(Some(&few), Some(&scales))),
+        "[paged_attention] key_scales must have shape [3, 8, 2] but got [3, 2, 2]"
+    );
+    let half = pool.as_dtype(Dtype::Float16).unwrap();
+    assert_eq!(
+        call(&queries, &half, &tables, none()),
+        "[paged_attention] key_blocks must have dtype Float32 or Int8 or Uint8 but got Float16"
     );
     let window = Window { left: Some(-1), right: None };
     assert_eq!(

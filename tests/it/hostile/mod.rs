@@ -344,10 +344,10 @@ fn paged(hostile: &mut Hostile) {
     let [size, value_size] = [0; 2].map(|_| hostile.pick(&SIZES));
     let (block, width) = (hostile.pick(&[1, 3, 8, 16, 0]), hostile.pick(&[0, 1, 2, 5]));
     let dtype = hostile.pick(&FLOATING);
-    let stored = hostile.or(dtype, &[Int8, Uint8]);
+    let stored = [0; 2].map(|_| hostile.or(dtype, &[Int8, Uint8]));
     let queries = hostile.array(&[count, heads * group, size], dtype);
-    let keys = hostile.array(&[blocks, block, heads, size], stored);
-    let values = hostile.array(&[blocks, block, heads, value_size], stored);
+    let keys = hostile.array(&[blocks, block, heads, size], stored[0]);
+    let values = hostile.array(&[blocks, block, heads, value_size], stored[1]);
     let tables = hostile.array(&[sequences, width], Int32);
     let lengths = hostile.array(&[sequences], Int32);
     let starts = hostile.array(&[sequences + 1], Int32);
@@ -356,8 +356,11 @@ fn paged(hostile: &mut Hostile) {
         hostile.array(&[blocks, block, heads], Float32),
         hostile.array(&[blocks, 1, heads], Float32),
     );
-    let scales = BlockScales { keys: &by_token, values: hostile.pick(&[&by_token, &by_block]) };
-    let needed = (stored != dtype).then_some(scales);
+    let scales = stored.map(|stored| {
+        let scales = hostile.pick(&[&by_token, &by_block]);
+        let needed = (stored != dtype).then_some(scales);
+        hostile.or(needed, &[None, Some(scales)])
+    });
     let [left, right] = [0; 2].map(|_| hostile.or(None, &INTEGERS.map(Some)));
     let options = PagedAttentionOptions {
         query_starts: hostile.or(Some(&starts), &[None]),
@@ -367,7 +370,8 @@ fn paged(hostile: &mut Hostile) {
         causal: hostile.pick(&[true, false]),
         window: Window { left, right },
         sinks: hostile.or(None, &[Some(&by_head)]),
-        block_scales: hostile.or(needed, &[None, Some(scales)]),
+        key_scales: scales[0],
+        value_scales: scales[1],
         dispatch: hostile.dispatch(),
     };
     let shape = with_last(&queries, values.shape().last().copied().unwrap_or(0));
