@@ -9,6 +9,7 @@ use super::{
     RotatingKvCacheOptions, SimpleKvCache, SimpleKvCacheOptions,
 };
 use crate::{
+    attention::BlockForm,
     check::Check,
     error::{Error, Result},
 };
@@ -75,6 +76,10 @@ pub struct KvCacheConfig {
     pub keys: Option<KvForm>,
     /// How values are stored, likewise.
     pub values: Option<KvForm>,
+    /// How blocks hold keys. Paged. Default: as they come.
+    pub block_keys: BlockForm,
+    /// How blocks hold values. Paged. Default: as they come.
+    pub block_values: BlockForm,
     /// How many bytes all layers may take together. Paged. Default: 8 GB.
     pub max_bytes: usize,
     /// How many tokens a block holds. Paged. Default: 16.
@@ -97,6 +102,8 @@ impl KvCacheConfig {
             undo: 0,
             keys: None,
             values: None,
+            block_keys: BlockForm::Plain,
+            block_values: BlockForm::Plain,
             max_bytes: 8_000_000_000,
             block_size: PagedPoolOptions::DEFAULT_BLOCK_SIZE,
             eviction: Eviction::default(),
@@ -137,10 +144,14 @@ impl KvCacheConfig {
             head_dim: self.head_dim,
             value_dim: None,
             dtype: self.dtype,
+            keys: self.block_keys,
+            values: self.block_values,
         };
-        let plain =
-            [self.keys, self.values].iter().all(|form| form.unwrap_or_default() == KvForm::Plain);
-        CHECK.value(plain, "keys", "be stored as they come, as values, in blocks", "fewer bits")?;
+        for (name, form) in [("keys", self.keys), ("values", self.values)] {
+            let form = form.unwrap_or_default();
+            let expected = "be as they come for blocks, which have block_keys and block_values,";
+            CHECK.value(form == KvForm::Plain, name, expected, format_args!("{form:?}"))?;
+        }
         let token_bytes = options.token_bytes().saturating_mul(self.num_layers);
         let mut pool = PagedPoolOptions::within(self.max_bytes, token_bytes, self.block_size)?;
         pool.eviction = self.eviction.clone();

@@ -2,10 +2,10 @@
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{dequantize, indexing::TryIndexOp, maximum, quantize},
+    ops::{dequantize, indexing::TryIndexOp, quantize},
 };
 
-use crate::{check::Check, error::Result, uploads};
+use crate::{attention::BlockForm, check::Check, error::Result, uploads};
 
 /// How keys, or values, are stored.
 ///
@@ -33,9 +33,6 @@ pub enum KvForm {
     /// e4m3 floats, with an f32 scale for each head of each token.
     Fp8,
 }
-
-/// The largest e4m3 float.
-const LARGEST_FP8: f32 = 448.0;
 
 impl KvForm {
     /// Every form there is.
@@ -99,8 +96,7 @@ impl KvForm {
                 Ok(mlx_rs::ops::zeros_dtype(&shape, dtype)?)
             }
             [numbers, scales] => {
-                let numbers = numbers.from_fp8(Dtype::Float32)?.multiply(scales)?;
-                Ok(numbers.as_dtype(dtype)?)
+                BlockForm::Fp8.decode(&[numbers.clone(), scales.squeeze_axes(&[-1])?], dtype)
             }
             [numbers, ..] => Ok(numbers.clone()),
             [] => Ok(uploads::float(f32::NAN)),
@@ -121,12 +117,9 @@ const fn group_size(size: i32) -> i32 {
 }
 
 fn to_fp8(numbers: &Array) -> Result<Vec<Array>> {
-    let numbers = numbers.as_dtype(Dtype::Float32)?;
-    let largest = match numbers.size() {
-        0 => numbers.try_index((.., .., .., ..1))?,
-        _ => numbers.abs()?.max_axis(-1, true)?,
-    };
-    // A head of zeros has no range.
-    let scale = maximum(largest.divide(uploads::float(LARGEST_FP8))?, uploads::float(1e-30))?;
-    Ok(vec![numbers.divide(&scale)?.to_fp8()?, scale])
+    let mut arrays = BlockForm::Fp8.encode(numbers)?;
+    for scales in &mut arrays[1..] {
+        *scales = scales.expand_dims(-1)?;
+    }
+    Ok(arrays)
 }

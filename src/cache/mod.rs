@@ -1,4 +1,13 @@
 //! Key-value caches: what attention layers append to, and what may be asked of each kind.
+//!
+//! | kind | holds | in the forms of |
+//! |---|---|---|
+//! | [`SimpleKvCache`] | all tokens of one sequence, or of equally long ones | [`KvForm`] |
+//! | [`RotatingKvCache`] | the last tokens and the first ones, likewise | [`KvForm`] |
+//! | [`BatchKvCache`] | all tokens of sequences of several lengths | [`KvForm`], as the caches that it is made of |
+//! | [`PagedKv`], by a [`PagedPool`] | all tokens of many sequences in blocks that they share | [`BlockForm`](crate::attention::BlockForm) |
+//!
+//! Keys may be in one form and values in another.
 
 mod batch;
 mod contract;

@@ -2,7 +2,10 @@
 
 use mlx_rs::{Array, Dtype, error::Exception};
 
-use crate::{attention::KvCache, cache::PagedKvOptions};
+use crate::{
+    attention::{BlockForm, KvCache},
+    cache::PagedKvOptions,
+};
 
 /// What a token of a model without caches stands for.
 const LEAST_TOKEN_BYTES: usize = 256;
@@ -23,7 +26,17 @@ pub struct LayerKv {
 impl LayerKv {
     pub(super) fn in_blocks(self, blocks: i32, block_size: i32) -> PagedKvOptions {
         let Self { num_kv_heads, head_dim, value_dim, dtype } = self;
-        PagedKvOptions { blocks, block_size, num_kv_heads, head_dim, value_dim, dtype }
+        let (keys, values) = (BlockForm::Plain, BlockForm::Plain);
+        PagedKvOptions {
+            blocks,
+            block_size,
+            num_kv_heads,
+            head_dim,
+            value_dim,
+            dtype,
+            keys,
+            values,
+        }
     }
 }
 

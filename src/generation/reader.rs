@@ -58,7 +58,7 @@ impl<M: CausalModel> Reader<M> {
 
     /// Evaluates these arrays, and what the step wrote.
     pub(super) fn settle<'a>(&'a self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
-        let written = self.kvs.iter().flat_map(|kv| [kv.key_blocks(), kv.value_blocks()]);
+        let written = self.kvs.iter().flat_map(PagedKv::arrays);
         Ok(eval(arrays.into_iter().chain(written))?)
     }
 }

@@ -9,6 +9,7 @@ use mlx_rs::{
 
 use super::{
     dense::{Call, Dense, Rows},
+    held::Held,
     kv::CHECK,
     step::PagedStep,
 };
@@ -36,7 +37,7 @@ pub(super) fn check(queries: &Array, options: &FlashAttentionOptions) -> Result<
 /// `[T, H, D_v]` of `queries`, `[T, H, D]`, over the blocks of a step whose tokens are written.
 pub(super) fn attend(
     queries: &Array,
-    blocks: &[Array; 2],
+    blocks: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
@@ -48,7 +49,8 @@ pub(super) fn attend(
         return by_sequence(queries, blocks, step, options);
     }
     let by_mlx = auto || options.dispatch == Dispatch::Only(Backend::Builtin);
-    if let Some(slots) = step.run().filter(|_| by_mlx && is_plain(options)) {
+    let plain = is_plain(options) && blocks.iter().all(|blocks| blocks.scales().is_none());
+    if let Some(slots) = step.run().filter(|_| by_mlx && plain) {
         return over_run(queries, blocks, slots, options);
     }
     if !auto {
@@ -71,14 +73,13 @@ fn is_plain(options: &FlashAttentionOptions) -> bool {
 /// The same over keys that lie one after another, which need neither tables nor a copy: as for a sequence that is alone.
 fn over_run(
     queries: &Array,
-    blocks: &[Array; 2],
+    [keys, values]: &[Held; 2],
     slots: Range<i32>,
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
-    let tokens = |blocks: &Array| -> Result<Array> {
-        Ok(blocks.flatten(0, 1)?.try_index(slots.clone())?.expand_dims(0)?)
+    let tokens = |blocks: &Held| -> Result<Array> {
+        Ok(blocks.numbers().flatten(0, 1)?.try_index(slots.clone())?.expand_dims(0)?)
     };
-    let [keys, values] = blocks;
     let options = FlashAttentionOptions { layout: Layout::Bshd, ..options.clone() };
     let attended =
         flash_attention(queries.expand_dims(0)?, tokens(keys)?, tokens(values)?, options)?;
@@ -87,7 +88,7 @@ fn over_run(
 
 fn by_paged_attention(
     queries: &Array,
-    [keys, values]: &[Array; 2],
+    [keys, values]: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
     dispatch: Dispatch,
@@ -100,17 +101,18 @@ fn by_paged_attention(
         causal: options.causal,
         window: options.window,
         sinks: options.sinks,
-        key_scales: None,
-        value_scales: None,
+        key_scales: keys.scales(),
+        value_scales: values.scales(),
         dispatch,
     };
-    paged_attention(queries, keys, values, &step.block_tables, &step.context_lengths, options)
+    let (tables, lengths) = (&step.block_tables, &step.context_lengths);
+    paged_attention(queries, keys.numbers(), values.numbers(), tables, lengths, options)
 }
 
 /// The same by attention over keys side by side: single tokens together, longer stretches one after another.
 fn by_sequence(
     queries: &Array,
-    blocks: &[Array; 2],
+    blocks: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
@@ -126,7 +128,7 @@ fn by_sequence(
     }
     let padding = step.rows() - step.tokens();
     if padding > 0 {
-        let shape = [padding, queries.dim(1), blocks[1].dim(3)];
+        let shape = [padding, queries.dim(1), blocks[1].shape()[3]];
         parts.push(zeros_dtype(&shape, queries.dtype())?);
     }
     let rows = concatenate(&parts, 0)?;
@@ -137,7 +139,7 @@ fn by_sequence(
 fn attend_in(
     call: &Call,
     queries: &Array,
-    blocks: &[Array; 2],
+    blocks: &[Held; 2],
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
     let [keys, values] = blocks;
@@ -166,9 +168,9 @@ fn attend_in(
 }
 
 /// `[N, H_kv, S_kv, _]`, one head after another, which a CPU multiplies several times as fast as one token after another.
-fn side_by_side(blocks: &Array, call: &Call) -> Result<Array> {
-    let [.., heads, _] = Layout::Bshd.dims(blocks);
+fn side_by_side(held: &Held, call: &Call) -> Result<Array> {
+    let [.., heads, _] = held.shape();
     let head = uploads::integers((0..heads).collect()).expand_dims(-1)?;
     let rows = call.slots.multiply(uploads::int(heads))?.add(head)?;
-    Ok(blocks.flatten(0, 2)?.take_axis(rows, 0)?)
+    held.picked(|array| Ok(array.flatten(0, 2)?.take_axis(&rows, 0)?))
 }

@@ -1,21 +1,16 @@
 //! The keys and values of one layer, in the blocks of a pool.
 
-use mlx_rs::{
-    Array, Dtype,
-    ops::{
-        indexing::{TryIndexOp, scatter_single},
-        zeros_dtype,
-    },
-};
+use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp};
 
 use super::{
     attend,
+    held::Held,
     pool::{PagedPool, check_slots},
     sequence::SequenceId,
     step::PagedStep,
 };
 use crate::{
-    attention::{FlashAttentionOptions, KvCache},
+    attention::{BlockForm, FlashAttentionOptions, KvCache},
     check::Check,
     error::Result,
     layout::Layout,
@@ -38,32 +33,38 @@ pub struct PagedKvOptions {
     pub head_dim: i32,
     /// The size of a value; that of a key by default.
     pub value_dim: Option<i32>,
-    /// Of keys and values: f32, f16 or bf16.
+    /// Of keys and values as they are written and read: f32, f16 or bf16.
     pub dtype: Dtype,
+    /// How blocks hold keys.
+    pub keys: BlockForm,
+    /// How blocks hold values.
+    pub values: BlockForm,
 }
 
 impl PagedKvOptions {
     /// How many bytes a token takes.
     pub fn token_bytes(&self) -> usize {
-        let value_dim = self.value_dim.unwrap_or(self.head_dim);
         let size = |dim: i32| usize::try_from(dim).unwrap_or(0);
-        let heads = size(self.num_kv_heads);
-        heads.saturating_mul(size(self.head_dim) + size(value_dim)).saturating_mul(self.item_size())
-    }
-
-    fn item_size(&self) -> usize {
-        if self.dtype == Dtype::Float32 { 4 } else { 2 }
+        let keys = self.keys.head_bytes(size(self.head_dim), self.dtype);
+        let value_dim = self.value_dim.unwrap_or(self.head_dim);
+        let values = self.values.head_bytes(size(value_dim), self.dtype);
+        size(self.num_kv_heads).saturating_mul(keys.saturating_add(values))
     }
 }
 
 /// Keys and values of one layer for all sequences of a [`PagedPool`](super::PagedPool), allocated as a whole.
 ///
-/// A step writes its tokens in place, as long as nobody else holds what [`Self::key_blocks`] and [`Self::value_blocks`]
-/// return when it is evaluated; holding them is safe and costs a copy of the pool.
+/// A step writes its tokens in place, as long as nobody else holds one of [`Self::arrays`] when it is evaluated; holding
+/// them is safe and costs a copy of the pool.
+///
+/// In blocks of 8 bits ([`BlockForm`]) a step's own tokens, too, are seen as the blocks hold them, so that a text does not
+/// depend on how it was cut into steps. The kernel of [`paged_attention`](crate::attention::paged_attention) reads such blocks
+/// as they are; where it does not run, as on a CPU, what a step sees is turned into numbers again for each step, which takes
+/// time: there they save memory alone.
 #[derive(Debug)]
 pub struct PagedKv {
-    /// `[BLOCKS, BLOCK, H_kv, D]` and `[BLOCKS, BLOCK, H_kv, D_v]`.
-    blocks: [Array; 2],
+    /// Of `[BLOCKS, BLOCK, H_kv, D]` and `[BLOCKS, BLOCK, H_kv, D_v]`.
+    held: [Held; 2],
     copied: Option<Copied>,
 }
 
@@ -71,7 +72,7 @@ pub struct PagedKv {
 #[derive(Debug)]
 struct Copied {
     step: u64,
-    blocks: [Array; 2],
+    blocks: [Vec<Array>; 2],
 }
 
 impl PagedKv {
@@ -88,23 +89,39 @@ impl PagedKv {
         CHECK.at_least("head_dim", head_dim, 1)?;
         CHECK.at_least("value_dim", value_dim, 1)?;
         CHECK.floating_dtype("dtype", dtype)?;
-        let zeros = |size| zeros_dtype(&[blocks, block_size, num_kv_heads, size], dtype);
-        Ok(Self { blocks: [zeros(head_dim)?, zeros(value_dim)?], copied: None })
+        let zeros = |form, size| Held::zeros(form, [blocks, block_size, num_kv_heads, size], dtype);
+        let held = [zeros(options.keys, head_dim)?, zeros(options.values, value_dim)?];
+        Ok(Self { held, copied: None })
     }
 
-    /// `[BLOCKS, BLOCK, H_kv, D]`.
+    /// `[BLOCKS, BLOCK, H_kv, D]`, of the dtype of their form.
     pub fn key_blocks(&self) -> &Array {
-        &self.blocks[0]
+        self.held[0].numbers()
     }
 
-    /// `[BLOCKS, BLOCK, H_kv, D_v]`.
+    /// `[BLOCKS, BLOCK, H_kv, D_v]`, of the dtype of their form.
     pub fn value_blocks(&self) -> &Array {
-        &self.blocks[1]
+        self.held[1].numbers()
     }
 
-    /// The size of both arrays, in bytes.
+    /// `[BLOCKS, BLOCK, H_kv]`, f32: what the numbers of keys are multiplied by, unless they are plain.
+    pub fn key_scales(&self) -> Option<&Array> {
+        self.held[0].scales()
+    }
+
+    /// Those of values, likewise.
+    pub fn value_scales(&self) -> Option<&Array> {
+        self.held[1].scales()
+    }
+
+    /// All blocks and scales: what a step leaves to be evaluated.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.held.iter().flat_map(Held::arrays)
+    }
+
+    /// The size of all arrays, in bytes.
     pub fn nbytes(&self) -> usize {
-        self.blocks.iter().map(Array::nbytes).sum()
+        self.arrays().map(Array::nbytes).sum()
     }
 
     /// Gathers the blocks that a step copies for sequences that have shared them so far, and returns them to be evaluated, of
@@ -117,10 +134,9 @@ impl PagedKv {
     /// When MLX fails.
     pub fn gather(&mut self, step: &PagedStep) -> Result<Vec<Array>> {
         let Some([from, _]) = &step.copies else { return Ok(Vec::new()) };
-        let [keys, values] = &self.blocks;
-        let blocks = [gathered(keys, from)?, gathered(values, from)?];
+        let blocks = self.gathered(from)?;
         self.copied = Some(Copied { step: step.number, blocks: blocks.clone() });
-        Ok(blocks.into())
+        Ok(blocks.concat())
     }
 
     /// The cache of this layer for one step: queries, keys and values are `[T, 1, heads, D]`, a row for each token.
@@ -128,8 +144,8 @@ impl PagedKv {
         PagedLayer { kv: self, step }
     }
 
-    /// The keys and values of a sequence, `[1, S, H_kv, D]` and `[1, S, H_kv, D_v]`: what another cache goes on from, and
-    /// what [`save_caches`](crate::cache::save_caches) takes in one.
+    /// The keys and values of a sequence in numbers, `[1, S, H_kv, D]` and `[1, S, H_kv, D_v]`: what another cache goes on
+    /// from, and what [`save_caches`](crate::cache::save_caches) takes in one.
     ///
     /// # Errors
     /// When there is no such sequence, or the pool is of other sizes.
@@ -137,7 +153,7 @@ impl PagedKv {
         let (table, len) = (pool.table(sequence)?, pool.len(sequence)?);
         self.check_block_size("pool", pool.block_size())?;
         let last = table.iter().copied().max().unwrap_or(0);
-        let blocks = self.blocks[0].dim(0);
+        let [blocks, ..] = self.held[0].shape();
         CHECK.value(
             last < blocks,
             "pool",
@@ -149,47 +165,52 @@ impl PagedKv {
             let blocks = blocks.take_axis(&table, 0)?;
             Ok(blocks.flatten(0, 1)?.try_index(..len)?.expand_dims(0)?)
         };
-        let [keys, values] = &self.blocks;
-        Ok((in_order(keys)?, in_order(values)?))
+        let [keys, values] = &self.held;
+        Ok((keys.picked(in_order)?, values.picked(in_order)?))
     }
 
-    /// Writes the keys and values of a step's tokens, `[T, 1, H_kv, D]` and `[T, 1, H_kv, D_v]`, that are known without a
-    /// model: what [`Self::read`] or another cache held.
+    /// Writes the keys and values of a step's tokens in numbers, `[T, 1, H_kv, D]` and `[T, 1, H_kv, D_v]`, that are known
+    /// without a model: what [`Self::read`] or another cache held.
     ///
     /// # Errors
     /// When they do not fit the step or the blocks. Nothing is changed then.
     pub fn write(&mut self, step: &PagedStep, keys: &Array, values: &Array) -> Result<()> {
         self.check_tokens(step, keys, values, Layout::Bshd)?;
         let written = self.written(step, [keys, values])?;
-        (self.blocks, self.copied) = (written, None);
+        (self.held, self.copied) = (written, None);
         Ok(())
     }
 
     /// The blocks with the copies of a step made and its tokens written.
-    fn written(&self, step: &PagedStep, tokens: [&Array; 2]) -> Result<[Array; 2]> {
+    fn written(&self, step: &PagedStep, [of_keys, of_values]: [&Array; 2]) -> Result<[Held; 2]> {
         let [keys, values] = match &step.copies {
             Some(copies) => self.copied(step, copies)?,
-            None => self.blocks.clone(),
+            None => self.held.clone(),
         };
-        Ok([written(keys, step, tokens[0])?, written(values, step, tokens[1])?])
+        Ok([keys.with_tokens(step, of_keys)?, values.with_tokens(step, of_values)?])
     }
 
     /// The blocks with the copies of a step made.
-    fn copied(&self, step: &PagedStep, [from, to]: &[Array; 2]) -> Result<[Array; 2]> {
-        let [keys, values] = self.blocks.clone();
-        let copied = match self.copied.as_ref().filter(|copied| copied.step == step.number) {
-            Some(copied) => copied.blocks.clone(),
-            None => [gathered(&keys, from)?, gathered(&values, from)?],
-        };
-        let [of_keys, of_values] = copied;
-        Ok([scatter_single(keys, to, of_keys, 0)?, scatter_single(values, to, of_values, 0)?])
+    fn copied(&self, step: &PagedStep, [from, to]: &[Array; 2]) -> Result<[Held; 2]> {
+        let [keys, values] = self.held.clone();
+        let [of_keys, of_values] =
+            match self.copied.as_ref().filter(|copied| copied.step == step.number) {
+                Some(copied) => copied.blocks.clone(),
+                None => self.gathered(from)?,
+            };
+        Ok([keys.with_copies(to, of_keys)?, values.with_copies(to, of_values)?])
+    }
+
+    fn gathered(&self, from: &Array) -> Result<[Vec<Array>; 2]> {
+        let [keys, values] = &self.held;
+        Ok([keys.gathered(from)?, values.gathered(from)?])
     }
 
     /// Refuses tokens that are not those of the step, or do not fit the blocks.
     fn check(&self, step: &PagedStep, arrays: [&Array; 3], layout: Layout) -> Result<()> {
         let [queries, keys, values] = arrays;
-        let [.., heads, size] = Layout::Bshd.dims(&self.blocks[0]);
-        CHECK.dtype_among("queries", queries, &[self.blocks[0].dtype()])?;
+        let [.., heads, size] = self.held[0].shape();
+        CHECK.dtype_among("queries", queries, &[self.held[0].dtype()])?;
         CHECK.shape("queries", queries, &layout.axes(step.rows(), 1, "H", size))?;
         let found = layout.dims(queries)[2];
         let expected = format_args!("have a multiple of H_kv = {heads} heads");
@@ -204,37 +225,21 @@ impl PagedKv {
         values: &Array,
         layout: Layout,
     ) -> Result<()> {
-        for (name, array, blocks) in
-            [("keys", keys, &self.blocks[0]), ("values", values, &self.blocks[1])]
+        for (name, array, held) in
+            [("keys", keys, &self.held[0]), ("values", values, &self.held[1])]
         {
-            let [.., heads, size] = Layout::Bshd.dims(blocks);
-            CHECK.dtype_among(name, array, &[blocks.dtype()])?;
+            let [.., heads, size] = held.shape();
+            CHECK.dtype_among(name, array, &[held.dtype()])?;
             CHECK.shape(name, array, &layout.axes(step.rows(), 1, heads, size))?;
         }
         self.check_block_size("step", step.block_size)
     }
 
     fn check_block_size(&self, name: &'static str, found: i32) -> Result<()> {
-        let block = self.blocks[0].dim(1);
+        let [_, block, ..] = self.held[0].shape();
         let expected = format_args!("have blocks of {block}");
         CHECK.value(found == block, name, expected, found)
     }
-}
-
-/// `[C, 1, BLOCK, H_kv, _]`: what a scatter writes over as many blocks.
-fn gathered(blocks: &Array, from: &Array) -> Result<Array> {
-    Ok(blocks.take_axis(from, 0)?.expand_dims(1)?)
-}
-
-/// `blocks`, `[BLOCKS, BLOCK, H_kv, _]`, with the tokens of a step, of rows of `[H_kv, _]`.
-///
-/// Each array is held by the next alone, so that MLX writes into the buffer of the first.
-fn written(blocks: Array, step: &PagedStep, rows: &Array) -> Result<Array> {
-    let shape = Layout::Bshd.dims(&blocks);
-    let [.., heads, size] = shape;
-    let rows = rows.reshape(&[step.rows(), 1, heads, size])?;
-    let tokens = rows.try_index(..step.tokens())?;
-    Ok(scatter_single(blocks.flatten(0, 1)?, &step.slots, tokens, 0)?.reshape(&shape)?)
 }
 
 /// One layer's [`PagedKv`] and a step: what attention of that layer appends to in that step.
@@ -270,7 +275,7 @@ impl KvCache for PagedLayer<'_> {
         let rows = queries.reshape(&[step.rows(), heads, size])?;
         let attended = attend::attend(&rows, &written, step, &options)?;
         let attended = attended.expand_dims(options.layout.sequence_axis())?;
-        (kv.blocks, kv.copied) = (written, None);
+        (kv.held, kv.copied) = (written, None);
         Ok(attended)
     }
 }

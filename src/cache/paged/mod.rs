@@ -11,6 +11,7 @@ mod attend;
 mod blocks;
 mod dense;
 mod eviction;
+mod held;
 mod kv;
 mod pool;
 mod prefix;

@@ -1,5 +1,5 @@
 use mlx_primitives::{
-    attention::FlashAttentionOptions,
+    attention::{BlockForm, FlashAttentionOptions},
     cache::{Eviction, KvCacheConfig, KvCacheKind, KvCaches, KvForm, create_kv_cache},
 };
 use mlx_rs::Dtype;
@@ -44,6 +44,18 @@ fn a_pool_keeps_to_its_budget() {
     let block = 8 * 3 * 2 * 2 * 64 * 2;
     assert!(bytes <= max_bytes && bytes + block > max_bytes, "{bytes}");
     assert_eq!((pool.block_size(), (pool.available_blocks() + 1) * block), (8, bytes));
+    let compact = KvCacheConfig {
+        block_keys: BlockForm::Int8,
+        block_values: BlockForm::Fp8,
+        ..config.clone()
+    };
+    let KvCaches::Paged { pool: larger, layers } = created("paged", &compact) else {
+        panic!("paged")
+    };
+    let [block, bytes] =
+        [8 * 3 * 2 * 2 * (64 + 4), layers.iter().map(|layer| layer.nbytes()).sum()];
+    assert!(bytes <= max_bytes && bytes + block > max_bytes, "{bytes}");
+    assert_eq!((larger.available_blocks() + 1) * block, bytes);
     let id = pool.open(&[], b"").unwrap();
     let prompt = vec![1; 8 * (pool.available_blocks() + 1)];
     assert!(pool.append(id, &prompt).unwrap_err().to_string().contains("that can be given"));
@@ -58,6 +70,17 @@ fn what_cannot_be_made_is_refused() {
          but got \"no such kind\""
     );
     let good = || KvCacheConfig::new(2, 2, 64);
+    for (name, config) in [
+        ("keys", KvCacheConfig { keys: Some(KvForm::Int8), ..good() }),
+        ("values", KvCacheConfig { values: Some(KvForm::Int8), ..good() }),
+    ] {
+        assert_eq!(
+            create_kv_cache(KvCacheKind::Paged, &config).unwrap_err().to_string(),
+            format!(
+                "[create_kv_cache] {name} must be as they come for blocks, which have block_keys and block_values, but got Int8"
+            )
+        );
+    }
     for (kind, config) in [
         (KvCacheKind::Simple, KvCacheConfig::new(0, 2, 64)),
         (KvCacheKind::Simple, KvCacheConfig { max_len: Some(0), ..good() }),
@@ -66,7 +89,6 @@ fn what_cannot_be_made_is_refused() {
         (KvCacheKind::Paged, KvCacheConfig { max_bytes: 1000, ..good() }),
         (KvCacheKind::Paged, KvCacheConfig { block_size: 0, ..good() }),
         (KvCacheKind::Paged, KvCacheConfig { dtype: Dtype::Int8, max_bytes: 1 << 20, ..good() }),
-        (KvCacheKind::Paged, KvCacheConfig { keys: Some(KvForm::Int8), ..good() }),
         (KvCacheKind::Paged, KvCacheConfig { eviction: Eviction::Composite(vec![]), ..good() }),
         (KvCacheKind::Paged, KvCacheConfig { num_kv_heads: -1, ..good() }),
     ] {

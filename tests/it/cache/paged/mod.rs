@@ -1,10 +1,11 @@
-use std::collections::BTreeMap;
+mod checked;
+mod forms;
 
 use mlx_primitives::{
     Backend, Dispatch, Error, Layout,
-    attention::{AttentionDropout, FlashAttentionOptions, KvCache, Segments, Window},
+    attention::{AttentionDropout, BlockForm, FlashAttentionOptions, KvCache, Segments, Window},
     cache::{
-        PagedKv, PagedKvOptions, PagedPool, PagedPoolOptions, PagedStep, SequenceId, SimpleKvCache,
+        PagedKv, PagedKvOptions, PagedPool, PagedPoolOptions, SequenceId, SimpleKvCache,
         load_caches, save_caches,
     },
     dispatch::{Context, Target},
@@ -19,308 +20,74 @@ use mlx_rs::{
     transforms::eval,
 };
 
-use crate::{
-    attention::row::{self, Rule},
-    support::{
-        FLOATING,
-        compare::{Tolerance, assert_close},
-        host,
-        sample::{Random, normal},
-        tensor::Tensor,
-    },
+use self::checked::{ASKED, Asked, BLOCK, BLOCKS, Checked, F32, HEADS, PLAIN, pool};
+use crate::support::{
+    FLOATING,
+    compare::{Tolerance, assert_close},
+    host,
+    sample::{Random, normal},
+    tensor::Tensor,
 };
-
-const F32: Dtype = Dtype::Float32;
-const BLOCK: i32 = 4;
-const BLOCKS: i32 = 64;
-/// Query heads, key heads, key size, value size.
-const HEADS: [usize; 4] = [4, 2, 8, 5];
-
-fn pool() -> PagedPool {
-    let options = PagedPoolOptions { block_size: BLOCK, ..PagedPoolOptions::new(BLOCKS) };
-    PagedPool::new(options).unwrap()
-}
-
-fn kv(dtype: Dtype) -> PagedKv {
-    let [_, heads, size, value_size] = HEADS.map(|size| size as i32);
-    PagedKv::new(&PagedKvOptions {
-        blocks: BLOCKS,
-        block_size: BLOCK,
-        num_kv_heads: heads,
-        head_dim: size,
-        value_dim: Some(value_size),
-        dtype,
-    })
-    .unwrap()
-}
-
-/// The numbers of a token at a position: the same whichever sequence it is in.
-fn numbers(seed: u64, token: u32, position: usize, count: usize) -> Vec<f32> {
-    let mut random = Random::new(seed << 40 | u64::from(token) << 20 | position as u64);
-    (0..count).map(|_| random.normal() as f32).collect()
-}
-
-/// `[T, 1, heads, size]` in `layout`, rows beyond the tokens filled with NaN.
-fn rows(
-    seed: u64,
-    tokens: &[(u32, usize)],
-    count: i32,
-    [heads, size]: [usize; 2],
-    layout: Layout,
-    dtype: Dtype,
-) -> Array {
-    let mut values: Vec<f32> = tokens
-        .iter()
-        .flat_map(|&(token, position)| numbers(seed, token, position, heads * size))
-        .collect();
-    values.resize(count as usize * heads * size, f32::NAN);
-    let shape = match layout {
-        Layout::Bshd => [count, 1, heads as i32, size as i32],
-        Layout::Bhsd => [count, heads as i32, 1, size as i32],
-    };
-    Array::from_slice(&values, &shape).as_dtype(dtype).unwrap()
-}
-
-/// What attention is asked for beside the tokens.
-#[derive(Clone, Copy)]
-struct Asked {
-    name: &'static str,
-    causal: bool,
-    window: Option<i32>,
-    soft_cap: Option<f32>,
-    alibi: bool,
-    sinks: bool,
-    scale: Option<f32>,
-}
-
-const PLAIN: Asked = Asked {
-    name: "plain",
-    causal: true,
-    window: None,
-    soft_cap: None,
-    alibi: false,
-    sinks: false,
-    scale: None,
-};
-
-const ASKED: [Asked; 6] = [
-    PLAIN,
-    Asked { name: "not causal", causal: false, ..PLAIN },
-    Asked { name: "window", window: Some(5), ..PLAIN },
-    Asked { name: "ALiBi", alibi: true, ..PLAIN },
-    Asked { name: "soft cap and scale", soft_cap: Some(1.5), scale: Some(0.7), ..PLAIN },
-    Asked { name: "sinks", sinks: true, ..PLAIN },
-];
-
-impl Asked {
-    fn rule(self, head: usize) -> Rule {
-        Rule {
-            scale: self.scale.map_or(1.0 / (HEADS[2] as f64).sqrt(), f64::from),
-            cap: self.soft_cap.map(f64::from),
-            slope: if self.alibi { f64::from(SLOPES[head]) } else { 0.0 },
-            window: [self.window.map(i64::from), self.causal.then_some(0)],
-            sink: self.sinks.then(|| f64::from(SLOPES[head])),
-        }
-    }
-}
-
-const SLOPES: [f32; 4] = [0.5, 0.25, 0.125, 1.0];
-
-/// `[T, H, D_v]` for the rows of tokens, each over those that its sequence has.
-fn expected(
-    lists: &BTreeMap<SequenceId, Vec<u32>>,
-    ran: &[(SequenceId, usize)],
-    dtype: Dtype,
-    asked: Asked,
-) -> Vec<f64> {
-    let [heads, key_heads, size, value_size] = HEADS;
-    let rounded = |seed, token, position, count| {
-        let numbers = numbers(seed, token, position, count);
-        Tensor::of(&Array::from_slice(&numbers, &[count as i32]).as_dtype(dtype).unwrap()).values
-    };
-    let mut result = Vec::new();
-    for &(id, first) in ran {
-        let tokens = &lists[&id];
-        let all = |seed, size: usize| -> Vec<Vec<f64>> {
-            let places = tokens.iter().enumerate();
-            places.map(|(p, &token)| rounded(seed, token, p, key_heads * size)).collect()
-        };
-        let (keys, values) = (all(2, size), all(3, value_size));
-        for (position, &token) in tokens.iter().enumerate().skip(first) {
-            let query = rounded(1, token, position, heads * size);
-            for head in 0..heads {
-                let group = head / (heads / key_heads);
-                let part = |all: &'_ [Vec<f64>], size: usize| -> Vec<Vec<f64>> {
-                    all.iter().map(|row| row[group * size..(group + 1) * size].to_vec()).collect()
-                };
-                let (keys, values) = (part(&keys, size), part(&values, value_size));
-                let keys: Vec<_> = keys.iter().map(Vec::as_slice).collect();
-                let values: Vec<_> = values.iter().map(Vec::as_slice).collect();
-                let query = &query[head * size..(head + 1) * size];
-                let rule = asked.rule(head);
-                result.extend(
-                    row::attend(query, &keys, &values, position as i64, value_size, rule).0,
-                );
-            }
-        }
-    }
-    result
-}
-
-/// A pool with a layer, and what its sequences should hold.
-struct Checked {
-    pool: PagedPool,
-    kv: PagedKv,
-    lists: BTreeMap<SequenceId, Vec<u32>>,
-    written: BTreeMap<SequenceId, usize>,
-    dtype: Dtype,
-    dispatch: Dispatch,
-}
-
-impl Checked {
-    fn new(dtype: Dtype) -> Self {
-        let (lists, written) = (BTreeMap::new(), BTreeMap::new());
-        Self { pool: pool(), kv: kv(dtype), lists, written, dtype, dispatch: Dispatch::Auto }
-    }
-
-    fn open(&mut self, prompt: &[u32]) -> SequenceId {
-        let id = self.pool.open(prompt, b"").unwrap();
-        let held = self.pool.len(id).unwrap() as usize;
-        self.lists.insert(id, prompt[..held].to_vec());
-        self.written.insert(id, held);
-        id
-    }
-
-    fn append(&mut self, id: SequenceId, tokens: &[u32]) {
-        self.pool.append(id, tokens).unwrap();
-        self.lists.get_mut(&id).unwrap().extend(tokens);
-    }
-
-    fn fork(&mut self, id: SequenceId) -> SequenceId {
-        let twin = self.pool.fork(id).unwrap();
-        self.lists.insert(twin, self.lists[&id].clone());
-        self.written.insert(twin, self.written[&id]);
-        twin
-    }
-
-    fn close(&mut self, id: SequenceId) {
-        self.pool.close(id).unwrap();
-        self.lists.remove(&id);
-        self.written.remove(&id);
-    }
-
-    fn attended(
-        &mut self,
-        step: &PagedStep,
-        tokens: &[(u32, usize)],
-        asked: Asked,
-        layout: Layout,
-    ) -> Array {
-        let [heads, key_heads, size, value_size] = HEADS;
-        let of = |seed, shape| rows(seed, tokens, step.rows(), shape, layout, self.dtype);
-        let [queries, keys, values] =
-            [of(1, [heads, size]), of(2, [key_heads, size]), of(3, [key_heads, value_size])];
-        let slopes = Array::from_slice(&SLOPES, &[4]);
-        let options = FlashAttentionOptions {
-            causal: asked.causal,
-            window: Window { left: asked.window, right: None },
-            soft_cap: asked.soft_cap,
-            scale: asked.scale,
-            alibi_slopes: asked.alibi.then_some(&slopes),
-            sinks: asked.sinks.then_some(&slopes),
-            layout,
-            dispatch: self.dispatch,
-            ..Default::default()
-        };
-        self.kv.layer(step).attend(&queries, &keys, &values, options).unwrap()
-    }
-
-    /// Runs a step over these sequences, and compares every row with the oracle.
-    fn step(&mut self, ids: &[SequenceId], rows: usize, asked: Asked, layout: Layout) {
-        let ran: Vec<_> = ids.iter().map(|id| (*id, self.written[id])).collect();
-        let tokens: Vec<_> = ran
-            .iter()
-            .flat_map(|(id, first)| {
-                let list = &self.lists[id];
-                (*first..list.len()).map(|position| (list[position], position))
-            })
-            .collect();
-        let step = self.pool.step(ids, rows).unwrap();
-        if rows.is_multiple_of(2) {
-            eval(&self.kv.gather(&step).unwrap()).unwrap();
-        }
-        let attended = self.attended(&step, &tokens, asked, layout);
-        let real = attended.index(..tokens.len() as i32);
-        let shape = [tokens.len(), HEADS[0], HEADS[3]];
-        let expected = Tensor::new(&shape, expected(&self.lists, &ran, self.dtype, asked));
-        let real = real.reshape(&shape.map(|size| size as i32)).unwrap();
-        let tolerance = Tolerance::of("flash_attention", self.dtype);
-        assert_close(asked.name, &real, &expected, tolerance);
-        let padding = attended.index(tokens.len() as i32..);
-        assert!(Tensor::of(&padding).values.iter().all(|&value| value == 0.0));
-        for &id in ids {
-            self.written.insert(id, self.lists[&id].len());
-        }
-        self.pool.computed(&step);
-    }
-}
 
 #[test]
 fn random_operations_attend_as_lists_would() {
     for seed in 0..6 {
         println!("seed {seed}");
         let mut random = Random::new(seed);
-        let asked = ASKED[seed as usize];
-        let dtype = FLOATING[random.below(3)];
-        let mut checked = Checked::new(dtype);
-        for _ in 0..60 {
-            let ids: Vec<_> = checked.lists.keys().copied().collect();
-            let tokens = |random: &mut Random, most| -> Vec<u32> {
-                (0..random.below(most)).map(|_| random.below(2) as u32).collect()
-            };
-            match (random.below(8), ids.is_empty()) {
-                (0, _) | (_, true) if ids.len() < 5 => {
-                    let prompt = tokens(&mut random, 14);
-                    let id = checked.open(&prompt);
-                    let held = checked.lists[&id].len();
-                    checked.append(id, &prompt[held..]);
+        let checked = Checked::new(FLOATING[random.below(3)]);
+        run_at_random(checked, &mut random, ASKED[seed as usize]);
+    }
+}
+
+/// Opens, forks, cuts, closes and writes sequences, each step compared with the oracle.
+fn run_at_random(mut checked: Checked, random: &mut Random, asked: Asked) {
+    for _ in 0..60 {
+        let ids: Vec<_> = checked.lists.keys().copied().collect();
+        let tokens = |random: &mut Random, most| -> Vec<u32> {
+            (0..random.below(most)).map(|_| random.below(2) as u32).collect()
+        };
+        match (random.below(8), ids.is_empty()) {
+            (0, _) | (_, true) if ids.len() < 5 => {
+                let prompt = tokens(random, 14);
+                let id = checked.open(&prompt);
+                let held = checked.lists[&id].len();
+                checked.append(id, &prompt[held..]);
+            }
+            (1, _) if ids.len() < 5 => {
+                let id = ids[random.below(ids.len())];
+                if checked.written[&id] == checked.lists[&id].len() {
+                    checked.fork(id);
                 }
-                (1, _) if ids.len() < 5 => {
-                    let id = ids[random.below(ids.len())];
-                    if checked.written[&id] == checked.lists[&id].len() {
-                        checked.fork(id);
+            }
+            (2, _) => {
+                let id = ids[random.below(ids.len())];
+                let len = random.below(checked.lists[&id].len() + 1);
+                checked.pool.truncate(id, len as i32).unwrap();
+                checked.lists.get_mut(&id).unwrap().truncate(len);
+                let written = checked.written.get_mut(&id).unwrap();
+                *written = (*written).min(len);
+            }
+            (3, _) => checked.close(ids[random.below(ids.len())]),
+            _ => {
+                for &id in &ids {
+                    if checked.lists[&id].len() < 40 {
+                        let most = if random.below(3) == 0 { 7 } else { 2 };
+                        let tokens = tokens(random, most);
+                        checked.append(id, &tokens);
                     }
                 }
-                (2, _) => {
-                    let id = ids[random.below(ids.len())];
-                    let len = random.below(checked.lists[&id].len() + 1);
-                    checked.pool.truncate(id, len as i32).unwrap();
-                    checked.lists.get_mut(&id).unwrap().truncate(len);
-                    let written = checked.written.get_mut(&id).unwrap();
-                    *written = (*written).min(len);
-                }
-                (3, _) => checked.close(ids[random.below(ids.len())]),
-                _ => {
-                    for &id in &ids {
-                        if checked.lists[&id].len() < 40 {
-                            let most = if random.below(3) == 0 { 7 } else { 2 };
-                            let tokens = tokens(&mut random, most);
-                            checked.append(id, &tokens);
-                        }
-                    }
-                    let mut ids = ids;
-                    ids.retain(|id| checked.written[id] < checked.lists[id].len());
-                    if !ids.is_empty() {
-                        let layout = [Layout::Bshd, Layout::Bhsd][random.below(2)];
-                        checked.step(&ids, random.below(12), asked, layout);
-                    }
+                let mut ids = ids;
+                ids.retain(|id| checked.written[id] < checked.lists[id].len());
+                if !ids.is_empty() {
+                    let layout = [Layout::Bshd, Layout::Bhsd][random.below(2)];
+                    checked.step(&ids, random.below(12), asked, layout);
                 }
             }
         }
-        let ids: Vec<_> = checked.lists.keys().copied().collect();
-        ids.into_iter().for_each(|id| checked.close(id));
-        assert_eq!(checked.pool.used_blocks(), 0);
     }
+    let ids: Vec<_> = checked.lists.keys().copied().collect();
+    ids.into_iter().for_each(|id| checked.close(id));
+    assert_eq!(checked.pool.used_blocks(), 0);
 }
 
 #[test]
@@ -328,17 +95,7 @@ fn every_backend_attends_to_what_a_step_says() {
     let backends = if host::install() { Backend::ALL } else { &[Backend::Reference] };
     for &backend in backends.iter().filter(|&&backend| backend != Backend::Builtin) {
         for asked in ASKED {
-            let mut checked = Checked::new(F32);
-            checked.dispatch = Dispatch::Only(backend);
-            let [one, other] = [(); 2].map(|()| checked.open(&[]));
-            checked.append(one, &[1, 0, 1, 1, 0]);
-            checked.append(other, &[1; 7]);
-            checked.step(&[one, other], 14, asked, Layout::Bshd);
-            let fork = checked.fork(one);
-            checked.append(fork, &[0]);
-            checked.append(one, &[1, 1]);
-            checked.append(other, &[0]);
-            checked.step(&[other, fork, one], 4, asked, Layout::Bhsd);
+            run_on(backend, Checked::new(F32), asked);
         }
         println!("checked: PagedKv on {backend}");
     }
@@ -380,9 +137,26 @@ fn mlx_attends_for_one_sequence_whose_blocks_lie_in_a_row() {
     assert_eq!(checked.pool.table(one).unwrap(), [1, 3]);
 }
 
+/// Two steps of prompts, tokens and a fork.
+fn run_on(backend: Backend, mut checked: Checked, asked: Asked) {
+    checked.dispatch = Dispatch::Only(backend);
+    let [one, other] = [(); 2].map(|()| checked.open(&[]));
+    checked.append(one, &[1, 0, 1, 1, 0]);
+    checked.append(other, &[1; 7]);
+    checked.step(&[one, other], 14, asked, Layout::Bshd);
+    let fork = checked.fork(one);
+    checked.append(fork, &[0]);
+    checked.append(one, &[1, 1]);
+    checked.append(other, &[0]);
+    checked.step(&[other, fork, one], 4, asked, Layout::Bhsd);
+}
+
 #[test]
 fn a_fork_and_its_parent_go_on_by_themselves() {
-    let mut checked = Checked::new(F32);
+    fork_and_go_on(Checked::new(F32));
+}
+
+fn fork_and_go_on(mut checked: Checked) {
     let parent = checked.open(&[]);
     checked.append(parent, &[1, 0, 1, 1, 0, 1]);
     checked.step(&[parent], 0, PLAIN, Layout::Bshd);
@@ -403,15 +177,23 @@ fn a_fork_and_its_parent_go_on_by_themselves() {
 
 #[test]
 fn tokens_and_copies_are_written_in_place() {
+    write_in_place(Checked::new(F32));
+}
+
+fn write_in_place(mut checked: Checked) {
     if Context::current().unwrap().target == Target::Cuda {
         // MLX moves a buffer there when the host looks at it.
         println!("skipped: the address of a CUDA buffer says nothing");
         return;
     }
-    let mut checked = Checked::new(F32);
     let address = |kv: &PagedKv| {
-        eval([kv.key_blocks(), kv.value_blocks()]).unwrap();
-        [kv.key_blocks(), kv.value_blocks()].map(|blocks| blocks.as_slice::<f32>().as_ptr())
+        eval(kv.arrays()).unwrap();
+        let address = |array: &Array| match array.dtype() {
+            Dtype::Int8 => array.as_slice::<i8>().as_ptr().addr(),
+            Dtype::Uint8 => array.as_slice::<u8>().as_ptr().addr(),
+            _ => array.as_slice::<f32>().as_ptr().addr(),
+        };
+        kv.arrays().map(address).collect::<Vec<_>>()
     };
     let first = address(&checked.kv);
     let parent = checked.open(&[]);
@@ -447,6 +229,8 @@ fn a_model_over_rows_says_what_it_says_over_whole_texts() {
         head_dim: 8,
         value_dim: None,
         dtype: F32,
+        keys: BlockForm::Plain,
+        values: BlockForm::Plain,
     })
     .unwrap();
     let ids = [(); 2].map(|()| pool.open(&[], b"").unwrap());
@@ -535,6 +319,8 @@ fn sizes_that_cannot_be_are_refused() {
         head_dim: 8,
         value_dim: None,
         dtype: Dtype::Float16,
+        keys: BlockForm::Plain,
+        values: BlockForm::Plain,
     };
     assert_eq!(good.token_bytes(), 2 * 2 * 8 * 2);
     assert_eq!(PagedKv::new(&good).unwrap().nbytes(), 2 * 4 * good.token_bytes());
