@@ -181,7 +181,8 @@ impl CausalModel for Llama {
 fn main() -> Result<()> {
     let args = Args::parse();
     let model = Llama::random(args.shape.sizes(), args.bits)?;
-    let cache_bytes = GenerationEngineOptions::cache_bytes_for(&model, args.batch.max(2) * 704);
+    let cache_bytes =
+        GenerationEngineOptions::default().cache_bytes_for(&model, args.batch.max(2) * 704);
     let options = GenerationEngineOptions {
         max_batch_size: args.batch,
         cache_bytes,

@@ -58,7 +58,7 @@ mod tests {
 
     fn engine() -> Option<GenerationEngine> {
         let model = Llama::load(&Checkpoint::open(&model_path()?).unwrap()).unwrap();
-        let cache_bytes = GenerationEngineOptions::cache_bytes_for(&model, 512);
+        let cache_bytes = GenerationEngineOptions::default().cache_bytes_for(&model, 512);
         let options = GenerationEngineOptions { cache_bytes, ..Default::default() };
         Some(GenerationEngine::new(model, options).unwrap())
     }

@@ -73,7 +73,8 @@ fn run(args: &Args) -> Result<()> {
 
     let model = Llama::load(&checkpoint)?;
     let options = GenerationEngineOptions {
-        cache_bytes: GenerationEngineOptions::cache_bytes_for(&model, prompt.len() + max_tokens),
+        cache_bytes: GenerationEngineOptions::default()
+            .cache_bytes_for(&model, prompt.len() + max_tokens),
         detokenizer: Some(Arc::new(tokenizer)),
         ..Default::default()
     };

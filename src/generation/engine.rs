@@ -141,7 +141,7 @@ impl GenerationEngine {
             salt: options.salt.clone(),
             ..PagedPoolOptions::within(
                 options.cache_bytes,
-                token_bytes(&model),
+                token_bytes(&model, options.forms()),
                 PagedPoolOptions::DEFAULT_BLOCK_SIZE,
             )?
         };

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// What a token of a model without caches stands for.
-const LEAST_TOKEN_BYTES: usize = 256;
+const BYTES_OF_NOTHING: usize = 256;
 
 /// What one layer keeps of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,14 +19,13 @@ pub struct LayerKv {
     pub head_dim: i32,
     /// The size of a value; that of a key where there is none.
     pub value_dim: Option<i32>,
-    /// Of keys and values: f32, f16 or bf16.
+    /// Of keys and values as the layer makes them: f32, f16 or bf16.
     pub dtype: Dtype,
 }
 
 impl LayerKv {
-    pub(super) fn in_blocks(self, blocks: i32, block_size: i32) -> PagedKvOptions {
+    fn in_blocks(self, blocks: i32, block_size: i32, [keys, values]: BlockForms) -> PagedKvOptions {
         let Self { num_kv_heads, head_dim, value_dim, dtype } = self;
-        let (keys, values) = (BlockForm::Plain, BlockForm::Plain);
         PagedKvOptions {
             blocks,
             block_size,
@@ -39,6 +38,9 @@ impl LayerKv {
         }
     }
 }
+
+/// How blocks hold keys and values.
+pub(super) type BlockForms = [BlockForm; 2];
 
 /// A decoder that predicts the next token, as [`GenerationEngine`](super::GenerationEngine) runs it.
 ///
@@ -72,12 +74,18 @@ pub trait CausalModel {
 }
 
 /// The sizes of the caches of all layers.
-pub(super) fn kvs<M: CausalModel>(model: &M, blocks: i32, block_size: i32) -> Vec<PagedKvOptions> {
-    model.layers().into_iter().map(|layer| layer.in_blocks(blocks, block_size)).collect()
+pub(super) fn kvs<M: CausalModel>(
+    model: &M,
+    blocks: i32,
+    block_size: i32,
+    forms: BlockForms,
+) -> Vec<PagedKvOptions> {
+    let layers = model.layers().into_iter();
+    layers.map(|layer| layer.in_blocks(blocks, block_size, forms)).collect()
 }
 
 /// How many bytes a token takes in all layers, or stands for, so that a model without any has a pool of some size.
-pub(super) fn token_bytes<M: CausalModel>(model: &M) -> usize {
-    let bytes: usize = kvs(model, 0, 0).iter().map(PagedKvOptions::token_bytes).sum();
-    bytes.max(LEAST_TOKEN_BYTES)
+pub(super) fn token_bytes<M: CausalModel>(model: &M, forms: BlockForms) -> usize {
+    let bytes: usize = kvs(model, 0, 0, forms).iter().map(PagedKvOptions::token_bytes).sum();
+    if bytes == 0 { BYTES_OF_NOTHING } else { bytes }
 }

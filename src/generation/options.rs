@@ -3,11 +3,14 @@
 use std::{fmt, sync::Arc};
 
 use super::{
-    model::{CausalModel, token_bytes},
+    model::{BlockForms, CausalModel, token_bytes},
     scheduler::Policy,
     text::Detokenizer,
 };
-use crate::{cache::PagedPoolOptions, check::Check, error::Result, sampling::LogProbabilities};
+use crate::{
+    attention::BlockForm, cache::PagedPoolOptions, check::Check, error::Result,
+    sampling::LogProbabilities,
+};
 
 /// Options of [`GenerationEngine`](super::GenerationEngine).
 #[derive(Clone)]
@@ -23,6 +26,11 @@ pub struct GenerationEngineOptions {
     pub max_draft_tokens: usize,
     /// What the keys and values of all texts take, in bytes, allocated at the start. Default: 1 GiB.
     pub cache_bytes: usize,
+    /// How keys are kept. In 8 bits there is room for about twice as many tokens of f16, and logits are a little off, by how
+    /// much [`BlockForm`] loses. Default: as the model makes them.
+    pub cache_keys: BlockForm,
+    /// How values are kept, likewise.
+    pub cache_values: BlockForm,
     /// Whether prompts that begin alike are read once. Default: yes.
     pub share_prefixes: bool,
     /// Part of the hashes by which prefixes are found. Default: nothing.
@@ -43,6 +51,8 @@ impl Default for GenerationEngineOptions {
             max_prompt_chunk: 512,
             max_draft_tokens: 4,
             cache_bytes: 1 << 30,
+            cache_keys: BlockForm::Plain,
+            cache_values: BlockForm::Plain,
             share_prefixes: true,
             salt: Vec::new(),
             policy: Policy::default(),
@@ -60,18 +70,25 @@ impl fmt::Debug for GenerationEngineOptions {
             .field("max_prompt_chunk", &self.max_prompt_chunk)
             .field("max_draft_tokens", &self.max_draft_tokens)
             .field("cache_bytes", &self.cache_bytes)
+            .field("cache_keys", &self.cache_keys)
+            .field("cache_values", &self.cache_values)
             .field("policy", &self.policy)
             .finish_non_exhaustive()
     }
 }
 
 impl GenerationEngineOptions {
-    /// The [`cache_bytes`](Self::cache_bytes) that a text of so many tokens needs, or shorter ones of as many blocks.
-    pub fn cache_bytes_for<M: CausalModel>(model: &M, tokens: usize) -> usize {
+    /// The [`cache_bytes`](Self::cache_bytes) that a text of so many tokens needs in these forms of keys and values, or shorter
+    /// ones of as many blocks.
+    pub fn cache_bytes_for<M: CausalModel>(&self, model: &M, tokens: usize) -> usize {
         let block = PagedPoolOptions::DEFAULT_BLOCK_SIZE.unsigned_abs() as usize;
         // One block is nobody's, and a pool has two or more.
         let blocks = tokens.max(1).div_ceil(block).saturating_add(1);
-        token_bytes(model).saturating_mul(block).saturating_mul(blocks)
+        token_bytes(model, self.forms()).saturating_mul(block).saturating_mul(blocks)
+    }
+
+    pub(super) fn forms(&self) -> BlockForms {
+        [self.cache_keys, self.cache_values]
     }
 
     pub(super) fn check(&self, check: Check) -> Result<()> {

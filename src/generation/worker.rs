@@ -65,7 +65,7 @@ impl<M: CausalModel> Worker<M> {
         pool: PagedPoolOptions,
         shared: Arc<Mutex<Shared>>,
     ) -> Result<Self> {
-        let kvs = kvs(&model, pool.blocks, pool.block_size);
+        let kvs = kvs(&model, pool.blocks, pool.block_size, options.forms());
         let limits = Limits {
             sequences: options.max_batch_size,
             tokens: options.max_batch_tokens,

@@ -9,6 +9,7 @@ use mlx_rs::{
 
 use super::{Draft, DraftedText, Drafter, TextId};
 use crate::{
+    attention::BlockForm,
     cache::{PagedKvOptions, PagedPool, PagedPoolOptions, PagedStep, SequenceId},
     check::Check,
     dispatch::Context,
@@ -32,6 +33,10 @@ const STATELESS: [Step; 4] = [Step::Temperature, Step::TopK, Step::TopP, Step::M
 pub struct DraftModelOptions {
     /// What its keys and values of all texts take, in bytes. Texts that it has no room for go without drafts. Default: 256 MiB.
     pub cache_bytes: usize,
+    /// How its keys are kept. Default: as the model makes them.
+    pub cache_keys: BlockForm,
+    /// How its values are kept, likewise.
+    pub cache_values: BlockForm,
     /// How many tokens it reads at most before a step, of all texts together: those of long prompts get drafts some steps
     /// later. Default: 512.
     pub max_batch_tokens: usize,
@@ -39,7 +44,12 @@ pub struct DraftModelOptions {
 
 impl Default for DraftModelOptions {
     fn default() -> Self {
-        Self { cache_bytes: 256 << 20, max_batch_tokens: 512 }
+        Self {
+            cache_bytes: 256 << 20,
+            cache_keys: BlockForm::Plain,
+            cache_values: BlockForm::Plain,
+            max_batch_tokens: 512,
+        }
     }
 }
 
@@ -76,11 +86,13 @@ impl<M: CausalModel> DraftModel<M> {
     /// # Errors
     /// When `cache_bytes` holds fewer than two blocks, or `max_batch_tokens` is zero.
     pub fn new(model: M, options: DraftModelOptions) -> Result<Self> {
-        let DraftModelOptions { cache_bytes, max_batch_tokens } = options;
+        let DraftModelOptions { cache_bytes, cache_keys, cache_values, max_batch_tokens } = options;
+        let forms = [cache_keys, cache_values];
         CHECK.value(max_batch_tokens > 0, "max_batch_tokens", "be at least 1", max_batch_tokens)?;
         let block_size = PagedPoolOptions::DEFAULT_BLOCK_SIZE;
-        let options = PagedPoolOptions::within(cache_bytes, token_bytes(&model), block_size)?;
-        let kvs = kvs(&model, options.blocks, block_size);
+        let token_bytes = token_bytes(&model, forms);
+        let options = PagedPoolOptions::within(cache_bytes, token_bytes, block_size)?;
+        let kvs = kvs(&model, options.blocks, block_size, forms);
         Ok(Self { reader: Reader::new(model), kvs, options, max_batch_tokens, texts: None })
     }
 

@@ -1,6 +1,7 @@
 //! The engine against a model that reads everything anew, and against everything that may go wrong.
 
 mod constraint;
+mod forms;
 #[cfg(feature = "llguidance")]
 mod grammar;
 mod model;

@@ -115,7 +115,11 @@ fn several_texts_of_a_prompt_are_drafted_apart() {
 
 #[test]
 fn a_drafter_without_room_drafts_nothing() {
-    let small = DraftModelOptions { cache_bytes: cache_bytes(32), max_batch_tokens: 7 };
+    let small = DraftModelOptions {
+        cache_bytes: cache_bytes(32),
+        max_batch_tokens: 7,
+        ..Default::default()
+    };
     let requests = greedy_requests();
     let engine = drafted(DraftModel::new(Decoder::new(), small).unwrap(), options());
     assert_eq!(together(&engine, &requests), expected(&requests));

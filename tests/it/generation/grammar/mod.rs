@@ -89,7 +89,7 @@ fn grammars() -> Grammars {
 /// Room for as many tokens, in blocks of 16.
 fn engine(tokens: usize) -> GenerationEngine {
     let options = GenerationEngineOptions {
-        cache_bytes: GenerationEngineOptions::cache_bytes_for(&Babbler::new(), tokens),
+        cache_bytes: GenerationEngineOptions::default().cache_bytes_for(&Babbler::new(), tokens),
         detokenizer: Some(Arc::new(bytes)),
         ..Default::default()
     };
