@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use mlx_primitives::{
-    attention::KvCache,
+    attention::{BlockForm, KvCache},
     generation::{
         CausalModel, FinishReason, GenerationEngine, GenerationEngineOptions, GenerationRequest,
         LayerKv,
@@ -49,6 +49,27 @@ struct Args {
     /// Packs the weights into so many bits, in groups of 64
     #[arg(long)]
     bits: Option<i32>,
+
+    /// How keys and values are kept
+    #[arg(long, value_enum, default_value_t = Cache::Plain)]
+    cache: Cache,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Cache {
+    Plain,
+    Int8,
+    Fp8,
+}
+
+impl From<Cache> for BlockForm {
+    fn from(cache: Cache) -> Self {
+        match cache {
+            Cache::Plain => Self::Plain,
+            Cache::Int8 => Self::Int8,
+            Cache::Fp8 => Self::Fp8,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -181,14 +202,14 @@ impl CausalModel for Llama {
 fn main() -> Result<()> {
     let args = Args::parse();
     let model = Llama::random(args.shape.sizes(), args.bits)?;
-    let cache_bytes =
-        GenerationEngineOptions::default().cache_bytes_for(&model, args.batch.max(2) * 704);
-    let options = GenerationEngineOptions {
+    let mut options = GenerationEngineOptions {
         max_batch_size: args.batch,
-        cache_bytes,
+        cache_keys: args.cache.into(),
+        cache_values: args.cache.into(),
         share_prefixes: false,
         ..Default::default()
     };
+    options.cache_bytes = options.cache_bytes_for(&model, args.batch.max(2) * 704);
     let engine = GenerationEngine::new(model, options)?;
     println!("{:32} {:>10} {:>12} {:>12}", "", "seconds", "prompt tok/s", "new tok/s");
     for round in ["one stream, cold", "one stream", "one stream again"] {

@@ -256,6 +256,7 @@ fn c_string(text: &str) -> Result<CString> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "an unwrap is an assertion")]
 mod tests {
     use super::*;
 
