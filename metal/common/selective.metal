@@ -6,6 +6,22 @@ METAL_FUNC float step_of(float delta) {
   return SOFTPLUS ? softplus_of(delta).value : delta;
 }
 
+// Where a thread's i-th item is of many rows of COLUMNS, and whether it is among the first COUNT.
+template <int THREADS, int COLUMNS>
+METAL_FUNC uint row_of_item(uint index, int i) {
+  return THREADS % COLUMNS == 0 ? index / COLUMNS + i * (THREADS / COLUMNS) : (index + i * THREADS) / COLUMNS;
+}
+
+template <int THREADS, int COLUMNS>
+METAL_FUNC uint column_of_item(uint index, int i) {
+  return THREADS % COLUMNS == 0 ? index % COLUMNS : (index + i * THREADS) % COLUMNS;
+}
+
+template <int THREADS, int COUNT>
+METAL_FUNC bool is_among(uint index, int i) {
+  return COUNT % THREADS == 0 || index + i * THREADS < COUNT;
+}
+
 // A thread's share of ROWS rows from `row` on, each of COLUMNS columns of which `columns` are there; zeros beyond those
 // and from row `end` on.
 template <int ITEMS, int THREADS, int ROWS, int COLUMNS, typename T, typename Pointer>
@@ -13,11 +29,10 @@ METAL_FUNC void read_share(
     thread T* items, Pointer from, uint index, uint row, uint end, uint stride, uint columns) {
   UNROLL
   for (int i = 0; i < ITEMS; i++) {
-    const uint at = index + i * THREADS;
-    const uint column = at % COLUMNS;
-    const uint below = at / COLUMNS;
-    const bool there = below < ROWS && row + below < end && column < columns;
-    items[i] = there ? T(from[size_t(row + below) * stride + column]) : T(0.0f);
+    const uint column = column_of_item<THREADS, COLUMNS>(index, i);
+    const uint at = row + row_of_item<THREADS, COLUMNS>(index, i);
+    const bool there = is_among<THREADS, ROWS * COLUMNS>(index, i) && at < end && column < columns;
+    items[i] = there ? T(from[at * stride + column]) : T(0.0f);
   }
 }
 
@@ -26,14 +41,18 @@ template <int ITEMS, int THREADS, int COUNT, typename T>
 METAL_FUNC void place_share(threadgroup float* to, thread const T* items, uint index) {
   UNROLL
   for (int i = 0; i < ITEMS; i++) {
-    const uint at = index + i * THREADS;
-    if (at < COUNT) to[at] = float(items[i]);
+    if (is_among<THREADS, COUNT>(index, i)) to[index + i * THREADS] = float(items[i]);
   }
 }
 
 // A lane's states out of a row of all.
 template <int STATES>
 METAL_FUNC void read_states(thread float* states, threadgroup const float4* row, uint lane) {
+  if (STATES == 2) {
+    const float2 pair = ((threadgroup const float2*)row)[lane];
+    states[0] = pair.x;
+    states[1] = pair.y;
+  }
   UNROLL
   for (int q = 0; q < STATES / 4; q++) {
     const float4 quad = row[lane * (STATES / 4) + q];

@@ -14,15 +14,67 @@
 // u, delta, z, a, b, c, skip, bias and places as the scan has them; `saved`: [P, D, N] of float, its states before every
 // PERIOD-th step; dy: [T, D] of T; dlast: [S, D, N] of float. From the last step to the first, STEPS at a time: the states
 // of those are computed from the last that was saved, and stay in registers with their decays until the gradient has come
-// past.
+// past. Where a period is several such tiles, all but the last are first gone through for the state alone, and what each
+// begins with is kept. What is read of a tile is asked for while the one before it is worked on.
 // Grid: along x the blocks of THREADS / LANES · WIDTH channels of each group, along y the sequences. Threads: THREADS.
-// Threadgroup memory: STEPS · (24 · channels + 8 · LANES · STATES · (1 + THREADS / 32)) + 8 · THREADS bytes.
+// Threadgroup memory: STEPS · (24 · channels + 384 / LANES + 8 · LANES · STATES · (1 + THREADS / 32)) bytes, and
+// 4 · THREADS for each of the (PERIOD / STEPS - 1) · WIDTH · STATES states kept, or for two.
+
+// A thread's share of what is read of a tile, and the states before it if they were saved.
+template <int OF_CHANNELS, int OF_STATES, int WIDTH, int STATES, typename T>
+struct Asked {
+  enum : int { ITEMS = OF_CHANNELS, STATE_ITEMS = OF_STATES };
+  T u[ITEMS];
+  T delta[ITEMS];
+  T b[STATE_ITEMS];
+  T dy[ITEMS];
+  T z[ITEMS];
+  T c[STATE_ITEMS];
+  float held[WIDTH][STATES];
+};
+
+// Asks for the tile from `row` on, of what only the way back reads for the steps before `end_of_back`.
+template <
+    int THREADS, int STEPS, int CHANNELS, int SIZE, bool GATED, typename T, typename A, typename U, typename Z,
+    typename B>
+METAL_FUNC void ask_for_tile(
+    thread A& asked, U u, U delta, U dy, Z z, B b, B c, uint index, uint row, uint end, uint end_of_back,
+    uint channels, uint present, uint stride, uint states) {
+  constexpr int ITEMS = A::ITEMS;
+  constexpr int STATE_ITEMS = A::STATE_ITEMS;
+  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(asked.u, u, index, row, end, channels, present);
+  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(asked.delta, delta, index, row, end, channels, present);
+  read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(asked.b, b, index, row, end, stride, states);
+  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(asked.dy, dy, index, row, end_of_back, channels, present);
+  if (GATED) {
+    read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(asked.z, z, index, row, end_of_back, channels, present);
+  }
+  read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(asked.c, c, index, row, end_of_back, stride, states);
+}
+
+// Asks for the states of a thread's channels, which begin at `row` with those of its group's first.
+template <int SPAN, int WIDTH, int STATES, typename Pointer>
+METAL_FUNC void ask_for_states(
+    thread float (&held)[WIDTH][STATES], Pointer row, uint slot, uint lane, uint states, uint present) {
+  UNROLL
+  for (int k = 0; k < WIDTH; k++) {
+    const uint channel = slot + k * SPAN;
+    load_states<STATES>(held[k], row + channel * states, lane, states, channel < present);
+  }
+}
 
 // ---- body ----
 constexpr int SPAN = THREADS / LANES;
 constexpr int CHANNELS = SPAN * WIDTH;
 constexpr int SIZE = LANES * STATES;
+constexpr int TILES = PERIOD / STEPS;
+constexpr int KEPT = (TILES - 1) * WIDTH * STATES;
+// Four rows of the sums of a simdgroup's channels lie in different banks.
+constexpr int PITCH = CHANNELS + 32 / LANES;
+// The steps after which the next ones are asked for: those that are behind take no more registers.
+constexpr int ASKED_AT = STEPS / 8 * 4;
 constexpr int ITEMS = (STEPS * CHANNELS + THREADS - 1) / THREADS;
+constexpr int QUADS = (STEPS * SIZE / 2 + THREADS - 1) / THREADS;
 constexpr int STATE_ITEMS = (STEPS * SIZE + THREADS - 1) / THREADS;
 // What a lane has left of its 2 · STATES sums over the channels of its simdgroup.
 constexpr int LEFT = 2 * STATES * LANES / 32;
@@ -30,11 +82,11 @@ THREADGROUP_ARRAY(float2, moves, [STEPS][CHANNELS]);
 THREADGROUP_ARRAY(float, slopes, [STEPS][CHANNELS]);
 THREADGROUP_ARRAY(float4, entries, [STEPS][SIZE / 4]);
 THREADGROUP_ARRAY(float4, exits, [STEPS][SIZE / 4]);
-THREADGROUP_ARRAY(float, sums_of_b, [STEPS][CHANNELS]);
-THREADGROUP_ARRAY(float, sums_of_a, [STEPS][CHANNELS]);
-THREADGROUP_ARRAY(float, sums_of_c, [STEPS][CHANNELS]);
-THREADGROUP_ARRAY(float, partial, [THREADS / 32][STEPS][2 * SIZE]);
-THREADGROUP_ARRAY(float, totals, [2][THREADS]);
+THREADGROUP_ARRAY(float, sums_of_b, [STEPS][PITCH]);
+THREADGROUP_ARRAY(float, sums_of_a, [STEPS][PITCH]);
+THREADGROUP_ARRAY(float, sums_of_c, [STEPS][PITCH]);
+THREADGROUP_ARRAY(float, kept, [KEPT > 2 ? KEPT : 2][THREADS]);
+THREADGROUP_ARRAY(float4, partial, [THREADS / 32][STEPS][SIZE / 2]);
 
 const uint steps = u_shape[0];
 const uint channels = u_shape[1];
@@ -83,83 +135,58 @@ for (int k = 0; k < WIDTH; k++) {
 }
 
 const uint periods = (end - begin + PERIOD - 1) / PERIOD;
+Asked<ITEMS, STATE_ITEMS, WIDTH, STATES, T> asked;
+{
+  const uint last = periods > 0 ? periods - 1 : 0;
+  ask_for_tile<THREADS, STEPS, CHANNELS, SIZE, GATED, T>(
+      asked, u + origin, delta + origin, dy + origin, z + (GATED ? origin : 0),
+      b + group * states, c + group * states, index, begin + last * PERIOD,
+      end, end, channels, present, groups * states, states);
+  ask_for_states<SPAN, WIDTH, STATES>(
+      asked.held, saved + (size_t(first_saved + last) * channels + origin) * states,
+      slot, lane, states, periods > 0 ? present : 0);
+}
+float held[WIDTH][STATES];
 for (uint period = periods; period-- > 0;) {
   const uint start = begin + period * PERIOD;
-  for (int turn = PERIOD / STEPS; turn-- > 0;) {
+  const int tiles = TILES == 1 ? 1 : metal::min(TILES, int(end - start + STEPS - 1) / STEPS);
+  // Over all tiles but the last for the state alone, then back over all.
+  for (int visit = 1 - tiles; visit < tiles; visit++) {
+    const bool back = TILES == 1 || visit >= 0;
+    const int turn = tiles - 1 - (visit < 0 ? -visit : visit);
     const uint tile = start + turn * STEPS;
-    if (tile >= end) continue;
-    float held[WIDTH][STATES];
+    float entered[ITEMS];
+    float of_step[ITEMS];
+    float of_gate[ITEMS];
+    UNROLL
+    for (int i = 0; i < ITEMS; i++) {
+      const uint below = row_of_item<THREADS, CHANNELS>(index, i);
+      entered[i] = float(asked.u[i]);
+      const float raw = float(asked.delta[i]) + added;
+      const Curve curve = SOFTPLUS ? softplus_of(raw) : curve_of(raw, 1.0f);
+      of_step[i] = curve.slope;
+      const float arriving = float(asked.dy[i]);
+      const float gate = GATED ? float(asked.z[i]) : 0.0f;
+      const Curve silu = GATED ? gated_by_sigmoid(gate, gate, 1.0f) : curve_of(1.0f, 0.0f);
+      of_gate[i] = arriving * silu.slope;
+      if (is_among<THREADS, STEPS * CHANNELS>(index, i)) {
+        // A step of zero is none.
+        const float step = carries && tile + below < end ? curve.value : 0.0f;
+        moves[below][column].x = step;
+        moves[below][column].y = step * entered[i];
+        slopes[below][column] = arriving * silu.value;
+      }
+    }
+    place_share<STATE_ITEMS, THREADS, STEPS * SIZE>((threadgroup float*)&entries[0][0], asked.b, index);
+    place_share<STATE_ITEMS, THREADS, STEPS * SIZE>((threadgroup float*)&exits[0][0], asked.c, index);
     UNROLL
     for (int k = 0; k < WIDTH; k++) {
-      const uint channel = slot + k * SPAN;
-      const size_t row = size_t(first_saved + period) * channels + origin + channel;
-      load_states<STATES>(held[k], saved + row * states, lane, states, channel < present);
-    }
-
-    // The tiles before this one for the state alone, then this one.
-    for (int past = 0; past <= turn; past++) {
-      const uint from = start + past * STEPS;
-      {
-        T share_u[ITEMS];
-        T share_delta[ITEMS];
-        T share_b[STATE_ITEMS];
-        read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(
-            share_u, u + origin, index, from, end, channels, present);
-        read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(
-            share_delta, delta + origin, index, from, end, channels, present);
-        read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(
-            share_b, b + group * states, index, from, end, groups * states, states);
-        UNROLL
-        for (int i = 0; i < ITEMS; i++) {
-          const uint at = index + i * THREADS;
-          if (at < STEPS * CHANNELS) {
-            const bool there = carries && from + at / CHANNELS < end;
-            const float step = there ? step_of<SOFTPLUS>(float(share_delta[i]) + added) : 0.0f;
-            moves[at / CHANNELS][column].x = step;
-            moves[at / CHANNELS][column].y = step * float(share_u[i]);
-          }
-        }
-        place_share<STATE_ITEMS, THREADS, STEPS * SIZE>((threadgroup float*)&entries[0][0], share_b, index);
+      for (int n = 0; n < STATES; n++) {
+        const int at = k * STATES + n;
+        if (visit == 1 - tiles) held[k][n] = asked.held[k][n];
+        if (TILES > 1 && visit < 0) kept[turn * WIDTH * STATES + at][index] = held[k][n];
+        if (TILES > 1 && visit > 0) held[k][n] = kept[turn * WIDTH * STATES + at][index];
       }
-      if (past == turn) break;
-      threadgroup_barrier(mem_flags::mem_threadgroup);
-      UNROLL
-      for (int s = 0; s < STEPS; s++) {
-        float in[STATES];
-        read_states<STATES>(in, entries[s], lane);
-        UNROLL
-        for (int k = 0; k < WIDTH; k++) {
-          const float2 move = moves[s][slot + k * SPAN];
-          for (int n = 0; n < STATES; n++) {
-            held[k][n] = metal::fast::exp2(move.x * rates[k][n]) * held[k][n] + move.y * in[n];
-          }
-        }
-      }
-      threadgroup_barrier(mem_flags::mem_threadgroup);
-    }
-    {
-      T share_dy[ITEMS];
-      T share_z[ITEMS];
-      T share_c[STATE_ITEMS];
-      read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(share_dy, dy + origin, index, tile, end, channels, present);
-      if (GATED) {
-        read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(share_z, z + origin, index, tile, end, channels, present);
-      }
-      read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(
-          share_c, c + group * states, index, tile, end, groups * states, states);
-      UNROLL
-      for (int i = 0; i < ITEMS; i++) {
-        const uint at = index + i * THREADS;
-        if (at < STEPS * CHANNELS) {
-          float slope = float(share_dy[i]);
-          if (GATED) {
-            const float gate = float(share_z[i]);
-            slope *= gate * sigmoid_of(gate).value;
-          }
-          slopes[at / CHANNELS][column] = slope;
-        }
-      }
-      place_share<STATE_ITEMS, THREADS, STEPS * SIZE>((threadgroup float*)&exits[0][0], share_c, index);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -182,102 +209,121 @@ for (uint period = periods; period-- > 0;) {
         }
       }
     }
+    if (TILES > 1) {
+      UNROLL
+      for (int k = 0; k < WIDTH; k++) {
+        for (int n = 0; n < STATES; n++) held[k][n] = reached[STEPS][k][n];
+      }
+    }
 
     UNROLL
     for (int s = STEPS - 4; s >= 0; s -= 4) {
-      float of_b[WIDTH][4];
-      float of_a[WIDTH][4];
-      float of_c[WIDTH][4];
-      UNROLL
-      for (int r = 3; r >= 0; r--) {
-        float in[STATES];
-        float out[STATES];
-        float over_channels[2 * STATES];
-        read_states<STATES>(in, entries[s + r], lane);
-        read_states<STATES>(out, exits[s + r], lane);
-        for (int v = 0; v < 2 * STATES; v++) over_channels[v] = 0.0f;
+      if (back) {
+        float of_b[WIDTH][4];
+        float of_a[WIDTH][4];
+        float of_c[WIDTH][4];
         UNROLL
-        for (int k = 0; k < WIDTH; k++) {
-          const float2 move = moves[s + r][slot + k * SPAN];
-          const float slope = slopes[s + r][slot + k * SPAN];
-          of_b[k][r] = 0.0f;
-          of_a[k][r] = 0.0f;
-          of_c[k][r] = 0.0f;
+        for (int r = 3; r >= 0; r--) {
+          float in[STATES];
+          float out[STATES];
+          float over_channels[2 * STATES];
+          read_states<STATES>(in, entries[s + r], lane);
+          read_states<STATES>(out, exits[s + r], lane);
+          for (int v = 0; v < 2 * STATES; v++) over_channels[v] = 0.0f;
           UNROLL
-          for (int n = 0; n < STATES; n++) {
-            const float g = coming[k][n] + out[n] * slope;
-            const float passed = g * (decays[s + r][k][n] * reached[s + r][k][n]);
-            coming[k][n] = decays[s + r][k][n] * g;
-            da_held[k][n] += move.x * passed;
-            of_a[k][r] += rates[k][n] * passed;
-            of_b[k][r] += g * in[n];
-            of_c[k][r] += out[n] * reached[s + r + 1][k][n];
-            over_channels[n] += move.y * g;
-            over_channels[STATES + n] += slope * reached[s + r + 1][k][n];
+          for (int k = 0; k < WIDTH; k++) {
+            const float2 move = moves[s + r][slot + k * SPAN];
+            const float slope = slopes[s + r][slot + k * SPAN];
+            of_b[k][r] = 0.0f;
+            of_a[k][r] = 0.0f;
+            of_c[k][r] = 0.0f;
+            UNROLL
+            for (int n = 0; n < STATES; n++) {
+              const float g = coming[k][n] + out[n] * slope;
+              coming[k][n] = decays[s + r][k][n] * g;
+              const float passed = coming[k][n] * reached[s + r][k][n];
+              da_held[k][n] += move.x * passed;
+              of_a[k][r] += rates[k][n] * passed;
+              of_b[k][r] += g * in[n];
+              of_c[k][r] += out[n] * reached[s + r + 1][k][n];
+              over_channels[n] += move.y * g;
+              over_channels[STATES + n] += slope * reached[s + r + 1][k][n];
+            }
+          }
+          const uint left = sum_by_halves<2 * STATES, LANES>(over_channels, lane_of_simd);
+          UNROLL
+          for (int v = 0; v < LEFT; v++) {
+            const uint which = left + v;
+            const uint at = which < STATES ? lane * STATES + which : SIZE + lane * STATES + which - STATES;
+            ((threadgroup float*)&partial[simdgroup][s + r][0])[at] = over_channels[v];
           }
         }
-        const uint left = sum_by_halves<2 * STATES, LANES>(over_channels, lane_of_simd);
         UNROLL
-        for (int v = 0; v < LEFT; v++) {
-          const uint which = left + v;
-          const uint at = which < STATES ? lane * STATES + which : SIZE + lane * STATES + which - STATES;
-          partial[simdgroup][s + r][at] = over_channels[v];
+        for (int k = 0; k < WIDTH; k++) {
+          const float by_b = sum_of_four<LANES>(of_b[k], lane);
+          const float by_a = sum_of_four<LANES>(of_a[k], lane);
+          const float by_c = GATED ? sum_of_four<LANES>(of_c[k], lane) : 0.0f;
+          if (lane < 4) {
+            const uint row = s + summed_of(lane);
+            sums_of_b[row][slot + k * SPAN] = by_b;
+            sums_of_a[row][slot + k * SPAN] = by_a;
+            if (GATED) sums_of_c[row][slot + k * SPAN] = by_c;
+          }
         }
       }
-      UNROLL
-      for (int k = 0; k < WIDTH; k++) {
-        const float by_b = sum_of_four<LANES>(of_b[k], lane);
-        const float by_a = sum_of_four<LANES>(of_a[k], lane);
-        const float by_c = GATED ? sum_of_four<LANES>(of_c[k], lane) : 0.0f;
-        if (lane < 4) {
-          const uint row = s + summed_of(lane);
-          sums_of_b[row][slot + k * SPAN] = by_b;
-          sums_of_a[row][slot + k * SPAN] = by_a;
-          if (GATED) sums_of_c[row][slot + k * SPAN] = by_c;
-        }
+      if (s == ASKED_AT) {
+        // Nothing is asked for after the last.
+        const bool within = TILES > 1 && visit + 1 < tiles;
+        const uint next = within ? start + (tiles - 1 - (visit < -1 ? -visit - 1 : visit + 1)) * STEPS
+                                 : (period > 0 ? start - PERIOD : end);
+        const uint end_of_back = TILES == 1 || (within && visit >= -1) ? end : 0;
+        ask_for_tile<THREADS, STEPS, CHANNELS, SIZE, GATED, T>(
+            asked, u + origin, delta + origin, dy + origin, z + (GATED ? origin : 0),
+            b + group * states, c + group * states, index, next,
+            end, end_of_back, channels, present, groups * states, states);
+        ask_for_states<SPAN, WIDTH, STATES>(
+            asked.held, saved + (size_t(first_saved + (period > 0 ? period - 1 : 0)) * channels + origin) * states,
+            slot, lane, states, within || period == 0 ? 0 : present);
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (!back) continue;
 
     UNROLL
     for (int i = 0; i < ITEMS; i++) {
-      const uint below = (index + i * THREADS) / CHANNELS;
-      if (below < STEPS && tile + below < end && carries) {
-        const size_t at = size_t(tile + below) * channels + origin + column;
-        const float entered = float(u[at]);
-        const float raw = float(delta[at]) + added;
+      const uint below = row_of_item<THREADS, CHANNELS>(index, i);
+      if (is_among<THREADS, STEPS * CHANNELS>(index, i) && tile + below < end && carries) {
+        const uint at = (tile + below) * channels + origin + column;
         const float step = moves[below][column].x;
         const float slope = slopes[below][column];
-        float dstep = entered * sums_of_b[below][column] + 0.693147181f * sums_of_a[below][column];
-        if (SOFTPLUS) dstep *= sigmoid_of(raw).value;
-        du[at] = T(step * sums_of_b[below][column] + skipped * slope);
+        const float by_b = sums_of_b[below][column];
+        const float dstep = of_step[i] * (entered[i] * by_b + 0.693147181f * sums_of_a[below][column]);
+        du[at] = T(step * by_b + skipped * slope);
         ddelta[at] = T(dstep);
-        if (GATED) {
-          const float gate = float(z[at]);
-          const Curve silu = gated_by_sigmoid(gate, gate, 1.0f);
-          dz[at] = T(float(dy[at]) * (sums_of_c[below][column] + skipped * entered) * silu.slope);
-        }
-        dskip_of_column += slope * entered;
+        if (GATED) dz[at] = T(of_gate[i] * (sums_of_c[below][column] + skipped * entered[i]));
+        dskip_of_column += slope * entered[i];
         dbias_of_column += dstep;
       }
     }
-    for (uint at = index; at < STEPS * 2 * SIZE; at += THREADS) {
-      const uint below = at / (2 * SIZE);
-      const uint which = at % (2 * SIZE);
-      const uint n = which % SIZE;
-      if (tile + below < end && n < states) {
-        float sum = 0.0f;
-        for (int i = 0; i < THREADS / 32; i++) sum += partial[i][below][which];
-        const size_t to = ((size_t(block) * steps + tile + below) * groups + group) * states + n;
-        if (which < SIZE) {
-          db[to] = sum;
-        } else {
-          dc[to] = sum;
+    UNROLL
+    for (int i = 0; i < QUADS; i++) {
+      const uint below = row_of_item<THREADS, SIZE / 2>(index, i);
+      const uint quad = column_of_item<THREADS, SIZE / 2>(index, i);
+      if (is_among<THREADS, STEPS * SIZE / 2>(index, i) && tile + below < end) {
+        Chunk<float> sum;
+        for (int v = 0; v < 4; v++) sum.values[v] = 0.0f;
+        UNROLL
+        for (int by = 0; by < THREADS / 32; by++) {
+          const float4 part = partial[by][below][quad];
+          sum.values[0] += part.x;
+          sum.values[1] += part.y;
+          sum.values[2] += part.z;
+          sum.values[3] += part.w;
         }
+        const uint row = ((block * steps + tile + below) * groups + group) * states;
+        write_chunk<float>((quad < SIZE / 4 ? db : dc) + row, 4 * (quad % (SIZE / 4)), states, sum);
       }
     }
-    // What is read here is written again only after another barrier, but for the moves and the slopes.
-    threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 }
 
@@ -288,15 +334,15 @@ for (int k = 0; k < WIDTH; k++) {
   store_states<STATES>(da + row, da_held[k], lane, states, channel < present);
   store_states<STATES>(dstate + row, coming[k], lane, states, channel < present);
 }
-totals[0][index] = dskip_of_column;
-totals[1][index] = dbias_of_column;
+kept[0][index] = dskip_of_column;
+kept[1][index] = dbias_of_column;
 threadgroup_barrier(mem_flags::mem_threadgroup);
 if (index < present) {
   float dskip_sum = 0.0f;
   float dbias_sum = 0.0f;
   for (int i = 0; i < THREADS / CHANNELS; i++) {
-    dskip_sum += totals[0][index + i * CHANNELS];
-    dbias_sum += totals[1][index + i * CHANNELS];
+    dskip_sum += kept[0][index + i * CHANNELS];
+    dbias_sum += kept[1][index + i * CHANNELS];
   }
   const size_t at = size_t(sequence) * channels + origin + index;
   dskip[at] = dskip_sum;

@@ -41,7 +41,11 @@ static FORWARD: Kernel = Kernel {
         "LANES", "STATES", "WIDTH", "THREADS", "STEPS", "PERIOD", "GATED", "SKIPS", "BIASED",
         "SOFTPLUS", "STARTED",
     ],
-    fragments: &[metal!("common/curve.metal"), metal!("common/selective.metal")],
+    fragments: &[
+        metal!("common/chunk.metal"),
+        metal!("common/curve.metal"),
+        metal!("common/selective.metal"),
+    ],
     file: metal!("scan/selective_scan.metal"),
 };
 
@@ -176,7 +180,9 @@ impl Geometry {
     fn backward(&self, rule: &Rule, gates: i32) -> Plan {
         let [_, steps] = self.steps;
         let of_states = 8 * self.lanes * self.states * (1 + self.threads / 32);
-        let bytes = steps * (24 * self.channels_of_block() + of_states) + 8 * self.threads;
+        let of_channels = 24 * self.channels_of_block() + 384 / self.lanes;
+        let kept = ((Self::PERIOD / steps - 1) * Self::WIDTH * self.states).max(2);
+        let bytes = steps * (of_channels + of_states) + 4 * self.threads * kept;
         let extents = vec![("B", self.blocks), ("Z", gates)];
         let constants = self.constants(steps, rule);
         Plan { constants, extents, launch: self.launch(bytes) }
