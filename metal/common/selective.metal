@@ -1,5 +1,5 @@
-// What the two kernels of the selective scan share. A channel has LANES neighbouring lanes, each with STATES of its states,
-// four or a multiple.
+// What the two kernels of the selective scan share. A channel has LANES neighbouring lanes, each with STATES of its
+// states: two, four or eight.
 
 template <bool SOFTPLUS>
 METAL_FUNC float step_of(float delta) {

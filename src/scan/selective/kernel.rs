@@ -97,17 +97,22 @@ pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
     if sequences.unsigned_abs() > Launch::MAX_GROUPS_ASIDE {
         return Some("the kernel takes no more than 65535 sequences");
     }
-    let geometry = Geometry::new(problem.sizes);
     let state = problem.sizes.channels as usize * states as usize;
-    let blocks = geometry.blocks as usize;
-    let most = [sequences as usize * state, geometry.most_saved() * state, blocks * b.size()];
+    let blocks = Geometry::backward(problem.sizes).blocks as usize;
+    let most = [sequences as usize * state, most_saved(problem.sizes) * state, blocks * b.size()];
     if most.into_iter().any(|size| size > MAX_ELEMENTS) {
         return Some("the kernel writes no more than 2^31 elements");
     }
     kernel::refusal([u, b])
 }
 
-/// How channels, states and steps are shared out.
+/// Not fewer than are saved.
+fn most_saved(sizes: Sizes) -> usize {
+    let Sizes { batch, length, sequences, .. } = sizes;
+    batch as usize * (length / Geometry::PERIOD) as usize + sequences as usize + 1
+}
+
+/// How channels, states and steps are shared out, forward or back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Geometry {
     sizes: Sizes,
@@ -117,8 +122,8 @@ struct Geometry {
     states: i32,
     /// Of a group.
     threads: i32,
-    /// Steps that go through threadgroup memory at once, forward and back.
-    steps: [i32; 2],
+    /// Steps that go through threadgroup memory at once.
+    steps: i32,
     /// Groups of threads for the channels of one group.
     blocks: i32,
 }
@@ -129,32 +134,57 @@ impl Geometry {
     /// Steps from one saved state to the next: what is saved of 16 states takes 4 bytes a step and channel. With twice as
     /// many, the gradient takes a sixth longer on an H200.
     const PERIOD: i32 = 16;
+    /// Fewer groups than these leave some of an H200's multiprocessors without any.
+    const FEW: i64 = 132;
 
-    fn new(sizes: Sizes) -> Self {
-        // Back, as many steps as fit: a lane holds two numbers for each of its states and steps in registers, and a group two
-        // for each state, step and simdgroup in its memory.
-        let [lanes, states, threads, forward, back] = match sizes.states {
-            ..=16 => [4, 4, 128, 16, 16],
-            17..=32 => [8, 4, 128, 16, 16],
-            33..=64 => [16, 4, 128, 16, 8],
-            65..=128 => [32, 4, 128, 16, 4],
-            _ => [32, 8, 64, 8, 4],
+    /// Two states a lane as far as lanes go: a step waits for the one before it, and more warps hide that. With four, 2048
+    /// channels of 16 states took a third longer on an H200 for four sequences, and four fifths for one. More states
+    /// follow by analogy.
+    fn forward(sizes: Sizes) -> Self {
+        let shares = match sizes.states {
+            ..=16 => [8, 2, 128, 16],
+            17..=32 => [16, 2, 128, 16],
+            33..=64 => [32, 2, 128, 16],
+            65..=128 => [32, 4, 128, 16],
+            _ => [32, 8, 64, 8],
         };
+        Self::new(sizes, shares)
+    }
+
+    /// Four states a lane, which share what a step costs beside them: with two, what 256 groups had done took nearly half
+    /// as long again on an H200. Few groups wait more than they work: with two, what 64 had done took a fifth to a quarter
+    /// less. Of more than 16 states that was not measured, and the sums of each block of channels would take more memory
+    /// than all else.
+    ///
+    /// As many steps as fit: a lane holds two numbers for each of its states and steps in registers, and a group two for
+    /// each state, step and simdgroup in its memory.
+    fn backward(sizes: Sizes) -> Self {
+        let shares = match sizes.states {
+            ..=16 => [4, 4, 128, 16],
+            17..=32 => [8, 4, 128, 16],
+            33..=64 => [16, 4, 128, 8],
+            65..=128 => [32, 4, 128, 4],
+            _ => [32, 8, 64, 4],
+        };
+        let geometry = Self::new(sizes, shares);
+        let groups = i64::from(geometry.blocks * sizes.groups) * i64::from(sizes.sequences);
+        if sizes.states <= 16 && groups < Self::FEW {
+            return Self::new(sizes, [8, 2, 128, 16]);
+        }
+        geometry
+    }
+
+    fn new(sizes: Sizes, [lanes, states, threads, steps]: [i32; 4]) -> Self {
         // A few steps fill no tile of many.
-        let (forward, back) = if sizes.length <= 4 { (4, 4) } else { (forward, back) };
+        let steps = if sizes.length <= 4 { 4 } else { steps };
         let of_block = threads / lanes * Self::WIDTH;
         let blocks = (sizes.channels / sizes.groups - 1) / of_block + 1;
-        Self { sizes, lanes, states, threads, steps: [forward, back], blocks }
+        Self { sizes, lanes, states, threads, steps, blocks }
     }
 
-    /// Not fewer than are saved.
-    fn most_saved(&self) -> usize {
-        let Sizes { batch, length, sequences, .. } = self.sizes;
-        batch as usize * (length / Self::PERIOD) as usize + sequences as usize + 1
-    }
-
-    fn constants(&self, steps: i32, rule: &Rule) -> Vec<Constant> {
-        let sizes = [self.lanes, self.states, Self::WIDTH, self.threads, steps, Self::PERIOD];
+    fn constants(&self, rule: &Rule) -> Vec<Constant> {
+        let Self { lanes, states, threads, steps, .. } = *self;
+        let sizes = [lanes, states, Self::WIDTH, threads, steps, Self::PERIOD];
         let flags = [rule.gated, rule.skips, rule.biased, rule.softplus];
         sizes.map(Constant::Int).into_iter().chain(flags.map(Constant::Bool)).collect()
     }
@@ -168,23 +198,21 @@ impl Geometry {
         }
     }
 
-    fn forward(&self, rule: &Rule, saved: i32) -> Plan {
-        let [steps, _] = self.steps;
-        let mut constants = self.constants(steps, rule);
-        constants.push(Constant::Bool(rule.started));
-        let bytes = steps * (12 * self.channels_of_block() + 8 * self.lanes * self.states);
+    fn forward_plan(&self, rule: &Rule, saved: i32) -> Plan {
+        let bytes = self.steps * (12 * self.channels_of_block() + 8 * self.lanes * self.states);
         let extents = vec![("S", self.sizes.sequences), ("P", saved)];
+        let mut constants = self.constants(rule);
+        constants.push(Constant::Bool(rule.started));
         Plan { constants, extents, launch: self.launch(bytes) }
     }
 
-    fn backward(&self, rule: &Rule, gates: i32) -> Plan {
-        let [_, steps] = self.steps;
+    fn backward_plan(&self, rule: &Rule, gates: i32) -> Plan {
         let of_states = 8 * self.lanes * self.states * (1 + self.threads / 32);
         let of_channels = 24 * self.channels_of_block() + 384 / self.lanes;
-        let kept = ((Self::PERIOD / steps - 1) * Self::WIDTH * self.states).max(2);
-        let bytes = steps * (of_channels + of_states) + 4 * self.threads * kept;
+        let kept = ((Self::PERIOD / self.steps - 1) * Self::WIDTH * self.states).max(2);
+        let bytes = self.steps * (of_channels + of_states) + 4 * self.threads * kept;
         let extents = vec![("B", self.blocks), ("Z", gates)];
-        let constants = self.constants(steps, rule);
+        let constants = self.constants(rule);
         Plan { constants, extents, launch: self.launch(bytes) }
     }
 
@@ -261,7 +289,7 @@ fn forward(
 ) -> Result<[Array; 3]> {
     let Flat(arrays) = Flat::new(operands, sizes, places)?;
     let saved = places.last().map_or(0, |last| last[1]);
-    let plan = Geometry::new(sizes).forward(rule, saved);
+    let plan = Geometry::forward(sizes).forward_plan(rule, saved);
     let [y, last, saved] = FORWARD.call(&arrays.each_ref(), plan)?;
     Ok([y.reshape(operands.u.shape())?, last, saved])
 }
@@ -277,7 +305,7 @@ fn backward(
     let ([_, _, saved], [dy, dlast, _]) = (vjp.outputs, vjp.cotangents);
     let dy = dy.reshape(u.shape())?;
     let inputs = [&u, &delta, &z, &a, &b, &c, &skip, &bias, &places, saved, &dy, dlast];
-    let plan = Geometry::new(sizes).backward(rule, z.dim(0));
+    let plan = Geometry::backward(sizes).backward_plan(rule, z.dim(0));
     let [du, ddelta, dz, da, db, dc, dskip, dbias, dstate] = BACKWARD.call(&inputs, plan)?;
     let summed = |parts: Array, like: &Array| -> Result<Array> {
         Ok(parts.sum_axis(0, false)?.reshape(like.shape())?.as_dtype(like.dtype())?)
@@ -319,23 +347,34 @@ mod tests {
         for length in [1, 4, 5, 100_000] {
             for channels in [1, 31, 32, 33, 4096] {
                 for states in [1, 16, 17, 32, 33, 64, 65, 128, 129, 256] {
-                    let geometry = Geometry::new(sizes(length, channels, states));
-                    let Geometry { lanes, states: of_lane, threads, blocks, steps, .. } = geometry;
-                    assert!(lanes * of_lane >= states, "{geometry:?}");
-                    assert!(blocks * threads / lanes >= channels, "{geometry:?}");
-                    // A period is a whole number of tiles, and a tile of fours.
-                    assert!(
-                        steps.iter().all(|steps| Geometry::PERIOD % steps == 0 && steps % 4 == 0)
-                    );
-                    for plan in [geometry.forward(&EVERY, 7), geometry.backward(&EVERY, 1)] {
-                        assert!(
-                            plan.launch.check("selective_scan", Target::Metal).is_ok(),
-                            "{plan:?}"
-                        );
-                    }
+                    let sizes = sizes(length, channels, states);
+                    let (forward, backward) = (Geometry::forward(sizes), Geometry::backward(sizes));
+                    assert_covers(&forward, &forward.forward_plan(&EVERY, 7));
+                    assert_covers(&backward, &backward.backward_plan(&EVERY, 1));
                 }
             }
         }
+    }
+
+    fn assert_covers(geometry: &Geometry, plan: &Plan) {
+        let Geometry { sizes, lanes, states, threads, steps, blocks } = *geometry;
+        assert!(lanes * states >= sizes.states, "{geometry:?}");
+        assert!(blocks * threads / lanes >= sizes.channels, "{geometry:?}");
+        // A period is a whole number of tiles, and a tile of fours.
+        assert!(Geometry::PERIOD % steps == 0 && steps % 4 == 0, "{geometry:?}");
+        assert!(plan.launch.check("selective_scan", Target::Metal).is_ok(), "{plan:?}");
+    }
+
+    #[test]
+    fn the_gradient_has_more_lanes_where_groups_are_few() {
+        let lanes = |sequences, channels| {
+            Geometry::backward(Sizes { sequences, ..sizes(64, channels, 16) }).lanes
+        };
+        assert_eq!(lanes(1, 2048), 8);
+        assert_eq!(lanes(4, 2048), 4);
+        assert_eq!(lanes(131, 32), 8);
+        assert_eq!(lanes(132, 32), 4);
+        assert_eq!(lanes(66, 33), 4);
     }
 
     #[test]

@@ -224,6 +224,14 @@ fn gradients_of_long_sequences_match_finite_differences() {
     );
 }
 
+/// Two sequences after many without a step: 33 channels of so many take over 132 groups of threads, and then fewer threads
+/// share a channel in the gradient.
+const MANY: [i32; 68] = {
+    let mut cuts = [0; 68];
+    [cuts[66], cuts[67]] = [20, 53];
+    cuts
+};
+
 /// Kernels against the reference at sizes that finite differences would take minutes for.
 #[test]
 fn gradients_of_kernels_are_those_of_the_reference() {
@@ -234,6 +242,16 @@ fn gradients_of_kernels_are_those_of_the_reference() {
         (Case { groups: Some(2), ..case("64 states", [1, 45, 10], 50) }, Dtype::Float32),
         (Case { options: true, ..case("128 states", [1, 37, 5], 128) }, Dtype::Float32),
         (Case { softplus: true, ..case("256 states", [1, 35, 3], 200) }, Dtype::Float32),
+        (
+            Case {
+                options: true,
+                softplus: true,
+                segments: Some(&MANY),
+                ..case("many", [1, 53, 33], 16)
+            },
+            Dtype::Float32,
+        ),
+        (case("many of few steps", [67, 3, 33], 5), Dtype::Bfloat16),
     ] {
         let inputs = Inputs::new(case, dtype);
         let (y, state) = ours(&inputs.arrays, &case, Dispatch::Auto).unwrap();
