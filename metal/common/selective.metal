@@ -63,12 +63,13 @@ METAL_FUNC void read_states(thread float* states, threadgroup const float4* row,
   }
 }
 
-// A lane's states of one channel out of [..., N] in memory, zeros beyond N or where there is no such channel.
+// A lane's states of one channel out of [..., N] in memory, the n-th from `first` ^ n; zeros beyond N or where there is no
+// such channel.
 template <int STATES, typename Pointer>
-METAL_FUNC void load_states(thread float* states, Pointer row, uint lane, uint size, bool there) {
+METAL_FUNC void load_states(thread float* states, Pointer row, uint first, uint size, bool there) {
   UNROLL
   for (int n = 0; n < STATES; n++) {
-    const uint at = lane * STATES + n;
+    const uint at = first ^ n;
     states[n] = 0.0f;
     if (there && at < size) states[n] = row[at];
   }
@@ -76,10 +77,10 @@ METAL_FUNC void load_states(thread float* states, Pointer row, uint lane, uint s
 
 template <int STATES>
 METAL_FUNC void store_states(
-    device float* row, thread const float* states, uint lane, uint size, bool there) {
+    device float* row, thread const float* states, uint first, uint size, bool there) {
   UNROLL
   for (int n = 0; n < STATES; n++) {
-    const uint at = lane * STATES + n;
+    const uint at = first ^ n;
     if (there && at < size) row[at] = states[n];
   }
 }
@@ -102,14 +103,17 @@ METAL_FUNC uint summed_of(uint lane) {
 }
 
 // Sums over the channels of a simdgroup, each lane giving COUNT values for its own: a lane is left with the sums of
-// COUNT · LANES / 32 of them, from the returned one on.
-template <int COUNT, int LANES>
+// COUNT · LANES / 32 of them, from the returned one on. Lanes are halved again and again, the lower ones keep the first
+// half of the values, the upper ones the second. Each of the first halvings, as often as COPIES can be halved, finds the
+// halves of the upper lanes' values swapped already: all keep the first, and nothing is chosen.
+template <int COUNT, int LANES, int COPIES>
 METAL_FUNC uint sum_by_halves(thread float* values, uint lane) {
   uint left = 0;
   int count = COUNT / 2;
   UNROLL
   for (int mask = 16; mask >= LANES; mask /= 2) {
-    const bool upper = (lane & mask) != 0;
+    const bool turned = mask > 16 / COPIES;
+    const bool upper = !turned && (lane & mask) != 0;
     UNROLL
     for (int i = 0; i < COUNT / 2; i++) {
       if (i < count) {

@@ -44,6 +44,7 @@ size_t row_of_saved = size_t(places[2 * sequence + 1]);
 const uint index = thread_index_in_threadgroup;
 const uint lane = index % LANES;
 const uint slot = index / LANES;
+const uint first_state = lane * STATES;
 // As one that carries: always the same channel.
 const uint column = index % CHANNELS;
 const bool carries = column < present;
@@ -56,10 +57,10 @@ UNROLL
 for (int k = 0; k < WIDTH; k++) {
   const uint channel = slot + k * SPAN;
   const bool there = channel < present;
-  load_states<STATES>(rates[k], a + size_t(origin + channel) * states, lane, states, there);
+  load_states<STATES>(rates[k], a + size_t(origin + channel) * states, first_state, states, there);
   for (int n = 0; n < STATES; n++) rates[k][n] *= 1.44269504f;
   const size_t row = size_t(sequence) * channels + origin + channel;
-  load_states<STATES>(held[k], state + (STARTED ? row * states : 0), lane, states, STARTED && there);
+  load_states<STATES>(held[k], state + (STARTED ? row * states : 0), first_state, states, STARTED && there);
 }
 
 T next_u[ITEMS];
@@ -112,7 +113,7 @@ for (uint tile = begin; tile < end; tile += STEPS) {
     for (int k = 0; k < WIDTH; k++) {
       const uint channel = slot + k * SPAN;
       const size_t row = row_of_saved * channels + origin + channel;
-      store_states<STATES>(saved + row * states, held[k], lane, states, channel < present);
+      store_states<STATES>(saved + row * states, held[k], first_state, states, channel < present);
     }
     row_of_saved++;
   }
@@ -163,5 +164,5 @@ UNROLL
 for (int k = 0; k < WIDTH; k++) {
   const uint channel = slot + k * SPAN;
   const size_t row = size_t(sequence) * channels + origin + channel;
-  store_states<STATES>(last + row * states, held[k], lane, states, channel < present);
+  store_states<STATES>(last + row * states, held[k], first_state, states, channel < present);
 }

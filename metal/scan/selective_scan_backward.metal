@@ -16,8 +16,10 @@
 // of those are computed from the last that was saved, and stay in registers with their decays until the gradient has come
 // past. Where a period is several such tiles, all but the last are first gone through for the state alone, and what each
 // begins with is kept. What is read of a tile is asked for while the one before it is worked on.
+// Of b and c there are COPIES, a power of two that is at most STATES and 32 / LANES, each for as many channels of a
+// simdgroup: in each a lane's states lie in another order, which `sum_by_halves` asks for, and so they do in registers.
 // Grid: along x the blocks of THREADS / LANES · WIDTH channels of each group, along y the sequences. Threads: THREADS.
-// Threadgroup memory: STEPS · (24 · channels + 384 / LANES + 8 · LANES · STATES · (1 + THREADS / 32)) bytes, and
+// Threadgroup memory: STEPS · (24 · channels + 384 / LANES + 8 · LANES · STATES · (COPIES + THREADS / 32)) bytes, and
 // 4 · THREADS for each of the (PERIOD / STEPS - 1) · WIDTH · STATES states kept, or for two.
 
 // A thread's share of what is read of a tile, and the states before it if they were saved.
@@ -55,11 +57,28 @@ METAL_FUNC void ask_for_tile(
 // Asks for the states of a thread's channels, which begin at `row` with those of its group's first.
 template <int SPAN, int WIDTH, int STATES, typename Pointer>
 METAL_FUNC void ask_for_states(
-    thread float (&held)[WIDTH][STATES], Pointer row, uint slot, uint lane, uint states, uint present) {
+    thread float (&held)[WIDTH][STATES], Pointer row, uint slot, uint first_state, uint states, uint present) {
   UNROLL
   for (int k = 0; k < WIDTH; k++) {
     const uint channel = slot + k * SPAN;
-    load_states<STATES>(held[k], row + channel * states, lane, states, channel < present);
+    load_states<STATES>(held[k], row + channel * states, first_state, states, channel < present);
+  }
+}
+
+// Puts a thread's share of rows of SIZE states into threadgroup memory, in f32, the n-th state of a row's i-th copy at
+// n ^ (i · TURN).
+template <int ITEMS, int THREADS, int STEPS, int SIZE, int COPIES, int TURN, typename T>
+METAL_FUNC void place_copies(threadgroup float* to, thread const T* items, uint index) {
+  UNROLL
+  for (int i = 0; i < ITEMS; i++) {
+    const uint row = row_of_item<THREADS, SIZE>(index, i);
+    const uint n = column_of_item<THREADS, SIZE>(index, i);
+    UNROLL
+    for (int copy = 0; copy < COPIES; copy++) {
+      if (is_among<THREADS, STEPS * SIZE>(index, i)) {
+        to[(row * COPIES + copy) * SIZE + (n ^ (copy * TURN))] = float(items[i]);
+      }
+    }
   }
 }
 
@@ -69,6 +88,7 @@ constexpr int CHANNELS = SPAN * WIDTH;
 constexpr int SIZE = LANES * STATES;
 constexpr int TILES = PERIOD / STEPS;
 constexpr int KEPT = (TILES - 1) * WIDTH * STATES;
+constexpr int TURN = STATES / COPIES;
 // Four rows of the sums of a simdgroup's channels lie in different banks.
 constexpr int PITCH = CHANNELS + 32 / LANES;
 // The steps after which the next ones are asked for: those that are behind take no more registers.
@@ -80,8 +100,8 @@ constexpr int STATE_ITEMS = (STEPS * SIZE + THREADS - 1) / THREADS;
 constexpr int LEFT = 2 * STATES * LANES / 32;
 THREADGROUP_ARRAY(float2, moves, [STEPS][CHANNELS]);
 THREADGROUP_ARRAY(float, slopes, [STEPS][CHANNELS]);
-THREADGROUP_ARRAY(float4, entries, [STEPS][SIZE / 4]);
-THREADGROUP_ARRAY(float4, exits, [STEPS][SIZE / 4]);
+THREADGROUP_ARRAY(float4, entries, [STEPS][COPIES][SIZE / 4]);
+THREADGROUP_ARRAY(float4, exits, [STEPS][COPIES][SIZE / 4]);
 THREADGROUP_ARRAY(float, sums_of_b, [STEPS][PITCH]);
 THREADGROUP_ARRAY(float, sums_of_a, [STEPS][PITCH]);
 THREADGROUP_ARRAY(float, sums_of_c, [STEPS][PITCH]);
@@ -110,6 +130,8 @@ const uint lane = index % LANES;
 const uint slot = index / LANES;
 const uint lane_of_simd = thread_index_in_simdgroup;
 const uint simdgroup = simdgroup_index_in_threadgroup;
+const uint copy = lane_of_simd / (32 / COPIES);
+const uint first_state = lane * STATES + copy * TURN;
 // As one that carries: always the same channel.
 const uint column = index % CHANNELS;
 const bool carries = column < present;
@@ -125,9 +147,9 @@ UNROLL
 for (int k = 0; k < WIDTH; k++) {
   const uint channel = slot + k * SPAN;
   const bool there = channel < present;
-  load_states<STATES>(rates[k], a + size_t(origin + channel) * states, lane, states, there);
+  load_states<STATES>(rates[k], a + size_t(origin + channel) * states, first_state, states, there);
   const size_t row = size_t(sequence) * channels + origin + channel;
-  load_states<STATES>(coming[k], dlast + row * states, lane, states, there);
+  load_states<STATES>(coming[k], dlast + row * states, first_state, states, there);
   for (int n = 0; n < STATES; n++) {
     rates[k][n] *= 1.44269504f;
     da_held[k][n] = 0.0f;
@@ -144,7 +166,7 @@ Asked<ITEMS, STATE_ITEMS, WIDTH, STATES, T> asked;
       end, end, channels, present, groups * states, states);
   ask_for_states<SPAN, WIDTH, STATES>(
       asked.held, saved + (size_t(first_saved + last) * channels + origin) * states,
-      slot, lane, states, periods > 0 ? present : 0);
+      slot, first_state, states, periods > 0 ? present : 0);
 }
 float held[WIDTH][STATES];
 for (uint period = periods; period-- > 0;) {
@@ -177,8 +199,9 @@ for (uint period = periods; period-- > 0;) {
         slopes[below][column] = arriving * silu.value;
       }
     }
-    place_share<STATE_ITEMS, THREADS, STEPS * SIZE>((threadgroup float*)&entries[0][0], asked.b, index);
-    place_share<STATE_ITEMS, THREADS, STEPS * SIZE>((threadgroup float*)&exits[0][0], asked.c, index);
+    place_copies<STATE_ITEMS, THREADS, STEPS, SIZE, COPIES, TURN>(
+        (threadgroup float*)&entries[0][0][0], asked.b, index);
+    place_copies<STATE_ITEMS, THREADS, STEPS, SIZE, COPIES, TURN>((threadgroup float*)&exits[0][0][0], asked.c, index);
     UNROLL
     for (int k = 0; k < WIDTH; k++) {
       for (int n = 0; n < STATES; n++) {
@@ -199,7 +222,7 @@ for (uint period = periods; period-- > 0;) {
     UNROLL
     for (int s = 0; s < STEPS; s++) {
       float in[STATES];
-      read_states<STATES>(in, entries[s], lane);
+      read_states<STATES>(in, entries[s][copy], lane);
       UNROLL
       for (int k = 0; k < WIDTH; k++) {
         const float2 move = moves[s][slot + k * SPAN];
@@ -227,8 +250,8 @@ for (uint period = periods; period-- > 0;) {
           float in[STATES];
           float out[STATES];
           float over_channels[2 * STATES];
-          read_states<STATES>(in, entries[s + r], lane);
-          read_states<STATES>(out, exits[s + r], lane);
+          read_states<STATES>(in, entries[s + r][copy], lane);
+          read_states<STATES>(out, exits[s + r][copy], lane);
           for (int v = 0; v < 2 * STATES; v++) over_channels[v] = 0.0f;
           UNROLL
           for (int k = 0; k < WIDTH; k++) {
@@ -246,15 +269,15 @@ for (uint period = periods; period-- > 0;) {
               of_a[k][r] += rates[k][n] * passed;
               of_b[k][r] += g * in[n];
               of_c[k][r] += out[n] * reached[s + r + 1][k][n];
-              over_channels[n] += move.y * g;
-              over_channels[STATES + n] += slope * reached[s + r + 1][k][n];
+              over_channels[2 * n] += move.y * g;
+              over_channels[2 * n + 1] += slope * reached[s + r + 1][k][n];
             }
           }
-          const uint left = sum_by_halves<2 * STATES, LANES>(over_channels, lane_of_simd);
+          const uint left = sum_by_halves<2 * STATES, LANES, COPIES>(over_channels, lane_of_simd);
           UNROLL
           for (int v = 0; v < LEFT; v++) {
             const uint which = left + v;
-            const uint at = which < STATES ? lane * STATES + which : SIZE + lane * STATES + which - STATES;
+            const uint at = which % 2 * SIZE + (first_state ^ (which / 2));
             ((threadgroup float*)&partial[simdgroup][s + r][0])[at] = over_channels[v];
           }
         }
@@ -283,7 +306,7 @@ for (uint period = periods; period-- > 0;) {
             end, end_of_back, channels, present, groups * states, states);
         ask_for_states<SPAN, WIDTH, STATES>(
             asked.held, saved + (size_t(first_saved + (period > 0 ? period - 1 : 0)) * channels + origin) * states,
-            slot, lane, states, within || period == 0 ? 0 : present);
+            slot, first_state, states, within || period == 0 ? 0 : present);
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -331,8 +354,8 @@ UNROLL
 for (int k = 0; k < WIDTH; k++) {
   const uint channel = slot + k * SPAN;
   const size_t row = (size_t(sequence) * channels + origin + channel) * states;
-  store_states<STATES>(da + row, da_held[k], lane, states, channel < present);
-  store_states<STATES>(dstate + row, coming[k], lane, states, channel < present);
+  store_states<STATES>(da + row, da_held[k], first_state, states, channel < present);
+  store_states<STATES>(dstate + row, coming[k], first_state, states, channel < present);
 }
 kept[0][index] = dskip_of_column;
 kept[1][index] = dbias_of_column;
