@@ -35,6 +35,9 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
         cases.push(forward(shape, dtype, dispatch)?);
         cases.push(forward(trained, dtype, dispatch)?);
         cases.push(backward(trained, dtype, dispatch)?);
+        if !on_cpu {
+            cases.push(backward(shape, dtype, dispatch)?);
+        }
     }
     cases.push(step([if on_cpu { 1 } else { 64 }, 2048], dispatch)?);
     Ok(cases)
