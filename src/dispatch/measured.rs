@@ -28,15 +28,16 @@ const WINS: &[Win] = &[
     on_cuda("rope_qk", 1 << 26),
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
-    // 4x32x4096x128: the log-sum-exp 9.1 times, soft cap and ALiBi 6.8 times the best composition, soft cap with gradients 5.4;
-    // heads of 192 and 256 5.6 and 4.1 times MLX's. At 1x8x512x64 it loses.
+    // 4x32x4096x128: the log-sum-exp 11.4 times, soft cap and ALiBi 8.7 and 8.9 times the best composition, soft cap with
+    // gradients 8.7; heads of 192 and 256 3.7 and 3.0 times MLX's. At 1x8x512x64 1.2 to 1.3 times, but half as fast as MLX's
+    // own sinks.
     on_cuda("flash_attention", 1 << 24),
-    // 8 key heads of 128: 8 sequences of 8192 keys 1.12 times MLX's, of 8321 3.1 times, of 8448 4 times; 32 of 4096 1.04 times.
+    // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 3.9 times, of 8448 3.6 times; 32 of 4096 0.92 times.
     // For one sequence, or for 1024 keys, the host's share makes it lose.
     on_cuda("decode_attention", 1 << 26),
-    // From 3.3 to 25 times gathered blocks in MLX's op.
+    // From 3.2 to 25 times gathered blocks in MLX's op.
     on_cuda("paged_attention", 0),
-    // 512 keys: from 3 times blocks in MLX's op at 4x32x4096x128 to 9 times at 1x8x65536x128.
+    // 512 keys: from 3.4 times blocks in MLX's op at 4x32x4096x128 to 10 times at 1x8x65536x128.
     on_cuda("sliding_window_attention", 1 << 22),
     // 4x2048x2048: 35 times doubling, 36 times in bf16; 1x65536x256 30 and 25 times.
     on_cuda("affine_scan", 1 << 24),
