@@ -144,26 +144,27 @@ impl Geometry {
     /// Steps from one saved state to the next: what is saved of 16 states takes 4 bytes a step and channel. With twice as
     /// many, the gradient takes a sixth longer on an H200.
     const PERIOD: i32 = 16;
-    /// Fewer groups than these leave an H200 waiting: with 192, twice the lanes take a seventh off, with 256 they add a third.
-    const FEW: i64 = 200;
+    /// Fewer groups than these leave an H200 waiting, forward: 2048 channels of 16 states take a quarter less with twice as
+    /// many lanes for four sequences, which are 256 groups, and two fifths less for one. With 512 groups, of 32 or of 64
+    /// states, twice the lanes add an eighth and a fifth.
+    const FEW_FORWARD: i64 = 400;
+    /// The same back: with 192 groups, twice the lanes take a seventh off, with 256 they add a third.
+    const FEW_BACKWARD: i64 = 200;
 
-    /// Two states a lane as far as lanes go: a step waits for the one before it, and more warps hide that. With four, 2048
-    /// channels of 16 states took a third longer on an H200 for four sequences, and four fifths for one. More states
-    /// follow by analogy.
+    /// Four states a lane, which share what a step costs beside them, or two where groups are few: a step waits for the one
+    /// before it, and more warps hide that.
     fn forward(sizes: Sizes) -> Self {
         let shares = match sizes.states {
-            ..=16 => [8, 2, 128, 16],
-            17..=32 => [16, 2, 128, 16],
-            33..=64 => [32, 2, 128, 16],
+            ..=16 => [4, 4, 128, 16],
+            17..=32 => [8, 4, 128, 16],
+            33..=64 => [16, 4, 128, 16],
             65..=128 => [32, 4, 128, 16],
             _ => [32, 8, 64, 8],
         };
-        Self::new(sizes, shares)
+        Self::new(sizes, shares).with_more_lanes_below(Self::FEW_FORWARD, 64)
     }
 
-    /// Four states a lane, which share what a step costs beside them: with two, what 256 groups had done took nearly half
-    /// as long again on an H200. Few groups wait more than they work: with two, what 64 had done took a fifth to a quarter
-    /// less. Of more than 16 states that was not measured, and the sums of each block of channels would take more memory
+    /// The same; of more than 16 states it was not measured, and the sums of each block of channels would take more memory
     /// than all else.
     ///
     /// As many steps as fit: a lane holds two numbers for each of its states and steps in registers, and a group two for
@@ -176,12 +177,16 @@ impl Geometry {
             65..=128 => [32, 4, 128, 4],
             _ => [32, 8, 64, 4],
         };
-        let geometry = Self::new(sizes, shares);
-        let groups = i64::from(geometry.blocks * sizes.groups) * i64::from(sizes.sequences);
-        if sizes.states <= 16 && groups < Self::FEW {
-            return Self::new(sizes, [8, 2, 128, 16]);
+        Self::new(sizes, shares).with_more_lanes_below(Self::FEW_BACKWARD, 16)
+    }
+
+    fn with_more_lanes_below(self, few: i64, most_states: i32) -> Self {
+        let Self { sizes, lanes, states, threads, steps, blocks } = self;
+        let groups = i64::from(blocks * sizes.groups) * i64::from(sizes.sequences);
+        match groups < few && sizes.states <= most_states {
+            true => Self::new(sizes, [2 * lanes, states / 2, threads, steps]),
+            false => self,
         }
-        geometry
     }
 
     fn new(sizes: Sizes, [lanes, states, threads, steps]: [i32; 4]) -> Self {
@@ -401,15 +406,29 @@ mod tests {
     }
 
     #[test]
-    fn the_gradient_has_more_lanes_where_groups_are_few() {
-        let lanes = |sequences, channels| {
-            Geometry::backward(Sizes { sequences, ..sizes(64, channels, 16) }).lanes
+    fn there_are_more_lanes_where_groups_are_few() {
+        let lanes = |geometry: fn(Sizes) -> Geometry, sequences, channels, states| {
+            geometry(Sizes { sequences, ..sizes(64, channels, states) }).lanes
         };
-        assert_eq!(lanes(1, 2048), 8);
-        assert_eq!(lanes(4, 2048), 4);
-        assert_eq!(lanes(199, 32), 8);
-        assert_eq!(lanes(200, 32), 4);
-        assert_eq!(lanes(100, 33), 4);
+        for (sequences, channels, states, forward, backward) in [
+            (1, 2048, 16, 8, 8),
+            (3, 2048, 16, 8, 8),
+            (4, 2048, 16, 8, 4),
+            (199, 32, 16, 8, 8),
+            (200, 32, 16, 8, 4),
+            (399, 32, 16, 8, 4),
+            (400, 32, 16, 4, 4),
+            (200, 33, 16, 4, 4),
+            (1, 2048, 32, 16, 8),
+            (4, 2048, 32, 8, 8),
+            (1, 2048, 64, 32, 16),
+            (4, 2048, 64, 16, 16),
+            (1, 2048, 128, 32, 32),
+        ] {
+            let what = format!("{sequences} of {channels} channels, {states} states");
+            assert_eq!(lanes(Geometry::forward, sequences, channels, states), forward, "{what}");
+            assert_eq!(lanes(Geometry::backward, sequences, channels, states), backward, "{what}");
+        }
     }
 
     #[test]
