@@ -118,8 +118,13 @@ const MAX_TALL_SIZE: i32 = 128;
 /// Groups of two tiles of rows for each simdgroup that keep a large GPU busy: an H200 runs 264 at once.
 const BUSY_GROUPS: i32 = 512;
 
-/// A smaller scale is as good as none, and what scores are added to may be divided by this one.
-const LEAST_SCALE: f32 = 1e-20;
+/// A smaller scale or cap is as good as this one, and what scores are added to may be divided by it.
+const LEAST_RATE: f32 = 1e-20;
+
+/// A scale or a cap that the kernels may multiply and divide by, in units of log2(e) too.
+fn bounded(rate: f32) -> f32 {
+    rate.clamp(LEAST_RATE, f32::MAX / LOG2_E)
+}
 
 /// Why the kernels cannot compute this, if they cannot.
 pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
@@ -448,8 +453,8 @@ impl Work {
             Constant::Int(with_diagonal(self.window.left)),
             Constant::Int(with_diagonal(self.window.right)),
             Constant::Bool(self.present.segments),
-            Constant::Float(self.scale.clamp(LEAST_SCALE, f32::MAX / LOG2_E)),
-            Constant::Float(self.soft_cap.unwrap_or(0.0)),
+            Constant::Float(bounded(self.scale)),
+            Constant::Float(self.soft_cap.map_or(0.0, bounded)),
             Constant::Bool(self.present.mask),
             Constant::Bool(self.present.slopes),
         ]

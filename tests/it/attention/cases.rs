@@ -265,7 +265,6 @@ const DECODE: [i32; 7] = [2, 8, 1, 1, 65, 64, 64];
 const QUERIES: &[i32] = &[0, 3, 3, 7, 9];
 const KEYS: &[i32] = &[0, 2, 6, 6, 11];
 
-/// One option at a time.
 /// So many rows that a simdgroup works on several tiles of them, and so many keys that whole blocks are before the diagonal.
 const LONG: [i32; 7] = [1, 2, 1, 130, 150, 16, 16];
 
@@ -276,6 +275,12 @@ pub(crate) const MANY_ROWS: &[Case] = &[
     Case { slopes: Some(SlopesOf::Heads), ..case("many rows, ALiBi both ways", LONG) },
     Case { soft_cap: Some(1.5), sinks: Some(0.5), ..causal("many rows, soft cap", LONG) },
     Case {
+        soft_cap: Some(1e-42),
+        slopes: Some(SlopesOf::Heads),
+        mask: Some(additive(&[50], f32::NEG_INFINITY, some)),
+        ..causal("a cap of next to nothing", [1, 2, 1, 40, 50, 16, 16])
+    },
+    Case {
         left: Some(40),
         soft_cap: Some(1.5),
         slopes: Some(SlopesOf::Heads),
@@ -285,6 +290,7 @@ pub(crate) const MANY_ROWS: &[Case] = &[
     },
 ];
 
+/// One option at a time.
 pub(crate) const OPTIONS: &[Case] = &[
     windowed("window left", SQUARE, Some(2), None),
     windowed("window right", SQUARE, None, Some(1)),
