@@ -2,10 +2,7 @@
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{
-        indexing::{Ellipsis, TryIndexOp},
-        maximum,
-    },
+    ops::{maximum, zeros},
     stop_gradient,
 };
 
@@ -73,17 +70,17 @@ impl BlockForm {
         let numbers = numbers.as_dtype(Dtype::Float32)?;
         let range = match numbers.size() {
             // MLX has no largest of none.
-            0 => numbers.try_index((Ellipsis, ..1))?,
-            _ => numbers.abs()?.max_axis(-1, true)?,
+            0 => zeros::<f32>(&numbers.shape()[..numbers.ndim().saturating_sub(1)])?,
+            _ => numbers.abs()?.max_axis(-1, false)?,
         };
         // A head of zeros has no range.
         let scales = maximum(range.divide(uploads::float(largest))?, uploads::float(1e-30))?;
-        let scaled = numbers.divide(&scales)?;
+        let scaled = numbers.divide(scales.expand_dims(-1)?)?;
         let stored = match self {
             Self::Fp8 => scaled.to_fp8()?,
             Self::Int8 | Self::Plain => scaled.round(0)?.as_dtype(Dtype::Int8)?,
         };
-        Ok(vec![stored, scales.squeeze_axes(&[-1])?])
+        Ok(vec![stored, scales])
     }
 
     /// The numbers of dtype `dtype` in such arrays.
@@ -123,5 +120,22 @@ impl BlockForm {
             Self::Int8 => Some(127.0),
             Self::Fp8 => Some(448.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_of_nothing_are_held_too() -> Result<()> {
+        let nothing = Array::zeros::<f32>(&[2, 3, 0])?;
+        for &form in BlockForm::ALL {
+            let held = form.encode(&nothing)?;
+            assert_eq!(held[0].shape(), [2, 3, 0], "{form:?}");
+            assert!(held.get(1).is_none_or(|scales| scales.shape() == [2, 3]), "{form:?}");
+            assert_eq!(form.decode(&held, Dtype::Float32)?.shape(), [2, 3, 0], "{form:?}");
+        }
+        Ok(())
     }
 }
