@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use mlx_rs::{
-    Array,
+    Array, Dtype,
     ops::{concatenate, indexing::TryIndexOp, zeros_dtype},
 };
 
@@ -49,8 +49,8 @@ pub(super) fn attend(
         return by_sequence(queries, blocks, step, options);
     }
     let by_mlx = auto || options.dispatch == Dispatch::Only(Backend::Builtin);
-    let plain = is_plain(options) && blocks.iter().all(|blocks| blocks.scales().is_none());
-    if let Some(slots) = step.run().filter(|_| by_mlx && plain) {
+    let held = blocks.iter().all(|blocks| is_fused_by_mlx(blocks) || !auto && is_plain(blocks));
+    if let Some(slots) = step.run().filter(|_| by_mlx && held && asks_little(options)) {
         return over_run(queries, blocks, slots, options);
     }
     if !auto {
@@ -63,8 +63,18 @@ pub(super) fn attend(
     }
 }
 
+fn is_plain(blocks: &Held) -> bool {
+    blocks.scales().is_none()
+}
+
+/// Whether MLX attends to such keys, or values, without all scores in memory, on every GPU.
+fn is_fused_by_mlx(blocks: &Held) -> bool {
+    let [.., size] = blocks.shape();
+    is_plain(blocks) && blocks.dtype() != Dtype::Float32 && size <= 128
+}
+
 /// Whether MLX's own op knows all that is asked for.
-fn is_plain(options: &FlashAttentionOptions) -> bool {
+fn asks_little(options: &FlashAttentionOptions) -> bool {
     let FlashAttentionOptions { soft_cap, alibi_slopes, window, sinks, .. } = options;
     let windowed = window.left.is_some() || window.right.is_some();
     soft_cap.is_none() && alibi_slopes.is_none() && sinks.is_none() && !windowed

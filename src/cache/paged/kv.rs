@@ -184,14 +184,14 @@ impl PagedKv {
     /// The blocks with the copies of a step made and its tokens written.
     fn written(&self, step: &PagedStep, [of_keys, of_values]: [&Array; 2]) -> Result<[Held; 2]> {
         let [keys, values] = match &step.copies {
-            Some(copies) => self.copied(step, copies)?,
+            Some(copies) => self.with_copies(step, copies)?,
             None => self.held.clone(),
         };
         Ok([keys.with_tokens(step, of_keys)?, values.with_tokens(step, of_values)?])
     }
 
     /// The blocks with the copies of a step made.
-    fn copied(&self, step: &PagedStep, [from, to]: &[Array; 2]) -> Result<[Held; 2]> {
+    fn with_copies(&self, step: &PagedStep, [from, to]: &[Array; 2]) -> Result<[Held; 2]> {
         let [keys, values] = self.held.clone();
         let [of_keys, of_values] =
             match self.copied.as_ref().filter(|copied| copied.step == step.number) {
@@ -248,7 +248,8 @@ impl PagedKv {
 ///
 /// `Kernel` and `Reference` are those of [`paged_attention`](crate::attention::paged_attention); `Builtin` is MLX's fused
 /// attention, over the keys and values of one sequence whose blocks lie in a row, and without soft cap, window, slopes and
-/// sinks. On a GPU `Auto` takes that one where it can, else the kernel.
+/// sinks. On a GPU `Auto` goes there for halves in heads up to
+/// 128, else to the kernel.
 #[derive(Debug)]
 pub struct PagedLayer<'a> {
     kv: &'a mut PagedKv,
