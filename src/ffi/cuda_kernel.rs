@@ -2,9 +2,6 @@
 
 use std::{
     ffi::{CString, c_int},
-    fs::{self, File},
-    io::{self, Write},
-    os::fd::AsRawFd,
     ptr,
 };
 
@@ -14,7 +11,7 @@ use mlx_rs::{
 };
 use mlx_sys::{mlx_fast_cuda_kernel, mlx_fast_cuda_kernel_config, mlx_vector_string};
 
-use super::{status::check, stream, vector::Vector};
+use super::{included::Included, status::check, stream, vector::Vector};
 
 /// An argument that a kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,8 +52,7 @@ impl CudaKernel {
         shared_bytes: u32,
     ) -> Result<Self> {
         let text = Included::new(header, body, inputs);
-        let (header, body) =
-            text.as_ref().map_or((header, body), |text| (&*text.header.line, &*text.body.line));
+        let (header, body) = text.as_ref().map_or((header, body), Included::lines);
         let shared_bytes = shared_bytes.cast_signed();
         let (name, header, body) = (c_string(name)?, c_string(header)?, c_string(body)?);
         let (inputs, outputs) = (Strings::new(inputs)?, Strings::new(outputs)?);
@@ -116,44 +112,6 @@ impl Drop for CudaKernel {
     fn drop(&mut self) {
         // SAFETY: the handle is null, which MLX ignores, or a kernel that nobody else owns.
         unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.handle) };
-    }
-}
-
-/// A kernel's text as lines that include it from open files, for MLX copies and hashes what it is given at every call: of
-/// 36 KB that takes as long as to launch four ops.
-struct Included {
-    header: TextFile,
-    body: TextFile,
-}
-
-impl Included {
-    /// None where the compiler could not read such files.
-    fn new(header: &str, body: &str, inputs: &[&str]) -> Option<Self> {
-        // MLX passes what of an input's geometry it finds the name of.
-        let geometry = inputs.iter().flat_map(|name| GEOMETRY.map(|part| format!("{name}_{part}")));
-        let named = geometry.filter(|name| body.contains(name)).collect::<Vec<_>>().join(" ");
-        let header = TextFile::new(header, "").ok()??;
-        let body = TextFile::new(body, &format!("// {named}")).ok()??;
-        Some(Self { header, body })
-    }
-}
-
-const GEOMETRY: [&str; 3] = ["shape", "strides", "ndim"];
-
-/// A text in a file that nobody else can open, and that is gone with the process.
-struct TextFile {
-    line: String,
-    _file: File,
-}
-
-impl TextFile {
-    fn new(text: &str, before: &str) -> io::Result<Option<Self>> {
-        let mut file = tempfile::tempfile()?;
-        file.write_all(text.as_bytes())?;
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let line = format!("{before}\n#include \"{path}\"\n");
-        let reads = fs::read_to_string(path)? == text;
-        Ok(reads.then_some(Self { line, _file: file }))
     }
 }
 
@@ -253,23 +211,4 @@ impl Drop for Strings {
 
 fn c_string(text: &str) -> Result<CString> {
     CString::new(text).map_err(|error| Exception::custom(error.to_string()))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "an unwrap is an assertion")]
-mod tests {
-    use super::*;
-
-    #[test]
-    #[cfg(target_os = "linux")]
-    fn a_text_is_included_from_files_and_names_the_geometry_it_reads() {
-        let body = "y[0] = x[x_strides[1]];";
-        let included = Included::new("int helper();", body, &["x", "w"]).unwrap();
-        let (before, line) = included.body.line.split_once('\n').unwrap();
-        assert_eq!(before, "// x_strides");
-        let path = |line: &str| line.split('"').nth(1).unwrap().to_owned();
-        assert_eq!(fs::read_to_string(path(line)).unwrap(), body);
-        assert_eq!(fs::read_to_string(path(&included.header.line)).unwrap(), "int helper();");
-        assert!(included.header.line.starts_with("\n#include"));
-    }
 }

@@ -12,6 +12,8 @@ mod array;
 mod checkpoint;
 mod closure;
 mod cuda_kernel;
+#[cfg_attr(not(target_os = "linux"), path = "not_included.rs")]
+mod included;
 mod custom_vjp;
 mod machine;
 mod quantize;

@@ -15,7 +15,8 @@
 //! - an empty array, one of more than 2³¹ elements, and a launch that some GPU cannot run are errors.
 //!
 //! What a text must do itself: an input of fewer than eight elements has address space `constant` and not `device`, so
-//! helpers take pointers by template; and threads beyond the last element do nothing.
+//! helpers take pointers by template; and threads beyond the last element do nothing. Of an array that is declared by
+//! `LARGE_THREADGROUP_ARRAY`, the only one of its kernel, [`Launch::threadgroup_bytes`] is the size.
 //!
 //! # A kernel of one's own
 //! ```
@@ -69,6 +70,11 @@ pub use launch::Launch;
 pub(crate) use rows::Rows;
 pub use text::File;
 pub(crate) use text::metal;
+
+use std::{
+    collections::HashMap,
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
 use mlx_rs::{Array, Dtype};
 
@@ -154,7 +160,13 @@ impl Kernel {
 
     /// Whether its threadgroup memory is an array that gets its size from the launch, on devices that tell these apart.
     pub(crate) fn has_large_array(&self) -> bool {
-        self.file.text.contains("LARGE_THREADGROUP_ARRAY(")
+        // A text is searched once, not at every call.
+        static KNOWN: LazyLock<Mutex<HashMap<usize, bool>>> = LazyLock::new(Mutex::default);
+        let text = self.file.text;
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        *known
+            .entry(text.as_ptr().addr())
+            .or_insert_with(|| text.contains("LARGE_THREADGROUP_ARRAY("))
     }
 
     /// The most threadgroup memory that it may take on every device of this kind, in bytes.

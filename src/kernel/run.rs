@@ -98,7 +98,8 @@ enum Compiled {
     Metal(mlx_rs::fast::MetalKernel),
 }
 
-// SAFETY: both are functions of MLX that hold their text by value; to call one reads it and changes nothing.
+// SAFETY: both are functions of MLX that hold their text, or the name of a file that `CudaKernel` keeps and nobody writes; to
+// call one changes nothing.
 unsafe impl Send for Compiled {}
 // SAFETY: as above.
 unsafe impl Sync for Compiled {}

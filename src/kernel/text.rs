@@ -29,8 +29,8 @@ const METAL: File = metal!("targets/metal.h");
 const CUDA: File = metal!("targets/cuda.h");
 
 impl File {
-    /// The text from `line` on, such that compilers count lines as the file does; without comments and indentation, as MLX
-    /// copies and hashes it at every call.
+    /// The text from `line` on, such that compilers count lines as the file does; without comments and indentation, for
+    /// where it is handed over as it is, MLX copies it at every call.
     fn numbered(text: &str, path: &str, line: usize) -> String {
         let bare =
             |line: &str| line.split("//").next().unwrap_or_default().trim().to_owned() + "\n";
