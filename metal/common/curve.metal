@@ -68,7 +68,7 @@ METAL_FUNC Curve normal_distribution(float x) {
   return curve_of(x < 0.0f ? tail : 1.0f - tail, density);
 }
 
-// log(1 + power) for a power from 0 to 1, to 2e-7 of it: 2 · artanh(s) with s = power / (2 + power), a polynomial in s².
+// log(1 + power) for a power from 0 to 1, to 3e-7 of it: 2 · artanh(s) with s = power / (2 + power), a polynomial in s².
 METAL_FUNC float log_of_one_and(float power) {
   const float s = metal::fast::divide(power, 2.0f + power);
   const float square = s * s;

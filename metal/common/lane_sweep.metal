@@ -1,5 +1,4 @@
-// Queries over keys, a few keys at once, each shared out over all lanes, for numbers of any type: keys of
-// E and values of F.
+// Queries over keys, a few keys at once, each shared out over all lanes, for numbers of any type: keys of E and values of F.
 
 template <typename T, typename E, typename F, int SIZE, int VALUE_SIZE, int TILES>
 struct LaneSweep {

@@ -29,11 +29,12 @@ const WINS: &[Win] = &[
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
     // 4x32x4096x128: the log-sum-exp 11.4 times, soft cap and ALiBi 8.7 and 8.9 times the best composition, soft cap with
-    // gradients 8.7; heads of 192 and 256 3.7 and 3.0 times MLX's. At 1x8x512x64 1.2 to 1.3 times, but half as fast as MLX's
+    // gradients 8.7; heads of 192 and 256 3.7 and 3.0 times MLX's. At 1x8x512x64 1.1 to 1.3 times, but half as fast as MLX's
     // own sinks.
     on_cuda("flash_attention", 1 << 24),
     // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 3.9 times, of 8448 3.6 times; 32 of 4096 0.92 times.
-    // For one sequence, or for 1024 keys, the host's share makes it lose.
+    // MLX is fast at multiples of 256 keys alone, and what is decoded passes through all lengths. For one sequence, or for
+    // 1024 keys, the host's share makes the kernel lose.
     on_cuda("decode_attention", 1 << 26),
     // From 3.2 to 25 times gathered blocks in MLX's op.
     on_cuda("paged_attention", 0),

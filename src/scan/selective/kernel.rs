@@ -42,11 +42,7 @@ static FORWARD: Kernel = Kernel {
         "LANES", "STATES", "WIDTH", "THREADS", "STEPS", "PERIOD", "GATED", "SKIPS", "BIASED",
         "SOFTPLUS", "STARTED",
     ],
-    fragments: &[
-        metal!("common/chunk.metal"),
-        metal!("common/curve.metal"),
-        metal!("common/selective.metal"),
-    ],
+    fragments: &[metal!("common/curve.metal"), metal!("common/selective.metal")],
     file: metal!("scan/selective_scan.metal"),
 };
 
@@ -81,8 +77,12 @@ static BACKWARD: Kernel = Kernel {
         "LANES", "STATES", "WIDTH", "THREADS", "STEPS", "PERIOD", "GATED", "SKIPS", "BIASED",
         "SOFTPLUS", "COPIES",
     ],
+    fragments: &[
+        metal!("common/chunk.metal"),
+        metal!("common/curve.metal"),
+        metal!("common/selective.metal"),
+    ],
     file: metal!("scan/selective_scan_backward.metal"),
-    ..FORWARD
 };
 
 static SUM_OF_BLOCKS: Kernel = Kernel {
@@ -351,7 +351,7 @@ fn backward(
 fn sum_of_blocks(parts: Array) -> Result<Array> {
     const THREADS: u32 = 256;
     // MLX's sum was seen to be slow on NVIDIA's GPUs alone.
-    if Target::current()? == Target::Metal {
+    if parts.dim(0) == 1 || Target::current()? == Target::Metal {
         return Ok(parts.sum_axis(0, false)?);
     }
     let elements = (parts.size() / parts.dim(0).max(1).unsigned_abs() as usize) as u32;
