@@ -53,12 +53,23 @@ fn broken_rule(tokens: &[Token], at: usize, is_body: bool) -> Option<String> {
         "THREADGROUP_ARRAY" | "LARGE_THREADGROUP_ARRAY" if !is_body => Some(
             "threadgroup arrays are declared in the kernel's body and passed to helpers".to_owned(),
         ),
+        "THREADGROUP_ARRAY" | "LARGE_THREADGROUP_ARRAY" if shares_a_large_array(tokens, at) => {
+            Some("a large threadgroup array is the only one of its kernel".to_owned())
+        }
         "vec" if is_constructed(rest) => {
             let why = "here vec<T, n>(v) would reinterpret the bits of v";
             Some(format!("a vector of T is made by MAKE_VEC(T, n)(..): {why}"))
         }
         _ => None,
     }
+}
+
+/// Whether two arrays are declared up to here, one of them large: where the launch gives that its size, both would begin at
+/// one place.
+fn shares_a_large_array(tokens: &[Token], at: usize) -> bool {
+    let words = tokens[..=at].iter().map(|token| token.text.as_str());
+    let arrays = words.filter(|word| word.ends_with("THREADGROUP_ARRAY")).collect::<Vec<_>>();
+    arrays.len() > 1 && arrays.contains(&"LARGE_THREADGROUP_ARRAY")
 }
 
 /// The name of the variable that `threadgroup` declares; none where it qualifies a pointer or reference.
@@ -210,6 +221,19 @@ mod tests {
         let (place, message) = broken(text, "").unwrap_or_default();
         assert_eq!(place, "a.metal:7");
         assert!(message.contains("in the kernel's body"), "{message}");
+    }
+
+    #[test]
+    fn a_large_threadgroup_array_is_alone() {
+        let [large, other] = ["LARGE_THREADGROUP_ARRAY", "THREADGROUP_ARRAY"]
+            .map(|word| format!("{word}(float, a, [3]);\n"));
+        assert_eq!(broken("", &large), None);
+        assert_eq!(broken("", &(other.clone() + &other)), None);
+        for two in [large.clone() + &other, other + &large, large.clone() + &large] {
+            let (place, message) = broken("", &two).unwrap_or_default();
+            assert_eq!(place, "k:2", "{two}");
+            assert!(message.contains("the only one"), "{message}");
+        }
     }
 
     #[test]
