@@ -151,45 +151,48 @@ impl Geometry {
     /// The same back: with 192 groups, twice the lanes take a seventh off, with 256 they add a third.
     const FEW_BACKWARD: i64 = 200;
 
-    /// Four states a lane, which share what a step costs beside them, or two where groups are few: a step waits for the one
-    /// before it, and more warps hide that.
     fn forward(sizes: Sizes) -> Self {
-        let shares = match sizes.states {
-            ..=16 => [4, 4, 128, 16],
-            17..=32 => [8, 4, 128, 16],
-            33..=64 => [16, 4, 128, 16],
-            65..=128 => [32, 4, 128, 16],
-            _ => [32, 8, 64, 8],
-        };
-        Self::new(sizes, shares).with_more_lanes_below(Self::FEW_FORWARD, 64)
+        let steps = if sizes.states <= 128 { 16 } else { 8 };
+        Self::new(sizes, Self::shares(sizes.states), steps)
+            .with_more_lanes_below(Self::FEW_FORWARD, 64)
     }
 
-    /// The same; of more than 16 states it was not measured, and the sums of each block of channels would take more memory
-    /// than all else.
-    ///
     /// As many steps as fit: a lane holds two numbers for each of its states and steps in registers, and a group two for
-    /// each state, step and simdgroup in its memory.
+    /// each state, step and simdgroup in its memory. More lanes of more than 16 states were not measured, and the sums of each
+    /// block of channels would take more memory than all else.
     fn backward(sizes: Sizes) -> Self {
-        let shares = match sizes.states {
-            ..=16 => [4, 4, 128, 16],
-            17..=32 => [8, 4, 128, 16],
-            33..=64 => [16, 4, 128, 8],
-            65..=128 => [32, 4, 128, 4],
-            _ => [32, 8, 64, 4],
+        let steps = match sizes.states {
+            ..=32 => 16,
+            33..=64 => 8,
+            _ => 4,
         };
-        Self::new(sizes, shares).with_more_lanes_below(Self::FEW_BACKWARD, 16)
+        Self::new(sizes, Self::shares(sizes.states), steps)
+            .with_more_lanes_below(Self::FEW_BACKWARD, 16)
     }
 
+    /// Lanes of a channel, states of a lane and threads of a group: four states a lane as far as lanes go, which share what a
+    /// step costs beside them.
+    fn shares(states: i32) -> [i32; 3] {
+        match states {
+            ..=16 => [4, 4, 128],
+            17..=32 => [8, 4, 128],
+            33..=64 => [16, 4, 128],
+            65..=128 => [32, 4, 128],
+            _ => [32, 8, 64],
+        }
+    }
+
+    /// With two states a lane where groups are few: a step waits for the one before it, and more warps hide that.
     fn with_more_lanes_below(self, few: i64, most_states: i32) -> Self {
         let Self { sizes, lanes, states, threads, steps, blocks } = self;
         let groups = i64::from(blocks * sizes.groups) * i64::from(sizes.sequences);
         match groups < few && sizes.states <= most_states {
-            true => Self::new(sizes, [2 * lanes, states / 2, threads, steps]),
+            true => Self::new(sizes, [2 * lanes, states / 2, threads], steps),
             false => self,
         }
     }
 
-    fn new(sizes: Sizes, [lanes, states, threads, steps]: [i32; 4]) -> Self {
+    fn new(sizes: Sizes, [lanes, states, threads]: [i32; 3], steps: i32) -> Self {
         // A few steps fill no tile of many.
         let steps = if sizes.length <= 4 { 4 } else { steps };
         let of_block = threads / lanes * Self::WIDTH;
