@@ -5,11 +5,20 @@ use mlx_rs::{Array, Dtype, fast};
 use super::{RopeFrequencies, RopeOffset, RopeOptions, RopeStyle, reference};
 use crate::{
     check::{Check, axes},
-    dispatch::Target,
+    dispatch::{Context, Target},
     error::Result,
     kernel::Launch,
     layout::Layout,
 };
+
+/// `x` as it is, and on an NVIDIA GPU without gaps and repetitions: MLX's op there lays its result out as `x` lies, so that it
+/// writes beyond the end of what it has for a part of a split array, and over itself for a broadcast one.
+fn side_by_side(x: &Array) -> Result<Array> {
+    match Context::current()?.target {
+        Target::Cuda => Ok(x.contiguous()?),
+        Target::Cpu | Target::Metal => Ok(x.clone()),
+    }
+}
 
 /// How heads turn.
 #[derive(Debug, Clone)]
@@ -38,7 +47,7 @@ impl Turning {
         if x.size() == 0 {
             return Ok(x.clone());
         }
-        let heads = self.layout.swap_with_bhsd(x)?;
+        let heads = self.layout.swap_with_bhsd(&side_by_side(x)?)?;
         let interleaved = self.style == RopeStyle::Interleaved;
         let periods = self.frequencies.periods();
         let turned = match offset {

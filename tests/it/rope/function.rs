@@ -2,7 +2,7 @@ use mlx_primitives::{
     Backend, Dispatch, Error, Layout, Result,
     rope::{RopeFrequencies, RopeOffset, RopeOptions, RopeStyle, rope},
 };
-use mlx_rs::{Array, Dtype, error::Exception, transforms::compile::compile};
+use mlx_rs::{Array, Dtype, error::Exception, ops::broadcast_to, transforms::compile::compile};
 
 use super::{OP, oracle::Oracle};
 use crate::support::{
@@ -145,6 +145,29 @@ fn a_view_turns_as_its_copy_does() {
             assert_close(&format!("{OP} of a view on {backend}"), &y, &expected, tolerance);
         },
     );
+}
+
+/// A part of a split array, which has gaps, and a broadcast one, whose steps are one in memory.
+#[test]
+fn what_lies_in_gaps_or_once_turns_as_its_copy_does() {
+    for (layout, dtype) in LAYOUTS.into_iter().flat_map(|l| FLOATING.map(|dtype| (l, dtype))) {
+        let whole = normal(3, &[2, 5, 7, 64], dtype);
+        let mut views = whole.split_at_indices(&[3], 2).unwrap();
+        views.push(broadcast_to(normal(4, &[2, 1, 1, 64], dtype), &[2, 5, 3, 64]).unwrap());
+        let oracle = Oracle { layout, ..Oracle::new(STYLES[0], 64, 2, 3) };
+        for (number, view) in views.iter().enumerate() {
+            let values = Tensor::of(view);
+            let expected = oracle.rotate(&values);
+            on_each_backend(
+                OP,
+                |dispatch| rope(view, 3, RopeOptions { layout, dispatch, ..Default::default() }),
+                |backend, y| {
+                    let what = format!("{OP} view {number} {layout:?} {dtype:?} on {backend}");
+                    assert_close(&what, &y, &expected, oracle.tolerance(backend, &values, dtype));
+                },
+            );
+        }
+    }
 }
 
 #[test]
