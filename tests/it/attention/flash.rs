@@ -1,6 +1,7 @@
 use mlx_primitives::{
     Backend, Layout, Result,
     attention::{FlashAttentionOptions, flash_attention, flash_attention_with_lse},
+    dispatch::{Context, Target},
 };
 use mlx_rs::{Array, Dtype, error::Exception, transforms::compile::compile};
 
@@ -55,6 +56,19 @@ fn tolerance(backend: Backend, dtype: Dtype) -> Tolerance {
     Tolerance::of(op, dtype)
 }
 
+/// The log-sum-exp is f32 whatever the dtype. It moves by no more than the scores do, and those of bf16 that are capped by
+/// an NVIDIA GPU are documented to be exact to 2^-11 of themselves.
+fn lse_tolerance(case: &Case, dtype: Dtype, backend: Backend) -> Tolerance {
+    let exact = Tolerance::of("reference", Dtype::Float32);
+    let on_cuda = Context::current().unwrap().target == Target::Cuda;
+    match case.soft_cap {
+        Some(cap) if on_cuda && dtype == Dtype::Bfloat16 && backend == Backend::Kernel => {
+            Tolerance { atol: exact.atol + f64::from(cap) * 0.5_f64.powi(11), ..exact }
+        }
+        _ => exact,
+    }
+}
+
 /// Where all backends run, those without a kernel run without the log-sum-exp too, which costs a kernel nothing.
 fn check_case(case: &Case, dtype: Dtype, layout: Layout, backends: &[Backend]) {
     let (asked, segments) = (Asked::new(case, dtype), segments(case));
@@ -80,7 +94,7 @@ fn check_case(case: &Case, dtype: Dtype, layout: Layout, backends: &[Backend]) {
             let what = format!("{} with log-sum-exp", what(backend));
             check(&what, backend, &y);
             assert_eq!(lse.dtype(), Dtype::Float32, "{what}");
-            assert_close(&what, &lse, &sums, Tolerance::of("reference", Dtype::Float32));
+            assert_close(&what, &lse, &sums, lse_tolerance(case, dtype, backend));
         },
     );
 }
