@@ -53,6 +53,10 @@ struct Args {
     /// How keys and values are kept
     #[arg(long, value_enum, default_value_t = Cache::Plain)]
     cache: Cache,
+
+    /// Leaves the projections of layers as they are
+    #[arg(long)]
+    unprepared: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -116,7 +120,7 @@ struct Llama {
 const DTYPE: Dtype = Dtype::Bfloat16;
 
 impl Llama {
-    fn random(sizes: Sizes, bits: Option<i32>) -> Result<Self> {
+    fn random(sizes: Sizes, bits: Option<i32>, unprepared: bool) -> Result<Self> {
         let Sizes { layers, dims, vocabulary, .. } = sizes;
         let table = random::normal::<f32>(&[vocabulary, dims], None, Some(0.02), None)?;
         let table = table.as_dtype(DTYPE)?;
@@ -127,12 +131,12 @@ impl Llama {
         eval(table.parameters().flatten().into_values())?;
         let mut norm = RmsNorm::new(dims)?;
         lower(&mut norm)?;
-        let blocks = (0..layers).map(|_| block(sizes, bits)).collect::<Result<_>>()?;
+        let blocks = (0..layers).map(|_| block(sizes, bits, unprepared)).collect::<Result<_>>()?;
         Ok(Self { sizes, table, blocks, norm })
     }
 }
 
-fn block(sizes: Sizes, bits: Option<i32>) -> Result<DecoderBlock> {
+fn block(sizes: Sizes, bits: Option<i32>, unprepared: bool) -> Result<DecoderBlock> {
     let Sizes { dims, heads, kv_heads, head_dim, hidden, .. } = sizes;
     let attention = AttentionBuilder::new(dims, heads)
         .num_kv_heads(kv_heads)
@@ -148,6 +152,9 @@ fn block(sizes: Sizes, bits: Option<i32>) -> Result<DecoderBlock> {
         for projection in [query, key, value, output, gate, up, down] {
             pack(projection, bits)?;
         }
+    }
+    if !unprepared {
+        block.prepare_for_inference()?;
     }
     Ok(block)
 }
@@ -201,7 +208,7 @@ impl CausalModel for Llama {
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let model = Llama::random(args.shape.sizes(), args.bits)?;
+    let model = Llama::random(args.shape.sizes(), args.bits, args.unprepared)?;
     let mut options = GenerationEngineOptions {
         max_batch_size: args.batch,
         cache_keys: args.cache.into(),

@@ -1,5 +1,7 @@
-//! What attention to long sequences holds at its peak. A process of its own, since MLX counts the bytes of all threads.
+//! What is held in memory. A process of its own, since MLX counts the bytes of all threads.
 #![allow(clippy::unwrap_used, reason = "a test fails by panic")]
+
+use std::sync::Mutex;
 
 use mlx_primitives::{
     Layout, Result,
@@ -7,15 +9,21 @@ use mlx_primitives::{
         ChunkedCrossAttentionOptions, FlashAttentionOptions, SlidingWindowOptions,
         chunked_cross_attention, flash_attention, sliding_window_attention,
     },
+    layers::GatedFeedForward,
 };
 use mlx_rs::{
     Array,
     error::Exception,
-    memory, random,
+    memory,
+    module::{Module, ModuleParameters},
+    random,
     transforms::{eval, fallible_vjp},
 };
 
 const MEBIBYTE: usize = 1 << 20;
+
+/// Held by the test that runs.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// The bytes at the peak of the gradient of `attend`, forward pass included, beyond its inputs.
 fn peak(inputs: [Array; 2], attend: impl Fn(&Array, &Array) -> Result<Array>) -> usize {
@@ -38,6 +46,7 @@ fn sequence(length: i32) -> Array {
 
 #[test]
 fn no_attention_here_holds_all_scores() {
+    let _alone = ALONE.lock().unwrap();
     // All scores would be 256 MiB; those of a chunk are 4.
     let layout = Layout::Bhsd;
     let options = ChunkedCrossAttentionOptions { layout, ..Default::default() };
@@ -61,4 +70,18 @@ fn no_attention_here_holds_all_scores() {
         flash_attention(queries, keys, keys, options.clone())
     });
     assert!(blocks < 320 * MEBIBYTE, "in blocks: {blocks} bytes");
+}
+
+#[test]
+fn prepared_projections_are_held_once() {
+    let _alone = ALONE.lock().unwrap();
+    // 12 MiB, of which gate and up have 8.
+    let mut feed_forward = GatedFeedForward::new(1024, 1024).unwrap();
+    eval(feed_forward.parameters().flatten().into_values()).unwrap();
+    let before = memory::active_memory().unwrap();
+    feed_forward.prepare_for_inference().unwrap();
+    let y = feed_forward.forward(&random::normal::<f32>(&[1, 1024], None, None, None).unwrap());
+    y.unwrap().eval().unwrap();
+    let grown = memory::active_memory().unwrap() - before;
+    assert!(grown < MEBIBYTE, "{grown} bytes more");
 }

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
-use super::Projection;
+use super::{Projection, Watched, prepared::Prepared};
 use crate::{
     attention::{FlashAttentionOptions, KvCache, flash_attention},
     builder::builder,
@@ -64,22 +64,24 @@ builder! {
 pub struct Attention {
     /// `[H · D, dims]`.
     #[param]
-    pub query: Projection,
+    pub query: Watched,
     /// `[H_kv · D, dims]`.
     #[param]
-    pub key: Projection,
+    pub key: Watched,
     /// `[H_kv · D, dims]`.
     #[param]
-    pub value: Projection,
+    pub value: Watched,
     /// `[dims, H · D]`.
     #[param]
-    pub output: Projection,
+    pub output: Watched,
     /// Over `D`, of each query head.
     #[param]
     pub query_norm: Option<RmsNorm>,
     /// Over `D`, of each key head.
     #[param]
     pub key_norm: Option<RmsNorm>,
+    inward: Option<Prepared<3>>,
+    outward: Option<Prepared<1>>,
     rope: Option<Rope>,
     dims: i32,
     num_heads: i32,
@@ -137,12 +139,14 @@ impl Attention {
             CHECK.shape("qk_norm", &norm.weight, axes![head_dim])?;
         }
         Ok(Self {
-            query: Projection::random(dims, inner, bias)?,
-            key: Projection::random(dims, kv_inner, bias)?,
-            value: Projection::random(dims, kv_inner, bias)?,
-            output: Projection::random(inner, dims, builder.output_bias)?,
+            query: Projection::random(dims, inner, bias)?.into(),
+            key: Projection::random(dims, kv_inner, bias)?.into(),
+            value: Projection::random(dims, kv_inner, bias)?.into(),
+            output: Projection::random(inner, dims, builder.output_bias)?.into(),
             query_norm: builder.qk_norm.clone(),
             key_norm: builder.qk_norm,
+            inward: None,
+            outward: None,
             rope: builder.rope,
             dims,
             num_heads,
@@ -152,14 +156,54 @@ impl Attention {
         })
     }
 
+    /// From now on multiplies few rows, up to 128, by the projections to queries, keys and values as by one matrix, and by
+    /// weights that are transposed once: for inference on a GPU, where a token takes as long as the host needs for its operations.
+    ///
+    /// The names and values of parameters stay as they are, and they take no more memory. Whoever borrows one for writing, for
+    /// instance by [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut), undoes it. Projections that differ in
+    /// kind, dtype or packing stay three.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn prepare_for_inference(&mut self) -> Result<()> {
+        self.inward = Prepared::of([&mut self.query, &mut self.key, &mut self.value])?;
+        self.outward = Prepared::of([&mut self.output])?;
+        Ok(())
+    }
+
     /// Queries, keys and values of tokens that start at `offset`, in the layout of `order`.
     fn project(&mut self, x: &Array, order: Order, offset: RopeOffset) -> Result<[Array; 3]> {
         let rows = x.flatten(0, 1)?;
+        let parts = [&self.query, &self.key, &self.value];
+        if let Some(whole) = Prepared::product(&mut self.inward, parts, &rows)? {
+            let heads = order.split(whole, self.num_heads + 2 * self.num_kv_heads)?;
+            return self.prepare_whole(&heads, order.layout, offset);
+        }
         let queries = order.split(self.query.forward(&rows)?, self.num_heads)?;
         let keys = order.split(self.key.forward(&rows)?, self.num_kv_heads)?;
         let values = order.split(self.value.forward(&rows)?, self.num_kv_heads)?;
         let (queries, keys) = self.prepare(queries, keys, order.layout, offset)?;
         Ok([queries, keys, values])
+    }
+
+    /// [`Self::prepare`] for queries, keys and values, one head after another: what only turns, turns at once.
+    fn prepare_whole(
+        &mut self,
+        heads: &Array,
+        layout: Layout,
+        offset: RopeOffset,
+    ) -> Result<[Array; 3]> {
+        let [keys, values] = [self.num_heads, self.num_heads + self.num_kv_heads];
+        let cut =
+            |heads: &Array, places: &[i32]| heads.split_at_indices(places, layout.head_axis());
+        if let (None, None, Some(rope)) = (&self.query_norm, &self.key_norm, &self.rope) {
+            let parts = cut(heads, &[values])?;
+            let turned = cut(&rope.rotate_one(layout, &parts[0], offset)?, &[keys])?;
+            return Ok([turned[0].clone(), turned[1].clone(), parts[1].clone()]);
+        }
+        let parts = cut(heads, &[keys, values])?;
+        let (queries, keys) = self.prepare(parts[0].clone(), parts[1].clone(), layout, offset)?;
+        Ok([queries, keys, parts[2].clone()])
     }
 
     /// Normalizes and rotates what tokens that start at `offset` are compared by.
@@ -287,12 +331,13 @@ impl<'a, I: Into<AttentionInput<'a>>> Module<I> for Attention {
             Some(cache) => cache.attend(&queries, &keys, &values, options)?,
             None => flash_attention(queries, keys, values, options)?,
         };
-        self.output.forward(&order.merge(attended)?)?.reshape(x.shape())
+        let rows = order.merge(attended)?;
+        Prepared::forward(&mut self.outward, &mut self.output, &rows)?.reshape(x.shape())
     }
 
     fn training_mode(&mut self, mode: bool) {
         for projection in [&mut self.query, &mut self.key, &mut self.value, &mut self.output] {
-            projection.training_mode(mode);
+            projection.unchanged().training_mode(mode);
         }
     }
 }

@@ -78,6 +78,15 @@ impl DecoderBlock {
             feed_forward: builder.feed_forward,
         })
     }
+
+    /// Prepares both halves: see [`Attention::prepare_for_inference`] and [`GatedFeedForward::prepare_for_inference`].
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn prepare_for_inference(&mut self) -> Result<()> {
+        self.attention.prepare_for_inference()?;
+        self.feed_forward.prepare_for_inference()
+    }
 }
 
 impl<'a, I: Into<AttentionInput<'a>>> Module<I> for DecoderBlock {

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
-use super::Projection;
+use super::{Projection, Watched, prepared::Prepared};
 use crate::{
     activation::{Activation, GluOptions, glu},
     builder::builder,
@@ -48,13 +48,15 @@ builder! {
 pub struct GatedFeedForward {
     /// `[F, D]`.
     #[param]
-    pub gate: Projection,
+    pub gate: Watched,
     /// `[F, D]`.
     #[param]
-    pub up: Projection,
+    pub up: Watched,
     /// `[D, F]`.
     #[param]
-    pub down: Projection,
+    pub down: Watched,
+    wide: Option<Prepared<2>>,
+    narrow: Option<Prepared<1>>,
     activation: Activation,
     dims: i32,
 }
@@ -73,12 +75,40 @@ impl GatedFeedForward {
         CHECK.at_least("dims", dims, 1)?;
         CHECK.at_least("hidden_dims", hidden_dims, 1)?;
         Ok(Self {
-            gate: Projection::random(dims, hidden_dims, bias)?,
-            up: Projection::random(dims, hidden_dims, bias)?,
-            down: Projection::random(hidden_dims, dims, bias)?,
+            gate: Projection::random(dims, hidden_dims, bias)?.into(),
+            up: Projection::random(dims, hidden_dims, bias)?.into(),
+            down: Projection::random(hidden_dims, dims, bias)?.into(),
+            wide: None,
+            narrow: None,
             activation,
             dims,
         })
+    }
+
+    /// From now on multiplies few rows, up to 128, by gate and up as by one matrix, and by weights that are transposed once: for
+    /// inference on a GPU, where a token takes as long as the host needs for its operations.
+    ///
+    /// The names and values of parameters stay as they are, and they take no more memory. Whoever borrows one for writing, for
+    /// instance by [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut), undoes it. Gate and up that differ in
+    /// kind, dtype or packing stay two.
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn prepare_for_inference(&mut self) -> Result<()> {
+        self.wide = Prepared::of([&mut self.gate, &mut self.up])?;
+        self.narrow = Prepared::of([&mut self.down])?;
+        Ok(())
+    }
+
+    /// Gate and up of `[T, D]`, `[T, F]` each.
+    fn widen(&mut self, rows: &Array) -> Result<[Array; 2]> {
+        if let Some(both) = Prepared::product(&mut self.wide, [&self.gate, &self.up], rows)? {
+            let parts = both.split_at_indices(&[self.gate.outputs()], -1)?;
+            return Ok([parts[0].clone(), parts[1].clone()]);
+        }
+        let gate = self.gate.forward(rows)?;
+        let up = beside(rows, &gate, || Ok(self.up.forward(rows)?))?;
+        Ok([gate, up])
     }
 }
 
@@ -89,15 +119,15 @@ impl Module<&Array> for GatedFeedForward {
     fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
         CHECK.last_axis_is("x", x, self.dims)?;
         let rows = if x.ndim() > 2 { x.flatten(0, -2)? } else { x.clone() };
-        let gate = self.gate.forward(&rows)?;
-        let up = beside(&rows, &gate, || Ok(self.up.forward(&rows)?))?;
+        let [gate, up] = self.widen(&rows)?;
         let options = GluOptions { activation: self.activation, ..Default::default() };
-        self.down.forward(&glu(gate, up, options)?)?.reshape(x.shape())
+        let gated = glu(gate, up, options)?;
+        Prepared::forward(&mut self.narrow, &mut self.down, &gated)?.reshape(x.shape())
     }
 
     fn training_mode(&mut self, mode: bool) {
         for projection in [&mut self.gate, &mut self.up, &mut self.down] {
-            projection.training_mode(mode);
+            projection.unchanged().training_mode(mode);
         }
     }
 }

@@ -10,8 +10,10 @@ mod head_projections;
 mod linear_attention;
 mod longformer_attention;
 mod performer_attention;
+mod prepared;
 mod projection;
 mod token_embedding;
+mod watched;
 
 pub use attention::{Attention, AttentionBuilder, AttentionInput};
 pub use block_sparse_attention::{
@@ -34,6 +36,7 @@ pub use longformer_attention::{
 pub use performer_attention::{PerformerAttention, PerformerAttentionBuilder};
 pub use projection::Projection;
 pub use token_embedding::TokenEmbedding;
+pub use watched::Watched;
 
 /// Gives an enum of modules the parameters of whichever module it holds.
 macro_rules! parameters_of_variants {

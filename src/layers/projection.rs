@@ -1,6 +1,15 @@
 //! A linear layer, dense or quantized.
 
-use mlx_rs::{Array, error::Exception, module::Module, nn};
+use std::{collections::HashMap, ops::Range};
+
+use mlx_rs::{
+    Array,
+    error::Exception,
+    module::{Module, ModuleParameters},
+    nn,
+    ops::{concatenate, indexing::TryIndexOp},
+    transforms::eval,
+};
 
 use super::parameters_of_variants;
 use crate::{error::Result, quant::QuantizedLinear};
@@ -29,6 +38,55 @@ impl Projection {
         use mlx_rs::builder::Builder;
         let linear = nn::LinearBuilder::new(input_dims, output_dims).bias(bias).build()?;
         Ok(Self::Dense(linear))
+    }
+
+    /// `O`.
+    pub(super) fn outputs(&self) -> i32 {
+        match self {
+            Self::Dense(linear) => linear.weight.dim(0),
+            Self::Quantized(linear) => linear.outputs(),
+        }
+    }
+
+    /// One projection that does what `parts` do, its outputs theirs one after another; none where they differ in more than
+    /// how many outputs they have.
+    pub(super) fn stacked(parts: &[&Self]) -> Result<Option<Self>> {
+        let [first, rest @ ..] = parts else { return Ok(None) };
+        if !rest.iter().all(|part| first.stacks_on(part)) {
+            return Ok(None);
+        }
+        let parts: Vec<_> = parts.iter().map(|part| part.parameters().flatten()).collect();
+        let mut whole = (*first).clone();
+        // Every parameter has a row for each output.
+        for (name, array) in whole.parameters_mut().flatten() {
+            let rows: Vec<_> = parts.iter().map(|part| part[&name]).collect();
+            *array = concatenate(&rows, 0)?;
+        }
+        eval(whole.parameters().flatten().into_values())?;
+        Ok(Some(whole))
+    }
+
+    fn stacks_on(&self, other: &Self) -> bool {
+        let alike = match (self, other) {
+            (Self::Dense(_), Self::Dense(_)) => true,
+            (Self::Quantized(one), Self::Quantized(other)) => one.is_packed_like(other),
+            _ => false,
+        };
+        let rows = |projection: &Self| {
+            let parameters = projection.parameters().flatten().into_iter();
+            let row = |array: &Array| (array.dtype(), array.shape().get(1..).map(<[i32]>::to_vec));
+            parameters.map(|(name, array)| (name, row(array))).collect::<HashMap<_, _>>()
+        };
+        alike && rows(self) == rows(other)
+    }
+
+    /// Takes these rows of `whole`, which are as its own, for its parameters.
+    pub(super) fn lie_in(&mut self, whole: &Self, rows: Range<i32>) -> Result<()> {
+        let whole = whole.parameters().flatten();
+        for (name, array) in self.parameters_mut().flatten() {
+            *array = whole[&name].try_index(rows.clone())?;
+        }
+        Ok(eval(self.parameters().flatten().into_values())?)
     }
 }
 

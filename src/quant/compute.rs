@@ -72,6 +72,11 @@ impl Multiplier {
         self.compute
     }
 
+    /// What it multiplies with, and in which dtype if unpacked.
+    pub(super) fn way(&self) -> (QuantizedCompute, Dtype) {
+        (self.compute, self.dtype)
+    }
+
     /// `x · Wᵀ (+ b)`, where `loans` tells one state of the layer's parameters from another.
     pub(super) fn linear(
         &mut self,

@@ -104,8 +104,17 @@ impl Rope {
     /// Those of [`rope`], and an `offset` for each row under frequencies that follow the length of
     /// the sequence, which the host then does not know.
     pub fn forward_at<'a>(&self, x: &Array, offset: impl Into<RopeOffset<'a>>) -> Result<Array> {
-        let offset = offset.into();
-        rope(x, offset, self.options_for(self.options.layout, x, offset)?)
+        self.rotate_one(self.options.layout, x, offset.into())
+    }
+
+    /// [`Self::forward_at`] for an array of this layout, whatever the layer's own.
+    pub(crate) fn rotate_one(
+        &self,
+        layout: Layout,
+        x: &Array,
+        offset: RopeOffset,
+    ) -> Result<Array> {
+        rope(x, offset, self.options_for(layout, x, offset)?)
     }
 
     /// Turns queries and keys of the same positions, whatever the number of heads of each, as [`rope_qk`] does.

@@ -41,7 +41,7 @@ impl Llama {
     /// Takes the weights as they are, and unpacks what the device multiplies unpacked.
     pub(crate) fn load(checkpoint: &Checkpoint) -> Result<Self> {
         let config = checkpoint.config();
-        let loader = Loader { checkpoint, dtype: dtype()? };
+        let loader = Loader { checkpoint, target: Context::current()?.target };
         let blocks = (0..config.layers).map(|layer| loader.block(config, layer));
         Ok(Self {
             embedding: loader.embedding()?,
@@ -53,7 +53,7 @@ impl Llama {
                 num_kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
                 value_dim: None,
-                dtype: loader.dtype,
+                dtype: loader.dtype(),
             },
         })
     }
@@ -89,20 +89,20 @@ impl CausalModel for Llama {
     }
 }
 
-/// f32 on a CPU, whose BLAS knows nothing smaller; on a GPU f16, as the file's scales are.
-fn dtype() -> Result<Dtype> {
-    Ok(match Context::current()?.target {
-        Target::Cpu => Dtype::Float32,
-        _ => Dtype::Float16,
-    })
-}
-
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
-    dtype: Dtype,
+    target: Target,
 }
 
 impl Loader<'_> {
+    /// f32 on a CPU, whose BLAS knows nothing smaller; on a GPU f16, as the file's scales are.
+    fn dtype(&self) -> Dtype {
+        match self.target {
+            Target::Cpu => Dtype::Float32,
+            _ => Dtype::Float16,
+        }
+    }
+
     fn block(&self, config: &LlamaConfig, layer: i32) -> Result<DecoderBlock> {
         let name = |part: &str| format!("blk.{layer}.{part}");
         let mut attention = AttentionBuilder::new(config.dims, config.heads)
@@ -110,19 +110,22 @@ impl Loader<'_> {
             .head_dim(config.head_dim)
             .rope(rope(config)?)
             .build()?;
-        attention.query = self.projection(&name("attn_q"))?;
-        attention.key = self.projection(&name("attn_k"))?;
-        attention.value = self.projection(&name("attn_v"))?;
-        attention.output = self.projection(&name("attn_output"))?;
+        attention.query = self.projection(&name("attn_q"))?.into();
+        attention.key = self.projection(&name("attn_k"))?.into();
+        attention.value = self.projection(&name("attn_v"))?.into();
+        attention.output = self.projection(&name("attn_output"))?.into();
 
         let mut feed_forward = GatedFeedForward::new(config.dims, config.ffn_dims)?;
-        feed_forward.gate = self.projection(&name("ffn_gate"))?;
-        feed_forward.up = self.projection(&name("ffn_up"))?;
-        feed_forward.down = self.projection(&name("ffn_down"))?;
+        feed_forward.gate = self.projection(&name("ffn_gate"))?.into();
+        feed_forward.up = self.projection(&name("ffn_up"))?.into();
+        feed_forward.down = self.projection(&name("ffn_down"))?.into();
 
         let mut block = DecoderBlockBuilder::new(config.dims, attention, feed_forward).build()?;
         block.attention_norm = self.norm(&name("attn_norm"), config)?;
         block.feed_forward_norm = self.norm(&name("ffn_norm"), config)?;
+        if self.target != Target::Cpu {
+            block.prepare_for_inference()?;
+        }
         Ok(block)
     }
 
@@ -158,7 +161,7 @@ impl Loader<'_> {
     }
 
     fn param(&self, weight: Array) -> Result<Param<Array>> {
-        let weight = weight.as_dtype(self.dtype)?;
+        let weight = weight.as_dtype(self.dtype())?;
         weight.eval()?;
         Ok(Param::new(weight))
     }

@@ -200,7 +200,7 @@ fn layers_train_save_and_compose() {
     // A key bias shifts every score of a query alike, so softmax cancels its gradient.
     let moving: Vec<_> = names.iter().copied().filter(|name| *name != "key.bias").collect();
     let mut frozen_key_bias = biased;
-    if let Projection::Dense(linear) = &mut frozen_key_bias.key {
+    if let Projection::Dense(linear) = &mut *frozen_key_bias.key {
         linear.bias.freeze(false);
     }
     assert_module(frozen_key_bias, &x, &moving);
@@ -261,6 +261,45 @@ fn a_block_compiles() {
     let step = |block: &mut DecoderBlock, x: &Array| block.forward(x);
     let compiled = compile_with_state(step, None)(&mut block, &x).unwrap();
     assert_close("compiled DecoderBlock", &compiled, &expected, Tolerance::LAYER);
+}
+
+/// By few rows and by many, which are multiplied in different ways.
+#[test]
+fn a_prepared_block_matches_the_oracle() {
+    let eps = RmsNormOptions::DEFAULT_EPS.into();
+    for x in [input(3, 1), input(2, 7), input(2, 65)] {
+        let mut block = block();
+        block.prepare_for_inference().unwrap();
+        let weights = Weights::of(&block);
+        let expected = per_sequence(&x, |rows| oracle::decoder_block(&weights, rows, HEADS, eps));
+        assert_close("prepared", &block.forward(&x).unwrap(), &expected, Tolerance::LAYER);
+    }
+}
+
+#[test]
+fn a_prepared_block_trains_saves_and_composes() {
+    let mut block = block();
+    block.prepare_for_inference().unwrap();
+    assert_module(block, &input(2, 5), BLOCK_PARAMETERS);
+}
+
+/// Parameters that are set after a block was prepared are those that count.
+#[test]
+fn what_is_set_of_a_prepared_block_is_heeded() {
+    let x = input(1, 3);
+    let (mut prepared, mut plain) = (block(), block());
+    prepared.prepare_for_inference().unwrap();
+    for block in [&mut prepared, &mut plain] {
+        let weight = normal(31, &[DIMS, DIMS], Dtype::Float32);
+        block.attention.query = nn::Linear { weight: weight.into(), bias: Param::new(None) }.into();
+        for (name, parameter) in block.feed_forward.parameters_mut().flatten() {
+            if &*name == "up.weight" {
+                *parameter = normal(32, &[40, DIMS], Dtype::Float32);
+            }
+        }
+    }
+    let expected = Tensor::of(&plain.forward(&x).unwrap());
+    assert_close("set anew", &prepared.forward(&x).unwrap(), &expected, Tolerance::LAYER);
 }
 
 #[test]
