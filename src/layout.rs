@@ -37,6 +37,14 @@ impl Layout {
         [array.dim(0), array.dim(self.sequence_axis()), array.dim(self.head_axis()), array.dim(3)]
     }
 
+    /// The shape of an array of this layout, of `[B, S, H, D]`.
+    pub(crate) fn shape(self, [batch, sequence, heads, size]: [i32; 4]) -> [i32; 4] {
+        match self {
+            Self::Bshd => [batch, sequence, heads, size],
+            Self::Bhsd => [batch, heads, sequence, size],
+        }
+    }
+
     /// The axes to check an array of this layout for, in the order it stores them.
     pub(crate) fn axes(
         self,

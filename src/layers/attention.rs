@@ -171,17 +171,41 @@ impl Attention {
         Ok(())
     }
 
+    /// How the tokens of `x` stand, which must be `[B, S, dims]`.
+    pub(super) fn order(&self, x: &Array) -> Result<Order> {
+        CHECK.floating("x", x)?;
+        CHECK.shape("x", x, axes!["B", "S", self.dims])?;
+        Ok(Order::of(x))
+    }
+
+    /// What comes out, `[B · S, dims]`, for `rows`, `[B · S, dims]`, of tokens that stand in `order`.
+    pub(super) fn attend(
+        &mut self,
+        rows: &Array,
+        order: Order,
+        mask: Option<&Array>,
+        cache: Option<&mut dyn KvCache>,
+    ) -> Result<Array> {
+        let offset = cache.as_ref().map_or(RopeOffset::At(0), |cache| cache.offset());
+        let [queries, keys, values] = self.project(rows, order, offset)?;
+        let options = self.options(mask, order.layout);
+        let attended = match cache {
+            Some(cache) => cache.attend(&queries, &keys, &values, options)?,
+            None => flash_attention(queries, keys, values, options)?,
+        };
+        Prepared::forward(&mut self.outward, &mut self.output, &order.merge(attended)?)
+    }
+
     /// Queries, keys and values of tokens that start at `offset`, in the layout of `order`.
-    fn project(&mut self, x: &Array, order: Order, offset: RopeOffset) -> Result<[Array; 3]> {
-        let rows = x.flatten(0, 1)?;
+    fn project(&mut self, rows: &Array, order: Order, offset: RopeOffset) -> Result<[Array; 3]> {
         let parts = [&self.query, &self.key, &self.value];
-        if let Some(whole) = Prepared::product(&mut self.inward, parts, &rows)? {
+        if let Some(whole) = Prepared::product(&mut self.inward, parts, rows)? {
             let heads = order.split(whole, self.num_heads + 2 * self.num_kv_heads)?;
             return self.prepare_whole(&heads, order.layout, offset);
         }
-        let queries = order.split(self.query.forward(&rows)?, self.num_heads)?;
-        let keys = order.split(self.key.forward(&rows)?, self.num_kv_heads)?;
-        let values = order.split(self.value.forward(&rows)?, self.num_kv_heads)?;
+        let queries = order.split(self.query.forward(rows)?, self.num_heads)?;
+        let keys = order.split(self.key.forward(rows)?, self.num_kv_heads)?;
+        let values = order.split(self.value.forward(rows)?, self.num_kv_heads)?;
         let (queries, keys) = self.prepare(queries, keys, order.layout, offset)?;
         Ok([queries, keys, values])
     }
@@ -284,7 +308,7 @@ fn normed(norm: &mut Option<RmsNorm>, x: Array) -> Result<Array> {
 /// How the heads of tokens stand in an array. One token of each sequence is of either layout, and goes without a
 /// transposition by that of the ops it goes to.
 #[derive(Debug, Clone, Copy)]
-struct Order {
+pub(super) struct Order {
     layout: Layout,
     batch: i32,
     tokens: i32,
@@ -301,11 +325,7 @@ impl Order {
     fn split(self, rows: Array, heads: i32) -> Result<Array> {
         let Self { layout, batch, tokens } = self;
         let size = rows.dim(1) / heads;
-        let shape = match layout {
-            Layout::Bhsd => [batch, heads, tokens, size],
-            Layout::Bshd => [batch, tokens, heads, size],
-        };
-        Ok(rows.reshape(&shape)?)
+        Ok(rows.reshape(&layout.shape([batch, tokens, heads, size]))?)
     }
 
     /// To `[B · S, heads · D]`.
@@ -321,18 +341,8 @@ impl<'a, I: Into<AttentionInput<'a>>> Module<I> for Attention {
 
     fn forward(&mut self, input: I) -> Result<Array, Exception> {
         let AttentionInput { x, mask, cache } = input.into();
-        CHECK.floating("x", x)?;
-        CHECK.shape("x", x, axes!["B", "S", self.dims])?;
-        let offset = cache.as_ref().map_or(RopeOffset::At(0), |cache| cache.offset());
-        let order = Order::of(x);
-        let [queries, keys, values] = self.project(x, order, offset)?;
-        let options = self.options(mask, order.layout);
-        let attended = match cache {
-            Some(cache) => cache.attend(&queries, &keys, &values, options)?,
-            None => flash_attention(queries, keys, values, options)?,
-        };
-        let rows = order.merge(attended)?;
-        Prepared::forward(&mut self.outward, &mut self.output, &rows)?.reshape(x.shape())
+        let order = self.order(x)?;
+        self.attend(&x.flatten(0, 1)?, order, mask, cache)?.reshape(x.shape())
     }
 
     fn training_mode(&mut self, mode: bool) {

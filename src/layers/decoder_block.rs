@@ -4,7 +4,6 @@ use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
 use super::{Attention, AttentionInput, GatedFeedForward};
 use crate::{
-    attention::KvCache,
     builder::builder,
     error::Result,
     norm::{RmsNorm, RmsNormBuilder},
@@ -95,13 +94,12 @@ impl<'a, I: Into<AttentionInput<'a>>> Module<I> for DecoderBlock {
 
     fn forward(&mut self, input: I) -> Result<Array, Exception> {
         let AttentionInput { x, mask, cache } = input.into();
-        let normed = self.attention_norm.forward(x)?;
-        // The cast shortens the cache's lifetime to that of `normed`.
-        let cache = cache.map(|cache| cache as &mut dyn KvCache);
-        let attended = self.attention.forward(AttentionInput { x: &normed, mask, cache })?;
-        let h = x.add(attended)?;
+        let order = self.attention.order(x)?;
+        let rows = x.flatten(0, 1)?;
+        let normed = self.attention_norm.forward(&rows)?;
+        let h = rows.add(self.attention.attend(&normed, order, mask, cache)?)?;
         let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(&h)?)?;
-        h.add(fed)
+        h.add(fed)?.reshape(x.shape())
     }
 
     fn training_mode(&mut self, mode: bool) {
