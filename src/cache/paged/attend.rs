@@ -15,7 +15,8 @@ use super::{
 };
 use crate::{
     attention::{
-        FlashAttentionOptions, PagedAttentionOptions, Window, flash_attention, paged_attention,
+        BlockForm, FlashAttentionOptions, PagedAttentionOptions, Window, flash_attention,
+        paged_attention,
     },
     check::axes,
     dispatch::{Backend, Context, Dispatch, Target},
@@ -34,43 +35,81 @@ pub(super) fn check(queries: &Array, options: &FlashAttentionOptions) -> Result<
     options.alibi_slopes.map_or(Ok(()), |slopes| CHECK.shape("alibi_slopes", slopes, axes![heads]))
 }
 
-/// `[T, H, D_v]` of `queries`, `[T, H, D]`, over the blocks of a step whose tokens are written.
+/// Of `queries`, a row for each token in the layout of `options`, over the blocks of a step whose tokens are written.
 pub(super) fn attend(
     queries: &Array,
-    blocks: &[Held; 2],
+    held: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
-    let context = Context::current()?;
+    match way(held, step, options, &Context::current()?) {
+        Way::Run(slots) => over_run(queries, held, slots, options),
+        Way::Gathered => in_rows(queries, options, |rows| by_sequence(rows, held, step, options)),
+        Way::Paged(dispatch) => {
+            in_rows(queries, options, |rows| by_blocks(rows, held, step, options, dispatch))
+        }
+        Way::PagedOrGathered => in_rows(queries, options, |rows| {
+            match by_blocks(rows, held, step, options, Dispatch::Only(Backend::Kernel)) {
+                Err(Error::Unavailable { .. }) => by_sequence(rows, held, step, options),
+                attended => attended,
+            }
+        }),
+    }
+}
+
+/// How a step attends.
+#[derive(Debug, PartialEq, Eq)]
+enum Way {
+    /// By MLX's op over the slots of the one sequence that there is, which need neither tables nor a copy.
+    Run(Range<i32>),
+    /// By MLX's op over keys that are gathered first.
+    Gathered,
+    /// By attention over blocks.
+    Paged(Dispatch),
+    /// By its kernel, and where that refuses, over gathered keys.
+    PagedOrGathered,
+}
+
+fn way(
+    held: &[Held; 2],
+    step: &PagedStep,
+    options: &FlashAttentionOptions,
+    context: &Context,
+) -> Way {
     let auto = options.dispatch == Dispatch::Auto;
     // A host that acts out kernels on a CPU does so for tests.
     let gathers = context.target == Target::Cpu || context.obstacle.is_some();
     if auto && gathers {
-        return by_sequence(queries, blocks, step, options);
+        return Way::Gathered;
     }
     let by_mlx = auto || options.dispatch == Dispatch::Only(Backend::Builtin);
-    let held = blocks.iter().all(|blocks| is_fused_by_mlx(blocks) || !auto && is_plain(blocks));
-    if let Some(slots) = step.run().filter(|_| by_mlx && held && asks_little(options)) {
-        return over_run(queries, blocks, slots, options);
-    }
-    if !auto {
-        return by_paged_attention(queries, blocks, step, options, options.dispatch);
-    }
-    let kernel = Dispatch::Only(Backend::Kernel);
-    match by_paged_attention(queries, blocks, step, options, kernel) {
-        Err(Error::Unavailable { .. }) => by_sequence(queries, blocks, step, options),
-        attended => attended,
+    let taken = held.iter().all(|held| is_fused_by_mlx(held) || !auto && is_plain(held));
+    match step.run() {
+        Some(slots) if by_mlx && taken && asks_little(options) => Way::Run(slots),
+        _ if auto => Way::PagedOrGathered,
+        _ => Way::Paged(options.dispatch),
     }
 }
 
-fn is_plain(blocks: &Held) -> bool {
-    blocks.scales().is_none()
+/// `[T, H, D_v]` of `[T, H, D]`, each a row of the layout of `options`.
+fn in_rows(
+    queries: &Array,
+    options: &FlashAttentionOptions,
+    attend: impl Fn(&Array) -> Result<Array>,
+) -> Result<Array> {
+    let [rows, _, heads, size] = options.layout.dims(queries);
+    let attended = attend(&queries.reshape(&[rows, heads, size])?)?;
+    Ok(attended.expand_dims(options.layout.sequence_axis())?)
+}
+
+fn is_plain(held: &Held) -> bool {
+    held.form() == BlockForm::Plain
 }
 
 /// Whether MLX attends to such keys, or values, without all scores in memory, on every GPU.
-fn is_fused_by_mlx(blocks: &Held) -> bool {
-    let [.., size] = blocks.shape();
-    is_plain(blocks) && blocks.dtype() != Dtype::Float32 && size <= 128
+fn is_fused_by_mlx(held: &Held) -> bool {
+    let [.., size] = held.shape();
+    is_plain(held) && held.dtype() != Dtype::Float32 && size <= 128
 }
 
 /// Whether MLX's own op knows all that is asked for.
@@ -80,29 +119,36 @@ fn asks_little(options: &FlashAttentionOptions) -> bool {
     soft_cap.is_none() && alibi_slopes.is_none() && sinks.is_none() && !windowed
 }
 
-/// The same over keys that lie one after another, which need neither tables nor a copy: as for a sequence that is alone.
+/// Over keys that lie one after another. One token alone is a sequence in any layout; several are moved from the first axis
+/// to that of the sequence.
 fn over_run(
     queries: &Array,
     [keys, values]: &[Held; 2],
     slots: Range<i32>,
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
-    let tokens = |blocks: &Held| -> Result<Array> {
-        Ok(blocks.numbers().flatten(0, 1)?.try_index(slots.clone())?.expand_dims(0)?)
+    let [tokens, _, heads, size] = options.layout.dims(queries);
+    let layout = if tokens == 1 { options.layout } else { Layout::Bshd };
+    let run = |held: &Held| -> Result<Array> {
+        let run = held.run(slots.clone())?;
+        Ok(if layout == Layout::Bshd { run } else { run.swap_axes(1, 2)? })
     };
-    let options = FlashAttentionOptions { layout: Layout::Bshd, ..options.clone() };
-    let attended =
-        flash_attention(queries.expand_dims(0)?, tokens(keys)?, tokens(values)?, options)?;
-    Ok(attended.squeeze_axes(&[0])?)
+    let queries = queries.reshape(&layout.shape([1, tokens, heads, size]))?;
+    let of_run = FlashAttentionOptions { layout, ..options.clone() };
+    let attended = flash_attention(queries, run(keys)?, run(values)?, of_run)?;
+    let [.., value_size] = values.shape();
+    Ok(attended.reshape(&options.layout.shape([tokens, 1, heads, value_size]))?)
 }
 
-fn by_paged_attention(
+/// `[T, H, D_v]` of `[T, H, D]`.
+fn by_blocks(
     queries: &Array,
     [keys, values]: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
     dispatch: Dispatch,
 ) -> Result<Array> {
+    let [key_scales, value_scales] = [keys.scales()?, values.scales()?];
     let options = PagedAttentionOptions {
         query_starts: Some(&step.query_starts),
         scale: options.scale,
@@ -111,12 +157,12 @@ fn by_paged_attention(
         causal: options.causal,
         window: options.window,
         sinks: options.sinks,
-        key_scales: keys.scales(),
-        value_scales: values.scales(),
+        key_scales: key_scales.as_ref(),
+        value_scales: value_scales.as_ref(),
         dispatch,
     };
     let (tables, lengths) = (&step.block_tables, &step.context_lengths);
-    paged_attention(queries, keys.numbers(), values.numbers(), tables, lengths, options)
+    paged_attention(queries, keys.blocks()?, values.blocks()?, tables, lengths, options)
 }
 
 /// The same by attention over keys side by side: single tokens together, longer stretches one after another.
@@ -183,4 +229,80 @@ fn side_by_side(held: &Held, call: &Call) -> Result<Array> {
     let head = uploads::integers((0..heads).collect()).expand_dims(-1)?;
     let rows = call.slots.multiply(uploads::int(heads))?.add(head)?;
     held.picked(|array| Ok(array.flatten(0, 2)?.take_axis(&rows, 0)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        attention::Window,
+        cache::{PagedPool, PagedPoolOptions},
+        config::Settings,
+    };
+
+    const RUN: Way = Way::Run(16..19);
+
+    /// How three tokens of the first sequence of a pool attend, or two of each of two sequences.
+    fn chosen(
+        target: Target,
+        (form, dtype, size): (BlockForm, Dtype, i32),
+        alone: bool,
+        options: &FlashAttentionOptions,
+    ) -> Result<Way> {
+        let mut pool =
+            PagedPool::new(PagedPoolOptions { block_size: 16, ..PagedPoolOptions::new(8) })?;
+        let texts: &[&[u32]] = if alone { &[&[1, 2, 3]] } else { &[&[1, 2], &[3, 4]] };
+        let mut ids = Vec::new();
+        for text in texts {
+            let id = pool.open(&[], b"")?;
+            pool.append(id, text)?;
+            ids.push(id);
+        }
+        let step = pool.step(&ids, 0)?;
+        let held = Held::zeros(form, [8, 16, 2, size], dtype)?;
+        let context = Context { target, obstacle: None, settings: Settings::default() };
+        Ok(way(&[held.clone(), held], &step, options, &context))
+    }
+
+    #[test]
+    fn auto_takes_mlx_for_a_sequence_alone_on_a_gpu() -> Result<()> {
+        let none = FlashAttentionOptions::default();
+        let half = (BlockForm::Plain, Dtype::Float16, 128);
+        assert_eq!(chosen(Target::Cuda, half, true, &none)?, RUN);
+        assert_eq!(chosen(Target::Metal, half, true, &none)?, RUN);
+        assert_eq!(chosen(Target::Cpu, half, true, &none)?, Way::Gathered);
+        assert_eq!(chosen(Target::Cuda, half, false, &none)?, Way::PagedOrGathered);
+        for held in [
+            (BlockForm::Plain, Dtype::Float32, 128),
+            (BlockForm::Plain, Dtype::Float16, 136),
+            (BlockForm::Int8, Dtype::Float16, 128),
+        ] {
+            assert_eq!(chosen(Target::Cuda, held, true, &none)?, Way::PagedOrGathered, "{held:?}");
+        }
+        let window = Window { left: Some(4), right: None };
+        for asking in [
+            FlashAttentionOptions { soft_cap: Some(30.0), ..none.clone() },
+            FlashAttentionOptions { window, ..none },
+        ] {
+            assert_eq!(chosen(Target::Cuda, half, true, &asking)?, Way::PagedOrGathered);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_asked_for_is_taken() -> Result<()> {
+        let single = (BlockForm::Plain, Dtype::Float32, 64);
+        let only = |backend| FlashAttentionOptions {
+            dispatch: Dispatch::Only(backend),
+            ..Default::default()
+        };
+        for target in [Target::Cpu, Target::Cuda] {
+            assert_eq!(chosen(target, single, true, &only(Backend::Builtin))?, RUN);
+            for backend in [Backend::Kernel, Backend::Reference] {
+                let paged = Way::Paged(Dispatch::Only(backend));
+                assert_eq!(chosen(target, single, true, &only(backend))?, paged);
+            }
+        }
+        Ok(())
+    }
 }

@@ -1,5 +1,7 @@
 //! The keys of one layer in the blocks of a pool, or its values.
 
+use std::ops::Range;
+
 use mlx_rs::{
     Array, Dtype,
     ops::{
@@ -16,35 +18,57 @@ pub(super) struct Held {
     form: BlockForm,
     /// Of what is written and read.
     dtype: Dtype,
-    /// Numbers, `[BLOCKS, BLOCK, H_kv, _]`, and in forms that have some scales, `[BLOCKS, BLOCK, H_kv]`.
+    block_size: i32,
+    /// Numbers, `[1, SLOTS, H_kv, _]`, and in forms that have some scales, `[1, SLOTS, H_kv]`. Steps write slots, and a sequence
+    /// alone attends to a run of them, neither of which then costs a view.
     arrays: Vec<Array>,
 }
 
 impl Held {
     /// Blocks of zeros, `[BLOCKS, BLOCK, H_kv, _]`.
     pub(super) fn zeros(form: BlockForm, shape: [i32; 4], dtype: Dtype) -> Result<Self> {
+        let [blocks, block_size, heads, size] = shape;
+        let shape = [1, blocks * block_size, heads, size];
         let mut arrays = vec![zeros_dtype(&shape, form.dtype(dtype))?];
         if form.is_scaled() {
             arrays.push(zeros_dtype(&shape[..3], Dtype::Float32)?);
         }
-        Ok(Self { form, dtype, arrays })
+        Ok(Self { form, dtype, block_size, arrays })
     }
 
     pub(super) fn dtype(&self) -> Dtype {
         self.dtype
     }
 
+    pub(super) fn form(&self) -> BlockForm {
+        self.form
+    }
+
     /// `[BLOCKS, BLOCK, H_kv, _]`.
     pub(super) fn shape(&self) -> [i32; 4] {
-        Layout::Bshd.dims(self.numbers())
+        let [_, slots, heads, size] = Layout::Bshd.dims(&self.arrays[0]);
+        [slots / self.block_size, self.block_size, heads, size]
     }
 
-    pub(super) fn numbers(&self) -> &Array {
-        &self.arrays[0]
+    /// `[BLOCKS, BLOCK, H_kv, _]`.
+    pub(super) fn blocks(&self) -> Result<Array> {
+        self.in_blocks(&self.arrays[0])
     }
 
-    pub(super) fn scales(&self) -> Option<&Array> {
-        self.arrays.get(1)
+    /// `[BLOCKS, BLOCK, H_kv]`.
+    pub(super) fn scales(&self) -> Result<Option<Array>> {
+        self.arrays.get(1).map(|scales| self.in_blocks(scales)).transpose()
+    }
+
+    /// Numbers as they are held, `[1, S, H_kv, _]`, of slots one after another.
+    pub(super) fn run(&self, slots: Range<i32>) -> Result<Array> {
+        Ok(self.arrays[0].try_index((.., slots))?)
+    }
+
+    fn in_blocks(&self, array: &Array) -> Result<Array> {
+        let [_, slots, rest @ ..] = array.shape() else { return Ok(array.clone()) };
+        let blocks = [slots / self.block_size, self.block_size];
+        Ok(array.reshape(&[&blocks, rest].concat())?)
     }
 
     pub(super) fn arrays(&self) -> &[Array] {
@@ -57,34 +81,43 @@ impl Held {
         self.form.decode(&picked, self.dtype)
     }
 
-    /// Of each array `[C, 1, BLOCK, ..]`: what [`Self::with_copies`] writes over as many blocks.
-    pub(super) fn gathered(&self, from: &Array) -> Result<Vec<Array>> {
-        let gathered = |array: &Array| Ok(array.take_axis(from, 0)?.expand_dims(1)?);
-        self.arrays.iter().map(gathered).collect()
-    }
-
-    pub(super) fn with_copies(self, to: &Array, gathered: Vec<Array>) -> Result<Self> {
-        self.with(gathered, |array, blocks| Ok(scatter_single(array, to, blocks, 0)?))
-    }
-
-    /// With the tokens of a step, of rows of `[H_kv, _]`.
-    pub(super) fn with_tokens(self, step: &PagedStep, rows: &Array) -> Result<Self> {
-        let [.., heads, size] = self.shape();
-        let rows = rows.reshape(&[step.rows(), 1, heads, size])?;
-        let tokens = self.form.encode(&rows.try_index(..step.tokens())?)?;
-        self.with(tokens, |array, tokens| {
-            let slots = array.flatten(0, 1)?;
-            Ok(scatter_single(slots, &step.slots, tokens, 0)?.reshape(array.shape())?)
+    /// The numbers of the first `len` tokens of a sequence with this table, `[1, len, H_kv, _]`.
+    pub(super) fn sequence(&self, table: &Array, len: i32) -> Result<Array> {
+        self.picked(|array| {
+            let blocks = self.in_blocks(array)?.take_axis(table, 0)?;
+            Ok(blocks.flatten(0, 1)?.try_index(..len)?.expand_dims(0)?)
         })
     }
 
-    /// Each array is held by the next alone, so that MLX writes into the buffer of the first.
+    /// Of each array `[C, 1, BLOCK, ..]`: what [`Self::with_copies`] writes over as many blocks.
+    pub(super) fn gathered(&self, from: &Array) -> Result<Vec<Array>> {
+        let gathered =
+            |array: &Array| Ok(self.in_blocks(array)?.take_axis(from, 0)?.expand_dims(1)?);
+        self.arrays.iter().map(gathered).collect()
+    }
+
+    pub(super) fn with_copies(&self, to: &Array, gathered: Vec<Array>) -> Result<Self> {
+        self.with(gathered, |array, copies| {
+            let blocks = self.in_blocks(array)?;
+            Ok(scatter_single(blocks, to, copies, 0)?.reshape(array.shape())?)
+        })
+    }
+
+    /// With the tokens of a step, of rows of `[H_kv, _]`.
+    pub(super) fn with_tokens(&self, step: &PagedStep, rows: &Array) -> Result<Self> {
+        let [.., heads, size] = self.shape();
+        let rows = rows.reshape(&[step.rows(), 1, 1, heads, size])?;
+        let tokens = self.form.encode(&rows.try_index(..step.tokens())?)?;
+        self.with(tokens, |array, tokens| Ok(scatter_single(array, &step.slots, tokens, 1)?))
+    }
+
+    /// MLX writes into the buffers of `self` if nobody holds them any more when the result is evaluated.
     fn with(
-        self,
+        &self,
         parts: Vec<Array>,
-        write: impl Fn(Array, Array) -> Result<Array>,
+        write: impl Fn(&Array, Array) -> Result<Array>,
     ) -> Result<Self> {
-        let written = self.arrays.into_iter().zip(parts).map(|(array, part)| write(array, part));
-        Ok(Self { arrays: written.collect::<Result<_>>()?, ..self })
+        let written = self.arrays.iter().zip(parts).map(|(array, part)| write(array, part));
+        Ok(Self { arrays: written.collect::<Result<_>>()?, ..*self })
     }
 }

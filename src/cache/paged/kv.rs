@@ -1,6 +1,6 @@
 //! The keys and values of one layer, in the blocks of a pool.
 
-use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp};
+use mlx_rs::{Array, Dtype};
 
 use super::{
     attend,
@@ -95,22 +95,34 @@ impl PagedKv {
     }
 
     /// `[BLOCKS, BLOCK, H_kv, D]`, of the dtype of their form.
-    pub fn key_blocks(&self) -> &Array {
-        self.held[0].numbers()
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn key_blocks(&self) -> Result<Array> {
+        self.held[0].blocks()
     }
 
     /// `[BLOCKS, BLOCK, H_kv, D_v]`, of the dtype of their form.
-    pub fn value_blocks(&self) -> &Array {
-        self.held[1].numbers()
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn value_blocks(&self) -> Result<Array> {
+        self.held[1].blocks()
     }
 
     /// `[BLOCKS, BLOCK, H_kv]`, f32: what the numbers of keys are multiplied by, unless they are plain.
-    pub fn key_scales(&self) -> Option<&Array> {
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn key_scales(&self) -> Result<Option<Array>> {
         self.held[0].scales()
     }
 
     /// Those of values, likewise.
-    pub fn value_scales(&self) -> Option<&Array> {
+    ///
+    /// # Errors
+    /// When MLX fails.
+    pub fn value_scales(&self) -> Result<Option<Array>> {
         self.held[1].scales()
     }
 
@@ -161,12 +173,8 @@ impl PagedKv {
             last + 1,
         )?;
         let table = uploads::integers(table.to_vec());
-        let in_order = |blocks: &Array| -> Result<Array> {
-            let blocks = blocks.take_axis(&table, 0)?;
-            Ok(blocks.flatten(0, 1)?.try_index(..len)?.expand_dims(0)?)
-        };
         let [keys, values] = &self.held;
-        Ok((keys.picked(in_order)?, values.picked(in_order)?))
+        Ok((keys.sequence(&table, len)?, values.sequence(&table, len)?))
     }
 
     /// Writes the keys and values of a step's tokens in numbers, `[T, 1, H_kv, D]` and `[T, 1, H_kv, D_v]`, that are known
@@ -184,15 +192,15 @@ impl PagedKv {
     /// The blocks with the copies of a step made and its tokens written.
     fn written(&self, step: &PagedStep, [of_keys, of_values]: [&Array; 2]) -> Result<[Held; 2]> {
         let [keys, values] = match &step.copies {
-            Some(copies) => self.with_copies(step, copies)?,
-            None => self.held.clone(),
+            Some(copies) => &self.with_copies(step, copies)?,
+            None => &self.held,
         };
         Ok([keys.with_tokens(step, of_keys)?, values.with_tokens(step, of_values)?])
     }
 
     /// The blocks with the copies of a step made.
     fn with_copies(&self, step: &PagedStep, [from, to]: &[Array; 2]) -> Result<[Held; 2]> {
-        let [keys, values] = self.held.clone();
+        let [keys, values] = &self.held;
         let [of_keys, of_values] =
             match self.copied.as_ref().filter(|copied| copied.step == step.number) {
                 Some(copied) => copied.blocks.clone(),
@@ -272,10 +280,7 @@ impl KvCache for PagedLayer<'_> {
         kv.check(step, [queries, keys, values], options.layout)?;
         attend::check(queries, &options)?;
         let written = kv.written(step, [keys, values])?;
-        let [_, _, heads, size] = options.layout.dims(queries);
-        let rows = queries.reshape(&[step.rows(), heads, size])?;
-        let attended = attend::attend(&rows, &written, step, &options)?;
-        let attended = attended.expand_dims(options.layout.sequence_axis())?;
+        let attended = attend::attend(queries, &written, step, &options)?;
         (kv.held, kv.copied) = (written, None);
         Ok(attended)
     }

@@ -236,9 +236,10 @@ impl Checked {
             return written.collect();
         }
         let [blocks, scales] = match side {
-            0 => [self.kv.key_blocks(), self.kv.key_scales().unwrap()].map(Tensor::of),
-            _ => [self.kv.value_blocks(), self.kv.value_scales().unwrap()].map(Tensor::of),
-        };
+            0 => [self.kv.key_blocks(), self.kv.key_scales().map(Option::unwrap)],
+            _ => [self.kv.value_blocks(), self.kv.value_scales().map(Option::unwrap)],
+        }
+        .map(|array| Tensor::of(&array.unwrap()));
         let table = self.pool.table(id).unwrap();
         let mut held = Vec::new();
         for (position, written) in written.enumerate() {

@@ -112,8 +112,11 @@ fn what_is_read_is_as_close_as_the_form_says() {
         let (mut again, rows) = (super::checked::kv(F32, [form; 2]), Array::swap_axes);
         let (keys, values) = kv.read(&pool, id).unwrap();
         again.write(&step, &rows(&keys, 0, 1).unwrap(), &rows(&values, 0, 1).unwrap()).unwrap();
-        assert_eq!(Tensor::of(again.key_blocks()), Tensor::of(kv.key_blocks()));
-        assert_eq!(Tensor::of(again.value_blocks()), Tensor::of(kv.value_blocks()));
+        assert_eq!(Tensor::of(&again.key_blocks().unwrap()), Tensor::of(&kv.key_blocks().unwrap()));
+        assert_eq!(
+            Tensor::of(&again.value_blocks().unwrap()),
+            Tensor::of(&kv.value_blocks().unwrap())
+        );
     }
 }
 
@@ -188,7 +191,7 @@ fn each_side_takes_the_room_of_its_form() {
         let kv = PagedKv::new(&options).unwrap();
         assert_eq!(kv.nbytes(), slots * options.token_bytes(), "{options:?}");
         assert_eq!(
-            (kv.key_scales().is_some(), kv.value_scales().is_some()),
+            (kv.key_scales().unwrap().is_some(), kv.value_scales().unwrap().is_some()),
             (keys != Plain, values != Plain)
         );
         options.token_bytes()
