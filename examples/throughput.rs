@@ -118,6 +118,9 @@ struct Llama {
 }
 
 const DTYPE: Dtype = Dtype::Bfloat16;
+/// Rounds after a cold one.
+const WARM_STREAMS: usize = 4;
+const WARM_BATCHES: usize = 2;
 
 impl Llama {
     fn random(sizes: Sizes, bits: Option<i32>, unprepared: bool) -> Result<Self> {
@@ -219,11 +222,13 @@ fn main() -> Result<()> {
     options.cache_bytes = options.cache_bytes_for(&model, args.batch.max(2) * 704);
     let engine = GenerationEngine::new(model, options)?;
     println!("{:32} {:>10} {:>12} {:>12}", "", "seconds", "prompt tok/s", "new tok/s");
-    for round in ["one stream, cold", "one stream", "one stream again"] {
-        one_stream(&engine, round)?;
+    one_stream(&engine, "one stream, cold")?;
+    for _ in 0..WARM_STREAMS {
+        one_stream(&engine, "one stream")?;
     }
-    for round in ["requests at once, cold", "requests at once"] {
-        at_once(&engine, round, args.requests)?;
+    at_once(&engine, "requests at once, cold", args.requests)?;
+    for _ in 0..WARM_BATCHES {
+        at_once(&engine, "requests at once", args.requests)?;
     }
     Ok(())
 }

@@ -1,6 +1,12 @@
 //! Projections of one input, prepared for few rows.
 
-use mlx_rs::{Array, error::Exception, module::Module, ops};
+use mlx_rs::{
+    Array,
+    error::Exception,
+    module::{Module, ModuleParameters},
+    ops,
+    transforms::eval,
+};
 
 use super::{
     Projection,
@@ -42,6 +48,8 @@ impl<const N: usize> Prepared<N> {
             let end = start + part.outputs();
             part.unchanged().lie_in(&whole, start..end)?;
             start = end;
+            // Now, so that nothing holds what it was made of any longer.
+            eval(part.parameters().flatten().into_values())?;
         }
         Ok(Some(Self { whole: Whole::of(whole)?, versions }))
     }
@@ -101,7 +109,7 @@ impl Whole {
 mod tests {
     use std::collections::BTreeMap;
 
-    use mlx_rs::{Dtype, module::ModuleParameters, ops::concatenate, random::normal};
+    use mlx_rs::{Dtype, ops::concatenate, random::normal};
 
     use super::*;
     use crate::quant::QuantizedWeight;

@@ -8,7 +8,6 @@ use mlx_rs::{
     module::{Module, ModuleParameters},
     nn,
     ops::{concatenate, indexing::TryIndexOp},
-    transforms::eval,
 };
 
 use super::parameters_of_variants;
@@ -62,7 +61,6 @@ impl Projection {
             let rows: Vec<_> = parts.iter().map(|part| part[&name]).collect();
             *array = concatenate(&rows, 0)?;
         }
-        eval(whole.parameters().flatten().into_values())?;
         Ok(Some(whole))
     }
 
@@ -86,7 +84,7 @@ impl Projection {
         for (name, array) in self.parameters_mut().flatten() {
             *array = whole[&name].try_index(rows.clone())?;
         }
-        Ok(eval(self.parameters().flatten().into_values())?)
+        Ok(())
     }
 }
 
