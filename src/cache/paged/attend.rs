@@ -84,8 +84,8 @@ fn way(
     }
     let by_mlx = auto || options.dispatch == Dispatch::Only(Backend::Builtin);
     let taken = held.iter().all(|held| is_fused_by_mlx(held) || !auto && is_plain(held));
-    match step.run() {
-        Some(slots) if by_mlx && taken && asks_little(options) => Way::Run(slots),
+    match &step.run {
+        Some(slots) if by_mlx && taken && asks_little(options) => Way::Run(slots.clone()),
         _ if auto => Way::PagedOrGathered,
         _ => Way::Paged(options.dispatch),
     }

@@ -33,6 +33,8 @@ pub struct PagedStep {
     pub(super) block_size: i32,
     /// Which step of its pool it is.
     pub(super) number: u64,
+    /// The slots of all tokens of the one sequence that there is, if they lie one after another.
+    pub(super) run: Option<Range<i32>>,
     /// For where no kernel reads blocks; made when it is first needed.
     pub(super) dense: OnceCell<Dense>,
     rows: i32,
@@ -83,16 +85,6 @@ impl PagedStep {
         self.slots.dim(0)
     }
 
-    /// The slots of all tokens of the one sequence that there is, if they lie one after another.
-    pub(super) fn run(&self) -> Option<Range<i32>> {
-        let [Span { table, context, .. }] = &*self.spans else { return None };
-        let used = table.get(..((context - 1) / self.block_size + 1) as usize)?;
-        let first = *used.first()?;
-        let in_a_row = used.iter().zip(first..).all(|(&block, next)| block == next);
-        let start = first * self.block_size;
-        (in_a_row && self.tokens() == self.rows).then_some(start..start + context)
-    }
-
     pub(super) fn done(&self) -> &[Done] {
         &self.done
     }
@@ -132,9 +124,20 @@ impl Plan {
         self.done.push(Done { id, cuts: sequence.cuts, len });
     }
 
+    /// See [`PagedStep::run`], if there are no rows of no sequence.
+    fn run(&self) -> Option<Range<i32>> {
+        let [Span { table, context, .. }] = &*self.spans else { return None };
+        let used = table.get(..((context - 1) / self.block_size + 1) as usize)?;
+        let first = *used.first()?;
+        let in_a_row = used.iter().zip(first..).all(|(&block, next)| block == next);
+        let start = first * self.block_size;
+        in_a_row.then_some(start..start + context)
+    }
+
     /// The step, with rows of no sequence up to `rows`.
     pub(super) fn upload(mut self, rows: usize) -> Result<PagedStep> {
         let count = rows.max(self.slots.len());
+        let run = self.run().filter(|_| count == self.slots.len());
         self.positions.resize(count, 0);
         let width = self.spans.iter().map(|span| span.table.len()).max().unwrap_or_default();
         let mut parts = Parts::default();
@@ -165,6 +168,7 @@ impl Plan {
             spans: self.spans,
             block_size: self.block_size,
             number: self.number,
+            run,
             dense: OnceCell::new(),
             rows: count as i32,
             starts: self.starts,
