@@ -139,8 +139,8 @@ impl Default for RopeOptions {
 /// `Builtin` is MLX's fused op, and what `Auto` takes on a GPU. It multiplies positions by
 /// frequencies in f32, so an angle is off by up to 2⁻²² of the position: 0.02 at position 100 000.
 /// It refuses a first position below 0 and a last one from 2²⁴ on, and on an NVIDIA GPU, which MLX's op cannot be launched
-/// on then, hundreds of rows of a few pairs each. There, too, it gets a copy of what does not lie side by side, because it
-/// writes the result of a split or broadcast array beyond its end or over itself. `Reference` is plain ops with
+/// on then, hundreds of rows of a few pairs each. There, too, it and its gradient get copies of what has gaps or repetitions,
+/// because MLX's writes the result of a split or broadcast array beyond its end or over itself. `Reference` is plain ops with
 /// angles that are right to f32 rounding at every position, and what `Auto` takes on the CPU, where
 /// MLX's op is a composition too, and rounds sines to the dtype of `x`. A magnitude other than one
 /// costs the fused op one more pass.

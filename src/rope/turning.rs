@@ -1,24 +1,15 @@
 //! Checked options, and the rotation that needs no kernel.
 
-use mlx_rs::{Array, Dtype, fast};
+use mlx_rs::{Array, Dtype, fast, ops::zeros_like, stop_gradient};
 
 use super::{RopeFrequencies, RopeOffset, RopeOptions, RopeStyle, reference};
 use crate::{
     check::{Check, axes},
-    dispatch::{Context, Target},
+    dispatch::Target,
     error::Result,
-    kernel::Launch,
+    kernel::{Launch, differentiable},
     layout::Layout,
 };
-
-/// `x` as it is, and on an NVIDIA GPU without gaps and repetitions: MLX's op there lays its result out as `x` lies, so that it
-/// writes beyond the end of what it has for a part of a split array, and over itself for a broadcast one.
-fn side_by_side(x: &Array) -> Result<Array> {
-    match Context::current()?.target {
-        Target::Cuda => Ok(x.contiguous()?),
-        Target::Cpu | Target::Metal => Ok(x.clone()),
-    }
-}
 
 /// How heads turn.
 #[derive(Debug, Clone)]
@@ -47,7 +38,42 @@ impl Turning {
         if x.size() == 0 {
             return Ok(x.clone());
         }
-        let heads = self.layout.swap_with_bhsd(&side_by_side(x)?)?;
+        match Target::current()? {
+            Target::Cpu | Target::Metal => self.fused(x, offset),
+            Target::Cuda => self.fused_without_gaps(x, offset),
+        }
+    }
+
+    /// MLX's op on an NVIDIA GPU lays its result out as its input lies, and its gradient as what comes back: it writes beyond
+    /// the end for a part of a split array, and over itself for a broadcast one. So both get copies of these.
+    fn fused_without_gaps(&self, x: &Array, offset: RopeOffset) -> Result<Array> {
+        let (forward, backward, reference) = (self.clone(), self.backwards(), self.clone());
+        let [turned] = match offset {
+            RopeOffset::At(first) => differentiable(
+                [x],
+                move |[x]| Ok([forward.fused(&x.contiguous()?, first.into())?]),
+                move |vjp| Ok([backward.fused(&vjp.cotangents[0].contiguous()?, first.into())?]),
+                move |[x]| Ok([reference.reference(x, first.into())?]),
+            )?,
+            RopeOffset::PerRow(firsts) => differentiable(
+                [x, firsts],
+                move |[x, firsts]| Ok([forward.fused(&x.contiguous()?, firsts.into())?]),
+                move |vjp| {
+                    let ([dy], [_, firsts]) = (vjp.cotangents, vjp.inputs);
+                    let dx = backward.fused(&dy.contiguous()?, firsts.into())?;
+                    Ok([dx, zeros_like(firsts)?])
+                },
+                move |[x, firsts]| {
+                    let firsts = stop_gradient(firsts)?;
+                    Ok([reference.reference(x, (&firsts).into())?])
+                },
+            )?,
+        };
+        Ok(turned)
+    }
+
+    fn fused(&self, x: &Array, offset: RopeOffset) -> Result<Array> {
+        let heads = self.layout.swap_with_bhsd(x)?;
         let interleaved = self.style == RopeStyle::Interleaved;
         let periods = self.frequencies.periods();
         let turned = match offset {
@@ -141,7 +167,36 @@ fn block_depth(grid: [i32; 3]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
+    use mlx_rs::{error::Exception, random::normal, transforms::fallible_vjp};
+
     use super::*;
+
+    /// Where the op is right as it is, what goes around its fault says the same, forward and back.
+    #[test]
+    fn without_gaps_is_the_same_turn() -> Result<()> {
+        let x = normal::<f32>(&[2, 3, 4, 6], None, None, None)?;
+        let dy = normal::<f32>(&[2, 3, 4, 6], None, None, None)?;
+        let firsts = Array::from_slice(&[5_i32, 0], &[2]);
+        let mut frequencies = RopeFrequencies::of_base(4, 100.0);
+        frequencies.magnitude = 1.25;
+        let options =
+            RopeOptions { dims: Some(4), frequencies: Some(frequencies), ..Default::default() };
+        let turning = Turning::new(Check::op("rope"), options, 6)?;
+        for offset in [RopeOffset::At(7), RopeOffset::PerRow(&firsts)] {
+            type Turn = fn(&Turning, &Array, RopeOffset) -> Result<Array>;
+            let with_gradient = |turn: Turn| {
+                let run = |x: &[Array]| Ok::<_, Exception>(vec![turn(&turning, &x[0], offset)?]);
+                fallible_vjp(run, from_ref(&x), from_ref(&dy))
+            };
+            let (turned, gradient) = with_gradient(Turning::fused_without_gaps)?;
+            let (expected, expected_gradient) = with_gradient(Turning::fused)?;
+            assert!(turned[0].all_close(&expected[0], 1e-5, 1e-5, None)?, "{offset:?}");
+            assert!(gradient[0].all_close(&expected_gradient[0], 1e-5, 1e-5, None)?, "{offset:?}");
+        }
+        Ok(())
+    }
 
     #[test]
     fn blocks_are_as_deep_as_mlx_makes_them() {

@@ -280,6 +280,29 @@ fn gradients_match_finite_differences() {
     }
 }
 
+/// What comes back to a sum is one number, broadcast; to a part of what is split, zeros beside it.
+#[test]
+fn gradients_of_sums_and_parts_match_finite_differences() {
+    let oracle = Oracle::new(STYLES[0], 8, 2, 3);
+    let whole = Tensor::of(&normal(5, &[2, 3, 4, 8], Dtype::Float32));
+    let first_heads = |x: &Tensor| Tensor::from_fn(&[2, 3, 1, 8], |at| x.at(at));
+    gradients_on_each_backend(
+        OP,
+        std::slice::from_ref(&whole),
+        |inputs| {
+            let turned = oracle.rotate(&first_heads(&inputs[0]));
+            Tensor::from_fn(&[2, 1, 1, 1], |at| {
+                turned.values[at[0] * 24..][..24].iter().sum::<f64>()
+            })
+        },
+        |arrays, dispatch| {
+            let parts = arrays[0].split_at_indices(&[1], 2)?;
+            let turned = rope(&parts[0], 3, RopeOptions { dispatch, ..Default::default() })?;
+            Ok(turned.sum_axes(&[1, 2, 3], true)?)
+        },
+    );
+}
+
 #[test]
 fn it_compiles() {
     let turn = |(x, starts): (&Array, &Array)| -> Result<Array, Exception> {
