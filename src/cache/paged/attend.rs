@@ -44,13 +44,13 @@ pub(super) fn attend(
 ) -> Result<Array> {
     match way(held, step, options, &Context::current()?) {
         Way::Run(slots) => over_run(queries, held, slots, options),
-        Way::Gathered => in_rows(queries, options, |rows| by_sequence(rows, held, step, options)),
-        Way::Paged(dispatch) => {
-            in_rows(queries, options, |rows| by_blocks(rows, held, step, options, dispatch))
+        Way::Gathered => in_rows(queries, options, |rows| over_gathered(rows, held, step, options)),
+        Way::Blocks(dispatch) => {
+            in_rows(queries, options, |rows| over_blocks(rows, held, step, options, dispatch))
         }
-        Way::PagedOrGathered => in_rows(queries, options, |rows| {
-            match by_blocks(rows, held, step, options, Dispatch::Only(Backend::Kernel)) {
-                Err(Error::Unavailable { .. }) => by_sequence(rows, held, step, options),
+        Way::BlocksOrGathered => in_rows(queries, options, |rows| {
+            match over_blocks(rows, held, step, options, Dispatch::Only(Backend::Kernel)) {
+                Err(Error::Unavailable { .. }) => over_gathered(rows, held, step, options),
                 attended => attended,
             }
         }),
@@ -65,9 +65,9 @@ enum Way {
     /// By MLX's op over keys that are gathered first.
     Gathered,
     /// By attention over blocks.
-    Paged(Dispatch),
+    Blocks(Dispatch),
     /// By its kernel, and where that refuses, over gathered keys.
-    PagedOrGathered,
+    BlocksOrGathered,
 }
 
 fn way(
@@ -83,11 +83,11 @@ fn way(
         return Way::Gathered;
     }
     let by_mlx = auto || options.dispatch == Dispatch::Only(Backend::Builtin);
-    let taken = held.iter().all(|held| is_fused_by_mlx(held) || !auto && is_plain(held));
+    let fits = held.iter().all(|held| is_fused_by_mlx(held) || !auto && is_plain(held));
     match &step.run {
-        Some(slots) if by_mlx && taken && asks_little(options) => Way::Run(slots.clone()),
-        _ if auto => Way::PagedOrGathered,
-        _ => Way::Paged(options.dispatch),
+        Some(slots) if by_mlx && fits && asks_little(options) => Way::Run(slots.clone()),
+        _ if auto => Way::BlocksOrGathered,
+        _ => Way::Blocks(options.dispatch),
     }
 }
 
@@ -141,7 +141,7 @@ fn over_run(
 }
 
 /// `[T, H, D_v]` of `[T, H, D]`.
-fn by_blocks(
+fn over_blocks(
     queries: &Array,
     [keys, values]: &[Held; 2],
     step: &PagedStep,
@@ -166,9 +166,9 @@ fn by_blocks(
 }
 
 /// The same by attention over keys side by side: single tokens together, longer stretches one after another.
-fn by_sequence(
+fn over_gathered(
     queries: &Array,
-    blocks: &[Held; 2],
+    held: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
@@ -180,11 +180,11 @@ fn by_sequence(
             Rows::Run(rows) => queries.try_index(rows.clone())?,
             Rows::Some(rows) => queries.take_axis(rows, 0)?,
         };
-        parts.push(attend_in(call, &queries, blocks, &options)?);
+        parts.push(attend_in(call, &queries, held, &options)?);
     }
     let padding = step.rows() - step.tokens();
     if padding > 0 {
-        let shape = [padding, queries.dim(1), blocks[1].shape()[3]];
+        let shape = [padding, queries.dim(1), held[1].shape()[3]];
         parts.push(zeros_dtype(&shape, queries.dtype())?);
     }
     let rows = concatenate(&parts, 0)?;
@@ -195,11 +195,11 @@ fn by_sequence(
 fn attend_in(
     call: &Call,
     queries: &Array,
-    blocks: &[Held; 2],
+    held: &[Held; 2],
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
-    let [keys, values] = blocks;
-    let (keys, values) = (side_by_side(keys, call)?, side_by_side(values, call)?);
+    let [keys, values] = held;
+    let (keys, values) = (gathered(keys, call)?, gathered(values, call)?);
     let options = FlashAttentionOptions { mask: call.mask.as_ref(), ..options.clone() };
     let [sequences, _, key_heads, _] = Layout::Bhsd.dims(&keys);
     let [rows, heads, size] = [0, 1, 2].map(|axis| queries.dim(axis));
@@ -224,7 +224,7 @@ fn attend_in(
 }
 
 /// `[N, H_kv, S_kv, _]`, one head after another, which a CPU multiplies several times as fast as one token after another.
-fn side_by_side(held: &Held, call: &Call) -> Result<Array> {
+fn gathered(held: &Held, call: &Call) -> Result<Array> {
     let [.., heads, _] = held.shape();
     let head = uploads::integers((0..heads).collect()).expand_dims(-1)?;
     let rows = call.slots.multiply(uploads::int(heads))?.add(head)?;
@@ -242,9 +242,13 @@ mod tests {
 
     const RUN: Way = Way::Run(16..19);
 
+    fn on(target: Target) -> Context {
+        Context { target, obstacle: None, settings: Settings::default() }
+    }
+
     /// How three tokens of the first sequence of a pool attend, or two of each of two sequences.
     fn chosen(
-        target: Target,
+        context: &Context,
         (form, dtype, size): (BlockForm, Dtype, i32),
         alone: bool,
         options: &FlashAttentionOptions,
@@ -260,31 +264,36 @@ mod tests {
         }
         let step = pool.step(&ids, 0)?;
         let held = Held::zeros(form, [8, 16, 2, size], dtype)?;
-        let context = Context { target, obstacle: None, settings: Settings::default() };
-        Ok(way(&[held.clone(), held], &step, options, &context))
+        Ok(way(&[held.clone(), held], &step, options, context))
     }
 
     #[test]
     fn auto_takes_mlx_for_a_sequence_alone_on_a_gpu() -> Result<()> {
         let none = FlashAttentionOptions::default();
         let half = (BlockForm::Plain, Dtype::Float16, 128);
-        assert_eq!(chosen(Target::Cuda, half, true, &none)?, RUN);
-        assert_eq!(chosen(Target::Metal, half, true, &none)?, RUN);
-        assert_eq!(chosen(Target::Cpu, half, true, &none)?, Way::Gathered);
-        assert_eq!(chosen(Target::Cuda, half, false, &none)?, Way::PagedOrGathered);
+        assert_eq!(chosen(&on(Target::Cuda), half, true, &none)?, RUN);
+        assert_eq!(chosen(&on(Target::Metal), half, true, &none)?, RUN);
+        let without_kernels = Context { obstacle: Some("none here"), ..on(Target::Metal) };
+        assert_eq!(chosen(&without_kernels, half, true, &none)?, Way::Gathered);
+        assert_eq!(chosen(&on(Target::Cpu), half, true, &none)?, Way::Gathered);
+        assert_eq!(chosen(&on(Target::Cuda), half, false, &none)?, Way::BlocksOrGathered);
         for held in [
             (BlockForm::Plain, Dtype::Float32, 128),
             (BlockForm::Plain, Dtype::Float16, 136),
             (BlockForm::Int8, Dtype::Float16, 128),
         ] {
-            assert_eq!(chosen(Target::Cuda, held, true, &none)?, Way::PagedOrGathered, "{held:?}");
+            assert_eq!(
+                chosen(&on(Target::Cuda), held, true, &none)?,
+                Way::BlocksOrGathered,
+                "{held:?}"
+            );
         }
         let window = Window { left: Some(4), right: None };
         for asking in [
             FlashAttentionOptions { soft_cap: Some(30.0), ..none.clone() },
             FlashAttentionOptions { window, ..none },
         ] {
-            assert_eq!(chosen(Target::Cuda, half, true, &asking)?, Way::PagedOrGathered);
+            assert_eq!(chosen(&on(Target::Cuda), half, true, &asking)?, Way::BlocksOrGathered);
         }
         Ok(())
     }
@@ -297,10 +306,10 @@ mod tests {
             ..Default::default()
         };
         for target in [Target::Cpu, Target::Cuda] {
-            assert_eq!(chosen(target, single, true, &only(Backend::Builtin))?, RUN);
+            assert_eq!(chosen(&on(target), single, true, &only(Backend::Builtin))?, RUN);
             for backend in [Backend::Kernel, Backend::Reference] {
-                let paged = Way::Paged(Dispatch::Only(backend));
-                assert_eq!(chosen(target, single, true, &only(backend))?, paged);
+                let paged = Way::Blocks(Dispatch::Only(backend));
+                assert_eq!(chosen(&on(target), single, true, &only(backend))?, paged);
             }
         }
         Ok(())

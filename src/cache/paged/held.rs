@@ -20,7 +20,7 @@ pub(super) struct Held {
     dtype: Dtype,
     block_size: i32,
     /// Numbers, `[1, SLOTS, H_kv, _]`, and in forms that have some scales, `[1, SLOTS, H_kv]`. Steps write slots, and a sequence
-    /// alone attends to a run of them, neither of which then costs a view.
+    /// alone attends to a run of them, neither of which then needs another shape.
     arrays: Vec<Array>,
 }
 
@@ -66,9 +66,8 @@ impl Held {
     }
 
     fn in_blocks(&self, array: &Array) -> Result<Array> {
-        let [_, slots, rest @ ..] = array.shape() else { return Ok(array.clone()) };
-        let blocks = [slots / self.block_size, self.block_size];
-        Ok(array.reshape(&[&blocks, rest].concat())?)
+        let shape = self.shape();
+        Ok(array.reshape(&shape[..array.ndim()])?)
     }
 
     pub(super) fn arrays(&self) -> &[Array] {

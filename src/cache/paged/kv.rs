@@ -54,8 +54,8 @@ impl PagedKvOptions {
 
 /// Keys and values of one layer for all sequences of a [`PagedPool`](super::PagedPool), allocated as a whole.
 ///
-/// A step writes its tokens in place, as long as nobody else holds one of [`Self::arrays`] when it is evaluated; holding
-/// them is safe and costs a copy of the pool.
+/// A step writes its tokens in place, as long as nobody else holds one of [`Self::arrays`], or what [`Self::key_blocks`] and
+/// the like return, when it is evaluated; holding them is safe and costs a copy of the pool.
 ///
 /// In blocks of 8 bits ([`BlockForm`]) a step's own tokens, too, are seen as the blocks hold them, so that a text does not
 /// depend on how it was cut into steps. The kernel of [`paged_attention`](crate::attention::paged_attention) reads such blocks
@@ -63,7 +63,7 @@ impl PagedKvOptions {
 /// time: there they save memory alone.
 #[derive(Debug)]
 pub struct PagedKv {
-    /// Of `[BLOCKS, BLOCK, H_kv, D]` and `[BLOCKS, BLOCK, H_kv, D_v]`.
+    /// Keys and values.
     held: [Held; 2],
     copied: Option<Copied>,
 }
@@ -126,7 +126,8 @@ impl PagedKv {
         self.held[1].scales()
     }
 
-    /// All blocks and scales: what a step leaves to be evaluated.
+    /// All numbers and scales, as they are held, `[1, SLOTS, H_kv, _]` and `[1, SLOTS, H_kv]`: what a step leaves to be
+    /// evaluated.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         self.held.iter().flat_map(Held::arrays)
     }
