@@ -1,7 +1,7 @@
 //! What is held in memory. A process of its own, since MLX counts the bytes of all threads.
 #![allow(clippy::unwrap_used, reason = "a test fails by panic")]
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mlx_primitives::{
     Layout, Result,
@@ -22,8 +22,11 @@ use mlx_rs::{
 
 const MEBIBYTE: usize = 1 << 20;
 
-/// Held by the test that runs.
-static ALONE: Mutex<()> = Mutex::new(());
+/// What the test that runs holds.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The bytes at the peak of the gradient of `attend`, forward pass included, beyond its inputs.
 fn peak(inputs: [Array; 2], attend: impl Fn(&Array, &Array) -> Result<Array>) -> usize {
@@ -46,7 +49,7 @@ fn sequence(length: i32) -> Array {
 
 #[test]
 fn no_attention_here_holds_all_scores() {
-    let _alone = ALONE.lock().unwrap();
+    let _alone = alone();
     // All scores would be 256 MiB; those of a chunk are 4.
     let layout = Layout::Bhsd;
     let options = ChunkedCrossAttentionOptions { layout, ..Default::default() };
@@ -72,16 +75,32 @@ fn no_attention_here_holds_all_scores() {
     assert!(blocks < 320 * MEBIBYTE, "in blocks: {blocks} bytes");
 }
 
-#[test]
-fn prepared_projections_are_held_once() {
-    let _alone = ALONE.lock().unwrap();
-    // 12 MiB, of which gate and up have 8.
+fn held() -> usize {
+    memory::active_memory().unwrap()
+}
+
+/// 12 MiB, of which gate and up have 8, and what it says of one row.
+fn prepared() -> (GatedFeedForward, Array) {
     let mut feed_forward = GatedFeedForward::new(1024, 1024).unwrap();
     eval(feed_forward.parameters().flatten().into_values()).unwrap();
-    let before = memory::active_memory().unwrap();
+    let before = held();
     feed_forward.prepare_for_inference().unwrap();
-    let y = feed_forward.forward(&random::normal::<f32>(&[1, 1024], None, None, None).unwrap());
-    y.unwrap().eval().unwrap();
-    let grown = memory::active_memory().unwrap() - before;
+    let x = random::normal::<f32>(&[1, 1024], None, None, None).unwrap();
+    feed_forward.forward(&x).unwrap().eval().unwrap();
+    let grown = held().saturating_sub(before);
     assert!(grown < MEBIBYTE, "{grown} bytes more");
+    (feed_forward, x)
+}
+
+#[test]
+fn prepared_projections_are_held_once() {
+    let _alone = alone();
+    let (mut feed_forward, x) = prepared();
+    let before = held();
+    for parameter in feed_forward.parameters_mut().flatten().into_values() {
+        *parameter = random::normal::<f32>(parameter.shape(), None, None, None).unwrap();
+    }
+    feed_forward.forward(&x).unwrap().eval().unwrap();
+    let grown = held().saturating_sub(before);
+    assert!(grown < MEBIBYTE, "{grown} bytes more with parameters set anew");
 }

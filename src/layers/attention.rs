@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
-use super::{Projection, Watched, prepared::Prepared};
+use super::{Projection, WatchedProjection, prepared::Prepared};
 use crate::{
     attention::{FlashAttentionOptions, KvCache, flash_attention},
     builder::builder,
@@ -64,16 +64,16 @@ builder! {
 pub struct Attention {
     /// `[H · D, dims]`.
     #[param]
-    pub query: Watched,
+    pub query: WatchedProjection,
     /// `[H_kv · D, dims]`.
     #[param]
-    pub key: Watched,
+    pub key: WatchedProjection,
     /// `[H_kv · D, dims]`.
     #[param]
-    pub value: Watched,
+    pub value: WatchedProjection,
     /// `[dims, H · D]`.
     #[param]
-    pub output: Watched,
+    pub output: WatchedProjection,
     /// Over `D`, of each query head.
     #[param]
     pub query_norm: Option<RmsNorm>,
@@ -156,19 +156,48 @@ impl Attention {
         })
     }
 
-    /// From now on multiplies few rows, up to 128, by the projections to queries, keys and values as by one matrix, and by
-    /// weights that are transposed once: for inference on a GPU, where a token takes as long as the host needs for its operations.
+    /// Prepares the projections for inference on a GPU, where a token takes as long as the host needs to hand its operations
+    /// over: up to 128 rows are multiplied by those to queries, keys and values as by one matrix, and weights are transposed once.
     ///
-    /// The names and values of parameters stay as they are, and they take no more memory. Whoever borrows one for writing, for
-    /// instance by [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut), undoes it. Projections that differ in
-    /// kind, dtype or packing stay three.
+    /// The names and values of parameters stay as they are, and they take no more memory. A projection that is borrowed for
+    /// writing afterwards, as [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut) does, is as it would be
+    /// unprepared from the next call on. So is what cannot be one matrix, because it differs in kind, dtype, packing or the size
+    /// of heads, and what is quantized and keeps an unpacked copy, as on a CPU.
     ///
     /// # Errors
     /// When MLX fails.
+    ///
+    /// # Example
+    /// ```
+    /// use mlx_primitives::layers::Attention;
+    /// use mlx_rs::{Array, module::Module};
+    ///
+    /// let mut attention = Attention::new(64, 4)?;
+    /// let x = Array::ones::<f32>(&[1, 10, 64])?;
+    /// let before = attention.forward(&x)?;
+    /// attention.prepare_for_inference()?;
+    /// assert!(attention.forward(&x)?.all_close(before, 1e-5, 1e-5, None)?);
+    /// # Ok::<(), mlx_rs::error::Exception>(())
+    /// ```
     pub fn prepare_for_inference(&mut self) -> Result<()> {
-        self.inward = Prepared::of([&mut self.query, &mut self.key, &mut self.value])?;
         self.outward = Prepared::of([&mut self.output])?;
+        self.inward = match self.heads_are_alike() {
+            true => Prepared::of([&mut self.query, &mut self.key, &mut self.value])?,
+            false => None,
+        };
         Ok(())
+    }
+
+    /// Whether queries, keys and values have as many elements as their heads, all of one size.
+    fn heads_are_alike(&self) -> bool {
+        let sizes = [&self.query, &self.key, &self.value].map(|projection| projection.outputs());
+        let heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads];
+        let mut size_of_heads = sizes
+            .iter()
+            .zip(heads)
+            .map(|(size, heads)| size.filter(|size| size % heads == 0).map(|size| size / heads));
+        let first = size_of_heads.next().flatten();
+        first.is_some() && size_of_heads.all(|size| size == first)
     }
 
     /// How the tokens of `x` stand, which must be `[B, S, dims]`.
@@ -201,17 +230,17 @@ impl Attention {
         let parts = [&self.query, &self.key, &self.value];
         if let Some(whole) = Prepared::product(&mut self.inward, parts, rows)? {
             let heads = order.split(whole, self.num_heads + 2 * self.num_kv_heads)?;
-            return self.prepare_whole(&heads, order.layout, offset);
+            return self.turn_whole(&heads, order.layout, offset);
         }
         let queries = order.split(self.query.forward(rows)?, self.num_heads)?;
         let keys = order.split(self.key.forward(rows)?, self.num_kv_heads)?;
         let values = order.split(self.value.forward(rows)?, self.num_kv_heads)?;
-        let (queries, keys) = self.prepare(queries, keys, order.layout, offset)?;
+        let (queries, keys) = self.turn(queries, keys, order.layout, offset)?;
         Ok([queries, keys, values])
     }
 
-    /// [`Self::prepare`] for queries, keys and values, one head after another: what only turns, turns at once.
-    fn prepare_whole(
+    /// [`Self::turn`] for queries, keys and values, one head after another: what only turns, turns at once.
+    fn turn_whole(
         &mut self,
         heads: &Array,
         layout: Layout,
@@ -226,12 +255,12 @@ impl Attention {
             return Ok([turned[0].clone(), turned[1].clone(), parts[1].clone()]);
         }
         let parts = cut(heads, &[keys, values])?;
-        let (queries, keys) = self.prepare(parts[0].clone(), parts[1].clone(), layout, offset)?;
+        let (queries, keys) = self.turn(parts[0].clone(), parts[1].clone(), layout, offset)?;
         Ok([queries, keys, parts[2].clone()])
     }
 
     /// Normalizes and rotates what tokens that start at `offset` are compared by.
-    fn prepare(
+    fn turn(
         &mut self,
         queries: Array,
         keys: Array,
@@ -347,7 +376,54 @@ impl<'a, I: Into<AttentionInput<'a>>> Module<I> for Attention {
 
     fn training_mode(&mut self, mode: bool) {
         for projection in [&mut self.query, &mut self.key, &mut self.value, &mut self.output] {
-            projection.unchanged().training_mode(mode);
+            projection.training_mode(mode);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::builder::Builder;
+
+    use super::*;
+
+    fn grouped() -> Result<Attention> {
+        AttentionBuilder::new(64, 4).num_kv_heads(2).build()
+    }
+
+    #[test]
+    fn projections_of_the_right_sizes_are_prepared() -> Result<()> {
+        let mut attention = grouped()?;
+        attention.prepare_for_inference()?;
+        assert!(attention.inward.is_some() && attention.outward.is_some());
+        attention.forward(&Array::ones::<f32>(&[1, 3, 64])?)?;
+        assert!(attention.inward.is_some() && attention.outward.is_some(), "it serves calls");
+        Ok(())
+    }
+
+    /// As one matrix they would have the right number of heads between them.
+    #[test]
+    fn queries_and_keys_the_wrong_way_round_are_refused_prepared_too() -> Result<()> {
+        let x = Array::ones::<f32>(&[1, 3, 64])?;
+        let mut attention = grouped()?;
+        std::mem::swap(&mut attention.query, &mut attention.key);
+        let refusal = attention.forward(&x).map_err(|error| error.to_string());
+        attention.prepare_for_inference()?;
+        assert!(attention.inward.is_none());
+        assert!(refusal.is_err() && attention.forward(&x).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn values_of_heads_of_another_size_are_left_alone() -> Result<()> {
+        let x = Array::ones::<f32>(&[1, 3, 64])?;
+        let mut attention = grouped()?;
+        attention.value = Projection::random(64, 2 * 8, false)?.into();
+        attention.output = Projection::random(4 * 8, 64, false)?.into();
+        let expected = attention.forward(&x)?;
+        attention.prepare_for_inference()?;
+        assert!(attention.inward.is_none() && attention.outward.is_some());
+        assert!(attention.forward(&x)?.all_close(expected, 1e-5, 1e-5, None)?);
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, error::Exception, macros::ModuleParameters, module::Module};
 
-use super::{Projection, Watched, prepared::Prepared};
+use super::{Projection, WatchedProjection, prepared::Prepared};
 use crate::{
     activation::{Activation, GluOptions, glu},
     builder::builder,
@@ -48,13 +48,13 @@ builder! {
 pub struct GatedFeedForward {
     /// `[F, D]`.
     #[param]
-    pub gate: Watched,
+    pub gate: WatchedProjection,
     /// `[F, D]`.
     #[param]
-    pub up: Watched,
+    pub up: WatchedProjection,
     /// `[D, F]`.
     #[param]
-    pub down: Watched,
+    pub down: WatchedProjection,
     wide: Option<Prepared<2>>,
     narrow: Option<Prepared<1>>,
     activation: Activation,
@@ -85,26 +85,25 @@ impl GatedFeedForward {
         })
     }
 
-    /// From now on multiplies few rows, up to 128, by gate and up as by one matrix, and by weights that are transposed once: for
-    /// inference on a GPU, where a token takes as long as the host needs for its operations.
-    ///
-    /// The names and values of parameters stay as they are, and they take no more memory. Whoever borrows one for writing, for
-    /// instance by [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut), undoes it. Gate and up that differ in
-    /// kind, dtype or packing stay two.
+    /// Prepares the projections for inference, as [`Attention::prepare_for_inference`](super::Attention::prepare_for_inference)
+    /// does; gate and up are the ones that are multiplied as one.
     ///
     /// # Errors
     /// When MLX fails.
     pub fn prepare_for_inference(&mut self) -> Result<()> {
-        self.wide = Prepared::of([&mut self.gate, &mut self.up])?;
         self.narrow = Prepared::of([&mut self.down])?;
+        self.wide = match self.gate.outputs() == self.up.outputs() {
+            true => Prepared::of([&mut self.gate, &mut self.up])?,
+            false => None,
+        };
         Ok(())
     }
 
     /// Gate and up of `[T, D]`, `[T, F]` each.
     fn widen(&mut self, rows: &Array) -> Result<[Array; 2]> {
         if let Some(both) = Prepared::product(&mut self.wide, [&self.gate, &self.up], rows)? {
-            let parts = both.split_at_indices(&[self.gate.outputs()], -1)?;
-            return Ok([parts[0].clone(), parts[1].clone()]);
+            let halves = both.split_equal(2, -1)?;
+            return Ok([halves[0].clone(), halves[1].clone()]);
         }
         let gate = self.gate.forward(rows)?;
         let up = beside(rows, &gate, || Ok(self.up.forward(rows)?))?;
@@ -127,7 +126,26 @@ impl Module<&Array> for GatedFeedForward {
 
     fn training_mode(&mut self, mode: bool) {
         for projection in [&mut self.gate, &mut self.up, &mut self.down] {
-            projection.unchanged().training_mode(mode);
+            projection.training_mode(mode);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gate_and_up_of_one_size_are_prepared() -> Result<()> {
+        let x = Array::ones::<f32>(&[3, 64])?;
+        let mut feed_forward = GatedFeedForward::new(64, 32)?;
+        feed_forward.prepare_for_inference()?;
+        feed_forward.forward(&x)?;
+        assert!(feed_forward.wide.is_some() && feed_forward.narrow.is_some());
+
+        feed_forward.up = Projection::random(64, 16, false)?.into();
+        feed_forward.prepare_for_inference()?;
+        assert!(feed_forward.wide.is_none() && feed_forward.forward(&x).is_err());
+        Ok(())
     }
 }

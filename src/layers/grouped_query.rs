@@ -151,6 +151,14 @@ macro_rules! kind_of_attention {
                 Ok(Self { attention: attention.build()? })
             }
 
+            /// See [`Attention::prepare_for_inference`].
+            ///
+            /// # Errors
+            /// When MLX fails.
+            pub fn prepare_for_inference(&mut self) -> Result<()> {
+                self.attention.prepare_for_inference()
+            }
+
             fn inner(&self) -> &Attention {
                 &self.attention
             }

@@ -36,7 +36,7 @@ pub use longformer_attention::{
 pub use performer_attention::{PerformerAttention, PerformerAttentionBuilder};
 pub use projection::Projection;
 pub use token_embedding::TokenEmbedding;
-pub use watched::Watched;
+pub use watched::WatchedProjection;
 
 /// Gives an enum of modules the parameters of whichever module it holds.
 macro_rules! parameters_of_variants {

@@ -39,24 +39,24 @@ impl Projection {
         Ok(Self::Dense(linear))
     }
 
-    /// `O`.
-    pub(super) fn outputs(&self) -> i32 {
-        match self {
-            Self::Dense(linear) => linear.weight.dim(0),
-            Self::Quantized(linear) => linear.outputs(),
-        }
+    /// `O`, if every parameter has a row for each output, as those of a layer that was not tampered with have.
+    pub(super) fn outputs(&self) -> Option<i32> {
+        let parameters = self.parameters().flatten();
+        let rows = |array: &Array| array.shape().first().copied();
+        let outputs = rows(parameters.get("weight")?)?;
+        parameters.values().all(|array| rows(array) == Some(outputs)).then_some(outputs)
     }
 
     /// One projection that does what `parts` do, its outputs theirs one after another; none where they differ in more than
     /// how many outputs they have.
     pub(super) fn stacked(parts: &[&Self]) -> Result<Option<Self>> {
         let [first, rest @ ..] = parts else { return Ok(None) };
-        if !rest.iter().all(|part| first.stacks_on(part)) {
+        let whole_rows = parts.iter().all(|part| part.outputs().is_some());
+        if !whole_rows || !rest.iter().all(|part| first.stacks_on(part)) {
             return Ok(None);
         }
         let parts: Vec<_> = parts.iter().map(|part| part.parameters().flatten()).collect();
         let mut whole = (*first).clone();
-        // Every parameter has a row for each output.
         for (name, array) in whole.parameters_mut().flatten() {
             let rows: Vec<_> = parts.iter().map(|part| part[&name]).collect();
             *array = concatenate(&rows, 0)?;
@@ -64,6 +64,7 @@ impl Projection {
         Ok(Some(whole))
     }
 
+    /// Whether they are of one kind, and their rows of one dtype and shape.
     fn stacks_on(&self, other: &Self) -> bool {
         let alike = match (self, other) {
             (Self::Dense(_), Self::Dense(_)) => true,
@@ -72,7 +73,7 @@ impl Projection {
         };
         let rows = |projection: &Self| {
             let parameters = projection.parameters().flatten().into_iter();
-            let row = |array: &Array| (array.dtype(), array.shape().get(1..).map(<[i32]>::to_vec));
+            let row = |array: &Array| (array.dtype(), array.shape()[1..].to_vec());
             parameters.map(|(name, array)| (name, row(array))).collect::<HashMap<_, _>>()
         };
         alike && rows(self) == rows(other)

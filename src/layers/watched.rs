@@ -5,17 +5,23 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use mlx_rs::{Array, error::Exception, module::Module, nn};
+use mlx_rs::{
+    Array,
+    error::Exception,
+    module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters},
+    nn,
+};
 
-use super::{Projection, parameters_of_inner};
+use super::Projection;
 use crate::quant::QuantizedLinear;
 
-/// A [`Projection`] of a layer that may multiply by several as by one, and must know when one of them has changed.
+/// A [`Projection`] in a layer that may be prepared for inference, and must know when that is stale.
 ///
-/// It reads, writes and is assigned like the projection in it. Whoever borrows it for writing, as
-/// [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut) does, is taken to have changed it.
+/// It dereferences to the projection, is made of one by `into`, and has its parameters. Whoever borrows it for writing, be it
+/// through [`DerefMut`] or [`parameters_mut`](ModuleParameters::parameters_mut), is taken to have changed it; to compute with
+/// it and to freeze it changes nothing.
 #[derive(Debug, Clone)]
-pub struct Watched {
+pub struct WatchedProjection {
     projection: Projection,
     version: Version,
 }
@@ -31,7 +37,7 @@ impl Version {
     }
 }
 
-impl Watched {
+impl WatchedProjection {
     pub(super) fn version(&self) -> Version {
         self.version
     }
@@ -40,23 +46,56 @@ impl Watched {
     pub(super) fn unchanged(&mut self) -> &mut Projection {
         &mut self.projection
     }
+}
 
-    pub(super) fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
-        self.projection.forward(x)
+impl ModuleParameters for WatchedProjection {
+    fn num_parameters(&self) -> usize {
+        self.projection.num_parameters()
     }
 
-    fn inner(&self) -> &Projection {
-        self
+    fn parameters(&self) -> ModuleParamRef<'_> {
+        self.projection.parameters()
     }
 
-    fn inner_mut(&mut self) -> &mut Projection {
-        self
+    fn parameters_mut(&mut self) -> ModuleParamMut<'_> {
+        (**self).parameters_mut()
+    }
+
+    fn trainable_parameters(&self) -> ModuleParamRef<'_> {
+        self.projection.trainable_parameters()
+    }
+
+    fn freeze_parameters(&mut self, recursive: bool) {
+        self.projection.freeze_parameters(recursive);
+    }
+
+    fn unfreeze_parameters(&mut self, recursive: bool) {
+        self.projection.unfreeze_parameters(recursive);
+    }
+
+    fn all_frozen(&self) -> Option<bool> {
+        self.projection.all_frozen()
+    }
+
+    fn any_frozen(&self) -> Option<bool> {
+        self.projection.any_frozen()
     }
 }
 
-parameters_of_inner!(Watched);
+impl Module<&Array> for WatchedProjection {
+    type Output = Array;
+    type Error = Exception;
 
-impl Deref for Watched {
+    fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
+        self.projection.forward(x)
+    }
+
+    fn training_mode(&mut self, mode: bool) {
+        self.projection.training_mode(mode);
+    }
+}
+
+impl Deref for WatchedProjection {
     type Target = Projection;
 
     fn deref(&self) -> &Projection {
@@ -64,26 +103,32 @@ impl Deref for Watched {
     }
 }
 
-impl DerefMut for Watched {
+impl DerefMut for WatchedProjection {
     fn deref_mut(&mut self) -> &mut Projection {
         self.version = Version::next();
         &mut self.projection
     }
 }
 
-impl From<Projection> for Watched {
+impl From<Projection> for WatchedProjection {
     fn from(projection: Projection) -> Self {
         Self { projection, version: Version::next() }
     }
 }
 
-impl From<nn::Linear> for Watched {
+impl From<WatchedProjection> for Projection {
+    fn from(watched: WatchedProjection) -> Self {
+        watched.projection
+    }
+}
+
+impl From<nn::Linear> for WatchedProjection {
     fn from(linear: nn::Linear) -> Self {
         Projection::from(linear).into()
     }
 }
 
-impl From<QuantizedLinear> for Watched {
+impl From<QuantizedLinear> for WatchedProjection {
     fn from(linear: QuantizedLinear) -> Self {
         Projection::from(linear).into()
     }

@@ -133,11 +133,6 @@ impl QuantizedLinear {
         Ok(weight.nbytes() + bias + self.multiplier.nbytes(weight.shape()))
     }
 
-    /// `O`.
-    pub(crate) fn outputs(&self) -> i32 {
-        self.scales.value().dim(0)
-    }
-
     /// Whether the numbers of both mean the same, and are multiplied in the same way.
     pub(crate) fn is_packed_like(&self, other: &Self) -> bool {
         let of = |layer: &Self| (layer.group_size, layer.bits, layer.multiplier.way());

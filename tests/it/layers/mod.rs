@@ -17,7 +17,7 @@ use mlx_rs::{
     Array, Dtype,
     builder::Builder,
     error::Exception,
-    module::{Module, ModuleParameters, Param, Parameter},
+    module::{Module, ModuleParameters, ModuleParametersExt, Param, Parameter},
     nn,
     ops::concatenate,
     optimizers::{Adam, Optimizer},
@@ -269,18 +269,89 @@ fn a_prepared_block_matches_the_oracle() {
     let eps = RmsNormOptions::DEFAULT_EPS.into();
     for x in [input(3, 1), input(2, 7), input(2, 65)] {
         let mut block = block();
-        block.prepare_for_inference().unwrap();
         let weights = Weights::of(&block);
+        block.prepare_for_inference().unwrap();
         let expected = per_sequence(&x, |rows| oracle::decoder_block(&weights, rows, HEADS, eps));
         assert_close("prepared", &block.forward(&x).unwrap(), &expected, Tolerance::LAYER);
     }
 }
 
+/// Blocks of everything that what is prepared goes through.
+fn kinds() -> Vec<(&'static str, DecoderBlock)> {
+    let around =
+        |attention, feed_forward| DecoderBlock::new(DIMS, attention, feed_forward).unwrap();
+    let plain = || GatedFeedForward::new(DIMS, 40).unwrap();
+    let without_rope = AttentionBuilder::new(DIMS, 4).num_kv_heads(1).build().unwrap();
+    let mut biased = AttentionBuilder::new(DIMS, 2).bias(true).output_bias(true).build().unwrap();
+    biased.key.freeze_parameters(true);
+    let wide = GatedFeedForwardBuilder::new(DIMS, 24).bias(true).build().unwrap();
+    vec![
+        ("rope", block()),
+        ("norms and rope", around(attention_with_norms(Some(Rope::new(4).unwrap())), plain())),
+        ("norms", around(attention_with_norms(None), plain())),
+        ("no rope", around(without_rope, plain())),
+        ("biases", around(biased, wide)),
+    ]
+}
+
+fn token_by_token(block: &mut DecoderBlock, x: &Array) -> Array {
+    let mut cache = SimpleKvCache::new();
+    let parts = split(x, &[2, 1, 4]);
+    let parts = parts.iter().map(|part| block.forward((part, &mut cache)).unwrap());
+    concatenate(&parts.collect::<Vec<_>>(), 1).unwrap()
+}
+
 #[test]
-fn a_prepared_block_trains_saves_and_composes() {
-    let mut block = block();
-    block.prepare_for_inference().unwrap();
-    assert_module(block, &input(2, 5), BLOCK_PARAMETERS);
+fn a_prepared_block_says_what_it_said_before() {
+    let x = input(2, 7);
+    for (name, plain) in kinds() {
+        let mut prepared = plain.clone();
+        prepared.prepare_for_inference().unwrap();
+        let runs: [fn(&mut DecoderBlock, &Array) -> Array; 3] = [
+            |block, x| block.forward(x).unwrap(),
+            token_by_token,
+            |block, x| {
+                let sum = |x: &Array| -> Result<Array, Exception> {
+                    block.clone().forward(x)?.square()?.sum(None)
+                };
+                mlx_rs::transforms::grad(sum)(x).unwrap()
+            },
+        ];
+        for (number, run) in runs.into_iter().enumerate() {
+            let expected = Tensor::of(&run(&mut plain.clone(), &x));
+            let what = format!("{name}, prepared, run {number}");
+            assert_close(&what, &run(&mut prepared.clone(), &x), &expected, Tolerance::LAYER);
+        }
+        for empty in [input(0, 3), input(2, 0)] {
+            assert_eq!(prepared.forward(&empty).unwrap().shape(), empty.shape(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_prepared_block_trains_saves_and_loads() {
+    let (x, mut prepared) = (input(2, 5), block());
+    prepared.prepare_for_inference().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("block.safetensors");
+    let mut other = DecoderBlock::new(DIMS, attention(), GatedFeedForward::new(DIMS, 40).unwrap());
+    let fresh = other.as_mut().unwrap();
+
+    prepared.save_safetensors(&path).unwrap();
+    fresh.load_safetensors(&path).unwrap();
+    let expected = Tensor::of(&prepared.forward(&x).unwrap());
+    assert_close("saved prepared", &fresh.forward(&x).unwrap(), &expected, Tolerance::LAYER);
+
+    for parameter in fresh.parameters_mut().flatten().into_values() {
+        *parameter = parameter.multiply(Array::from_f32(0.5)).unwrap();
+    }
+    fresh.save_safetensors(&path).unwrap();
+    prepared.load_safetensors(&path).unwrap();
+    let expected = Tensor::of(&fresh.forward(&x).unwrap());
+    assert_close("loaded prepared", &prepared.forward(&x).unwrap(), &expected, Tolerance::LAYER);
+
+    prepared.prepare_for_inference().unwrap();
+    assert_module(prepared, &x, BLOCK_PARAMETERS);
 }
 
 /// Parameters that are set after a block was prepared are those that count.
