@@ -1,7 +1,7 @@
 //! Drawing tokens from logits.
 //!
 //! [`SamplerBatch`] draws for the requests of a batch, each with a chain of its own ([`SamplingParams`]);
-//! [`Sampler`] and [`sample`] draw for rows of one mind. The order of the steps is visible to users. It
+//! [`sample`] is one draw for rows of one mind, from a key. The order of the steps is visible to users. It
 //! is data of a request, and by default temperature, [`top_k`], [`top_p`], [`min_p`], draw, with
 //! penalties and biases before. So a nucleus is that of the tempered distribution, and each filter
 //! sees only what those before it left.
@@ -21,7 +21,6 @@ mod steps;
 mod rows;
 mod batch;
 mod draw;
-mod sampler;
 
 pub use batch::{
     Conditions, LogProbabilities, Proposal, Sampled, SamplerBatch, SamplerBatchOptions,
@@ -34,5 +33,4 @@ pub use log_probability::{log_probabilities, token_log_probabilities};
 pub use mask::TokenMask;
 pub use params::{Dry, Mirostat, SamplingParams, Step, Xtc};
 pub(crate) use rows::KERNELS as SAMPLE_ROWS_KERNELS;
-pub use sampler::Sampler;
 pub(crate) use weights::MAX_VOCABULARY;

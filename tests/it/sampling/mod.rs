@@ -2,7 +2,6 @@ mod batch;
 mod draw;
 mod filter;
 mod log_probability;
-mod sampler;
 
 /// `softmax(logits)` in f64; a NaN or −∞ has none of it.
 fn softmax(logits: &[f64]) -> Vec<f64> {
