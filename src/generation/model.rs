@@ -44,7 +44,8 @@ pub(super) type BlockForms = [BlockForm; 2];
 
 /// A decoder that predicts the next token, as [`GenerationEngine`](super::GenerationEngine) runs it.
 ///
-/// It keeps nothing of a text itself: what its layers have to remember is in the caches that it is handed.
+/// It keeps nothing of a text itself: what its layers have to remember is in the caches that it is handed. A token takes fewer
+/// operations where its blocks are [prepared](crate::layers::DecoderBlock::prepare_for_inference), which a GPU's host feels.
 pub trait CausalModel {
     /// `V`: there are the ids below it.
     fn vocabulary(&self) -> i32;
