@@ -22,6 +22,7 @@ enum Contents {
     /// One number, by its bits, so that NaN is what it was.
     Float(u32),
     Int(i32),
+    Unsigned(u32),
     F32,
     F16,
     Bf16,
@@ -35,6 +36,7 @@ impl Contents {
             Self::Bf16 => Array::from_slice(&[bf16::ZERO], &[1]),
             Self::Float(bits) => Array::from_f32(f32::from_bits(*bits)),
             Self::Int(value) => Array::from_int(*value),
+            Self::Unsigned(value) => Array::from_slice(&[*value], &[]),
             Self::U64(values) => Array::from_slice(values, &[values.len() as i32]),
             Self::I32(values) => Array::from_slice(values, &[values.len() as i32]),
         }
@@ -59,6 +61,11 @@ pub(crate) fn float(value: f32) -> Array {
 /// A 0-d int32.
 pub(crate) fn int(value: i32) -> Array {
     kept(Contents::Int(value))
+}
+
+/// A 0-d uint32.
+pub(crate) fn unsigned(value: u32) -> Array {
+    kept(Contents::Unsigned(value))
 }
 
 /// A vector of one zero; f32 where `dtype` is none of f16, bf16 and int32.
@@ -131,6 +138,8 @@ mod tests {
         }
         assert_eq!([int(-3), int(4)].map(|array| array.as_slice::<i32>()[0]), [-3, 4]);
         assert_eq!(int(4).ndim(), 0);
+        let large = unsigned(u32::MAX);
+        assert_eq!((large.ndim(), large.as_slice::<u32>()), (0, &[u32::MAX][..]));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::{
     cache::{PagedKv, PagedKvOptions, PagedLayer, PagedStep},
     check::{Check, axes},
     error::Result,
+    uploads,
 };
 
 const CHECK: Check = Check::op("CausalModel");
@@ -50,8 +51,10 @@ impl<M: CausalModel> Reader<M> {
     /// The logits after some of the rows, `[R, V]`.
     pub(super) fn logits(&mut self, hidden: &Array, rows: &[i32]) -> Result<Array> {
         let count = rows.len() as i32;
-        let hidden = hidden.take_axis(Array::from_slice(rows, &[count]), 0)?;
-        let logits = self.model.logits(&hidden)?;
+        let logits = match rows.iter().copied().eq(0..hidden.dim(0)) {
+            true => self.model.logits(hidden)?,
+            false => self.model.logits(&hidden.take_axis(uploads::integers(rows.to_vec()), 0)?)?,
+        };
         CHECK.shape("logits", &logits, axes![count, 1, self.model.vocabulary()])?;
         Ok(logits.squeeze_axes(&[1])?)
     }
