@@ -20,6 +20,8 @@ use mlx_rs::{
 use crate::support::{Case, Run, Setting, Tolerance, Work, mlx, normal, ours, sizes};
 
 const VOCABULARY: i32 = 128_256;
+/// That of small models.
+const SMALL: i32 = 49_152;
 const TOP_K: i32 = 50;
 const TOP_P: f32 = 0.9;
 const MIN_P: f32 = 0.05;
@@ -70,14 +72,17 @@ const OPS: &[SampleOp] = &[
 ];
 
 pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
-    let counts: &[i32] = if setting.target == Target::Cpu { &[1] } else { &[32, 1] };
+    let shapes: &[[i32; 2]] = match setting.target {
+        Target::Cpu => &[[1, VOCABULARY]],
+        _ => &[[32, VOCABULARY], [1, VOCABULARY], [1, SMALL]],
+    };
     let mut cases = Vec::new();
     for op in OPS {
-        for &count in counts {
+        for &shape in shapes {
             // Logits of a model are apart; where they are not, a nucleus holds half of the vocabulary.
             for (what, deviation) in [("", 3.0), (" flat", 1.0)] {
                 if what.is_empty() || op.op == "sample_top_p" {
-                    cases.push(case(op, count, what, deviation, setting.dispatch)?);
+                    cases.push(case(op, shape, what, deviation, setting.dispatch)?);
                 }
             }
         }
@@ -85,8 +90,14 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
     Ok(cases)
 }
 
-fn case(op: &SampleOp, count: i32, what: &str, deviation: f32, dispatch: Dispatch) -> Result<Case> {
-    let shape = [count, VOCABULARY];
+fn case(
+    op: &SampleOp,
+    shape: [i32; 2],
+    what: &str,
+    deviation: f32,
+    dispatch: Dispatch,
+) -> Result<Case> {
+    let [count, _] = shape;
     let logits = normal(1, &shape, Dtype::Float32)?.multiply(Array::from_f32(deviation))?;
     let positions = Array::from_slice(&vec![7; count as usize], &[count]);
     let greedy = ("argmax", mlx(|x| with_log_probability(&x[0], &argmax_axis(&x[0], -1, true)?)));
@@ -108,9 +119,9 @@ fn case(op: &SampleOp, count: i32, what: &str, deviation: f32, dispatch: Dispatc
         dtype: Dtype::Float32,
         work: Work::Bytes(logits.nbytes()),
         inputs: vec![logits, positions],
-        ours: sampler(op, count, dispatch)?,
+        ours: sampler(op, shape, dispatch)?,
         baselines,
-        reference: sampler(op, count, Dispatch::Only(Backend::Reference))?,
+        reference: sampler(op, shape, Dispatch::Only(Backend::Reference))?,
         // MLX draws other tokens, of other log-probabilities: no further apart than tokens are that are ever drawn.
         // Which tokens are drawn, the tests compare; the greedy one is the same.
         tolerance: match op.filters {
@@ -121,15 +132,15 @@ fn case(op: &SampleOp, count: i32, what: &str, deviation: f32, dispatch: Dispatc
 }
 
 /// Draws for as many requests with seeds of their own; the batch is made once.
-fn sampler(op: &SampleOp, count: i32, dispatch: Dispatch) -> Result<Run> {
+fn sampler(op: &SampleOp, [count, vocabulary]: [i32; 2], dispatch: Dispatch) -> Result<Run> {
     let requests = (0..count as u64).map(|seed| {
         let params = SamplingParams { seed, ..(op.params)() };
-        let history = TokenHistory::new(&params, VOCABULARY, &[], &[])?;
+        let history = TokenHistory::new(&params, vocabulary, &[], &[])?;
         Ok((params, history))
     });
     let requests = requests.collect::<mlx_primitives::Result<Vec<_>>>()?;
     let options = SamplerBatchOptions { dispatch, ..Default::default() };
-    let batch = SamplerBatch::new(requests, VOCABULARY, options)?;
+    let batch = SamplerBatch::new(requests, vocabulary, options)?;
     Ok(ours(move |x| batch.sample(&x[0], &x[1]).map(|sampled| sampled.log_probabilities)))
 }
 
@@ -147,7 +158,7 @@ fn best(
     logits: &Array,
     order: impl Fn(&Array, i32, i32) -> Result<Array, Exception>,
 ) -> Result<Array, Exception> {
-    let place = VOCABULARY - TOP_K;
+    let place = logits.dim(-1) - TOP_K;
     let ordered = order(logits, place, -1)?;
     let least = ordered.take_axis(Array::from_slice(&[place], &[1]), -1)?;
     only(logits, &logits.ge(least)?)
