@@ -190,14 +190,16 @@ impl Attention {
 
     /// Whether queries, keys and values have as many elements as their heads, all of one size.
     fn heads_are_alike(&self) -> bool {
-        let sizes = [&self.query, &self.key, &self.value].map(|projection| projection.outputs());
-        let heads = [self.num_heads, self.num_kv_heads, self.num_kv_heads];
-        let mut size_of_heads = sizes
-            .iter()
-            .zip(heads)
-            .map(|(size, heads)| size.filter(|size| size % heads == 0).map(|size| size / heads));
-        let first = size_of_heads.next().flatten();
-        first.is_some() && size_of_heads.all(|size| size == first)
+        let size = |projection: &WatchedProjection, heads| {
+            projection
+                .outputs()
+                .filter(|outputs| outputs % heads == 0)
+                .map(|outputs| outputs / heads)
+        };
+        let of_queries = size(&self.query, self.num_heads);
+        let [of_keys, of_values] =
+            [&self.key, &self.value].map(|projection| size(projection, self.num_kv_heads));
+        of_queries.is_some() && of_queries == of_keys && of_keys == of_values
     }
 
     /// How the tokens of `x` stand, which must be `[B, S, dims]`.

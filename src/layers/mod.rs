@@ -78,9 +78,13 @@ macro_rules! parameters_of_field {
 }
 pub(crate) use parameters_of_field;
 
-/// Gives a module the parameters of what its `inner` and `inner_mut` return, under the same names.
+/// Gives a module the parameters of what its `inner` and `inner_mut` return, under the same names; they are lent for writing
+/// by `$lent`, where that is not the same.
 macro_rules! parameters_of_inner {
     ($module:ident) => {
+        $crate::layers::parameters_of_inner!($module, inner_mut);
+    };
+    ($module:ident, $lent:ident) => {
         impl mlx_rs::module::ModuleParameters for $module {
             fn num_parameters(&self) -> usize {
                 self.inner().num_parameters()
@@ -91,7 +95,7 @@ macro_rules! parameters_of_inner {
             }
 
             fn parameters_mut(&mut self) -> mlx_rs::module::ModuleParamMut<'_> {
-                self.inner_mut().parameters_mut()
+                self.$lent().parameters_mut()
             }
 
             fn trainable_parameters(&self) -> mlx_rs::module::ModuleParamRef<'_> {

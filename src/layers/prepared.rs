@@ -53,7 +53,7 @@ impl<const N: usize> Prepared<N> {
         let mut start = 0;
         for part in parts {
             let end = start + part.outputs().unwrap_or_default();
-            part.unchanged().lie_in(&whole, start..end)?;
+            part.inner_mut().lie_in(&whole, start..end)?;
             start = end;
             // Now, so that nothing holds what it was made of any longer.
             eval(part.parameters().flatten().into_values())?;

@@ -5,20 +5,15 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use mlx_rs::{
-    Array,
-    error::Exception,
-    module::{Module, ModuleParamMut, ModuleParamRef, ModuleParameters},
-    nn,
-};
+use mlx_rs::{Array, error::Exception, module::Module, nn};
 
-use super::Projection;
+use super::{Projection, parameters_of_inner};
 use crate::quant::QuantizedLinear;
 
 /// A [`Projection`] in a layer that may be prepared for inference, and must know when that is stale.
 ///
 /// It dereferences to the projection, is made of one by `into`, and has its parameters. Whoever borrows it for writing, be it
-/// through [`DerefMut`] or [`parameters_mut`](ModuleParameters::parameters_mut), is taken to have changed it; to compute with
+/// through [`DerefMut`] or [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut), is taken to have changed it; to compute with
 /// it and to freeze it changes nothing.
 #[derive(Debug, Clone)]
 pub struct WatchedProjection {
@@ -42,45 +37,21 @@ impl WatchedProjection {
         self.version
     }
 
-    /// The projection, for those who leave what it computes as it was.
-    pub(super) fn unchanged(&mut self) -> &mut Projection {
+    fn inner(&self) -> &Projection {
+        self
+    }
+
+    /// For those who leave what it computes as it was.
+    pub(super) fn inner_mut(&mut self) -> &mut Projection {
         &mut self.projection
     }
-}
 
-impl ModuleParameters for WatchedProjection {
-    fn num_parameters(&self) -> usize {
-        self.projection.num_parameters()
-    }
-
-    fn parameters(&self) -> ModuleParamRef<'_> {
-        self.projection.parameters()
-    }
-
-    fn parameters_mut(&mut self) -> ModuleParamMut<'_> {
-        (**self).parameters_mut()
-    }
-
-    fn trainable_parameters(&self) -> ModuleParamRef<'_> {
-        self.projection.trainable_parameters()
-    }
-
-    fn freeze_parameters(&mut self, recursive: bool) {
-        self.projection.freeze_parameters(recursive);
-    }
-
-    fn unfreeze_parameters(&mut self, recursive: bool) {
-        self.projection.unfreeze_parameters(recursive);
-    }
-
-    fn all_frozen(&self) -> Option<bool> {
-        self.projection.all_frozen()
-    }
-
-    fn any_frozen(&self) -> Option<bool> {
-        self.projection.any_frozen()
+    fn lent(&mut self) -> &mut Projection {
+        self
     }
 }
+
+parameters_of_inner!(WatchedProjection, lent);
 
 impl Module<&Array> for WatchedProjection {
     type Output = Array;

@@ -257,8 +257,7 @@ impl PagedKv {
 ///
 /// `Kernel` and `Reference` are those of [`paged_attention`](crate::attention::paged_attention); `Builtin` is MLX's fused
 /// attention, over the keys and values of one sequence whose blocks lie in a row, and without soft cap, window, slopes and
-/// sinks. On a GPU `Auto` goes there for halves in heads up to
-/// 128, else to the kernel.
+/// sinks. On a GPU `Auto` goes there for halves in heads up to 128, else to the kernel.
 #[derive(Debug)]
 pub struct PagedLayer<'a> {
     kv: &'a mut PagedKv,
