@@ -52,6 +52,7 @@ pub(crate) fn measure(case: &mut Case, checked: Checked, target: Target) -> Resu
     }
     measure_in_turn(&mut contenders)?;
     let (ideal, ours, best) = standings(&contenders).context("nothing was measured")?;
+    let slower = contenders[2..].iter().filter(|other| other.name != best.name);
     let ceiling_us = ideal.microseconds() / ceiling.amount;
     Ok(Row {
         op: (*op).to_owned(),
@@ -61,6 +62,9 @@ pub(crate) fn measure(case: &mut Case, checked: Checked, target: Target) -> Resu
         ours_us: rounded(ours.microseconds(), 2),
         baseline: best.name.to_owned(),
         baseline_us: rounded(best.microseconds(), 2),
+        slower_us: slower
+            .map(|other| (other.name.to_owned(), rounded(other.microseconds(), 2)))
+            .collect(),
         ratio: rounded(best.microseconds() / ours.microseconds(), 3),
         ceiling_fraction: rounded(ceiling_us / ours.microseconds(), 3),
         peak_bytes: ours.peak_bytes,

@@ -1,5 +1,7 @@
 //! The file of a run, and the table a person reads. `cargo xtask` has this file too.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// What one device did; a file of `benches/results/`.
@@ -27,6 +29,9 @@ pub(crate) struct Row {
     /// The fastest that MLX offers.
     pub(crate) baseline: String,
     pub(crate) baseline_us: f64,
+    /// What else MLX offers, and its times.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) slower_us: BTreeMap<String, f64>,
     /// Above one, ours is faster.
     pub(crate) ratio: f64,
     /// The time of a plain copy of the same bytes, or of the same flops in a large matrix product,

@@ -62,6 +62,7 @@ mod tests {
             ours_us: 65.04,
             baseline: "fast.rms_norm".into(),
             baseline_us: 110.4,
+            slower_us: [("compiled".into(), 140.2)].into(),
             ratio: 1.697,
             ceiling_fraction: 0.904,
             peak_bytes: 134_217_728,
@@ -128,7 +129,7 @@ mod tests {
         };
         assert_eq!(keys(&json), "blas device mlx rows tf32");
         let row = "baseline baseline_peak_bytes baseline_us ceiling_fraction dtype max_error op \
-                   ours_backend ours_us peak_bytes ratio shape";
+                   ours_backend ours_us peak_bytes ratio shape slower_us";
         assert_eq!(keys(&json["rows"][0]), row);
         assert_eq!(serde_json::from_value::<Results>(json)?, results());
         Ok(())
