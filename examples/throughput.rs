@@ -57,6 +57,10 @@ struct Args {
     /// Leaves the projections of layers as they are
     #[arg(long)]
     unprepared: bool,
+
+    /// Puts no step together before the one before has ended
+    #[arg(long)]
+    in_turn: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -217,6 +221,7 @@ fn main() -> Result<()> {
         cache_keys: args.cache.into(),
         cache_values: args.cache.into(),
         share_prefixes: false,
+        run_ahead: args.in_turn.then_some(false),
         ..Default::default()
     };
     options.cache_bytes = options.cache_bytes_for(&model, args.batch.max(2) * 704);

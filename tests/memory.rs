@@ -6,13 +6,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use mlx_primitives::{
     Layout, Result,
     attention::{
-        ChunkedCrossAttentionOptions, FlashAttentionOptions, SlidingWindowOptions,
+        ChunkedCrossAttentionOptions, FlashAttentionOptions, KvCache, SlidingWindowOptions,
         chunked_cross_attention, flash_attention, sliding_window_attention,
     },
-    layers::GatedFeedForward,
+    generation::{
+        CausalModel, GenerationEngine, GenerationEngineOptions, GenerationRequest, LayerKv,
+    },
+    layers::{Attention, AttentionInput, GatedFeedForward},
 };
 use mlx_rs::{
-    Array,
+    Array, Dtype,
     error::Exception,
     memory,
     module::{Module, ModuleParameters},
@@ -103,4 +106,65 @@ fn prepared_projections_are_held_once() {
     feed_forward.forward(&x).unwrap().eval().unwrap();
     let grown = held().saturating_sub(before);
     assert!(grown < MEBIBYTE, "{grown} bytes more with parameters set anew");
+}
+
+/// A layer of attention, which knows tokens by their numbers.
+struct OneLayer {
+    attention: Attention,
+    table: Array,
+}
+
+impl OneLayer {
+    fn new() -> Self {
+        let table = random::normal::<f32>(&[8, 32], None, None, None).unwrap();
+        let attention = Attention::new(32, 2).unwrap();
+        eval([&table].into_iter().chain(attention.parameters().flatten().into_values())).unwrap();
+        Self { attention, table }
+    }
+}
+
+impl CausalModel for OneLayer {
+    fn vocabulary(&self) -> i32 {
+        8
+    }
+
+    fn layers(&self) -> Vec<LayerKv> {
+        vec![LayerKv { num_kv_heads: 2, head_dim: 16, value_dim: None, dtype: Dtype::Float32 }]
+    }
+
+    fn hidden(
+        &mut self,
+        tokens: &Array,
+        caches: &mut [&mut dyn KvCache],
+    ) -> Result<Array, Exception> {
+        let x = self.table.take_axis(tokens, 0)?;
+        let cache = caches.iter_mut().next().map(|cache| &mut **cache as &mut dyn KvCache);
+        self.attention.forward(AttentionInput { x: &x, mask: None, cache })
+    }
+
+    fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
+        hidden.matmul(self.table.t())
+    }
+}
+
+#[test]
+fn steps_write_their_tokens_in_place() {
+    let _alone = alone();
+    for run_ahead in [false, true] {
+        let options = GenerationEngineOptions {
+            cache_bytes: 256 * MEBIBYTE,
+            run_ahead: Some(run_ahead),
+            ..Default::default()
+        };
+        let engine = GenerationEngine::new(OneLayer::new(), options).unwrap();
+        let request = || GenerationRequest::new(vec![1, 2, 3], 100);
+        engine.generate(request()).unwrap();
+        memory::clear_cache().unwrap();
+        memory::reset_peak_memory().unwrap();
+        let before = held();
+        engine.generate(request()).unwrap();
+        // Keys, or values, are 128 MiB.
+        let more = memory::peak_memory().unwrap() - before;
+        assert!(more < 32 * MEBIBYTE, "run_ahead {run_ahead}: {more} bytes");
+    }
 }

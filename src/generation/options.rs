@@ -35,6 +35,11 @@ pub struct GenerationEngineOptions {
     pub share_prefixes: bool,
     /// Part of the hashes by which prefixes are found. Default: nothing.
     pub salt: Vec<u8>,
+    /// Whether the host puts a step together while the device still runs the one before, for which it needs no tokens. A text
+    /// that ends by a token or string to stop at is then read once in vain, and a new request waits a step longer. Where there
+    /// are drafts or constraints, a step depends on the tokens of the one before, and is put together after it. Default: on a
+    /// GPU.
+    pub run_ahead: Option<bool>,
     /// Who goes first. Default: whoever came first.
     pub policy: Policy,
     /// Which distribution log-probabilities are those of. Default: the model's.
@@ -55,6 +60,7 @@ impl Default for GenerationEngineOptions {
             cache_values: BlockForm::Plain,
             share_prefixes: true,
             salt: Vec::new(),
+            run_ahead: None,
             policy: Policy::default(),
             log_probabilities: LogProbabilities::default(),
             detokenizer: None,
@@ -72,6 +78,7 @@ impl fmt::Debug for GenerationEngineOptions {
             .field("cache_bytes", &self.cache_bytes)
             .field("cache_keys", &self.cache_keys)
             .field("cache_values", &self.cache_values)
+            .field("run_ahead", &self.run_ahead)
             .field("policy", &self.policy)
             .finish_non_exhaustive()
     }

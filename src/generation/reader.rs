@@ -1,8 +1,12 @@
 //! A model with the keys and values of what it has read.
 
-use mlx_rs::{Array, transforms::eval};
+use mlx_rs::{
+    Array,
+    ops::concatenate,
+    transforms::{async_eval, eval},
+};
 
-use super::model::CausalModel;
+use super::{model::CausalModel, scheduler::AWAITED};
 use crate::{
     attention::KvCache,
     cache::{PagedKv, PagedKvOptions, PagedLayer, PagedStep},
@@ -36,12 +40,10 @@ impl<M: CausalModel> Reader<M> {
     }
 
     /// What the model says of each row, `[T, 1, dims]`; `tokens` are those of the first rows.
-    pub(super) fn read(&mut self, step: &PagedStep, tokens: &[u32]) -> Result<Array> {
+    pub(super) fn read(&mut self, step: &PagedStep, tokens: &Tokens) -> Result<Array> {
         let copies = self.kvs.iter_mut().map(|kv| kv.gather(step)).collect::<Result<Vec<_>>>()?;
         eval(copies.iter().flatten())?;
-        let mut tokens = tokens.to_vec();
-        tokens.resize(step.rows().unsigned_abs() as usize, 0);
-        let tokens = Array::from_slice(&tokens, &[step.rows(), 1]);
+        let tokens = tokens.rows(step.rows())?;
         let mut layers = self.kvs.iter_mut().map(|kv| kv.layer(step)).collect::<Vec<PagedLayer>>();
         let mut caches =
             layers.iter_mut().map(|layer| layer as &mut dyn KvCache).collect::<Vec<_>>();
@@ -61,7 +63,49 @@ impl<M: CausalModel> Reader<M> {
 
     /// Evaluates these arrays, and what the step wrote.
     pub(super) fn settle<'a>(&'a self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
-        let written = self.kvs.iter().flat_map(PagedKv::arrays);
-        Ok(eval(arrays.into_iter().chain(written))?)
+        Ok(eval(arrays.into_iter().chain(self.written()))?)
+    }
+
+    /// Hands these arrays to the device, and what the step wrote.
+    pub(super) fn submit<'a>(&'a self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
+        Ok(async_eval(arrays.into_iter().chain(self.written()))?)
+    }
+
+    fn written(&self) -> impl Iterator<Item = &Array> {
+        self.kvs.iter().flat_map(PagedKv::arrays)
+    }
+}
+
+/// The tokens that a step reads.
+pub(super) struct Tokens<'a> {
+    /// Of each row, or [`AWAITED`].
+    pub(super) known: &'a [u32],
+    /// What a step draws that still runs, `[R]`, u32, and whose places in it the rows of awaited tokens have, in order.
+    pub(super) drawn: Option<(&'a Array, Vec<usize>)>,
+}
+
+impl<'a> Tokens<'a> {
+    /// None of which is awaited.
+    pub(super) fn known(known: &'a [u32]) -> Self {
+        Self { known, drawn: None }
+    }
+
+    /// `[count, 1]`, with zeros after the last.
+    fn rows(&self, count: i32) -> Result<Array> {
+        let mut known = self.known.to_vec();
+        known.resize(count.unsigned_abs() as usize, 0);
+        let Some((drawn, places)) = &self.drawn else {
+            return Ok(Array::from_slice(&known, &[count, 1]));
+        };
+        if places.len() == known.len() && places.iter().copied().eq(0..drawn.size()) {
+            return Ok(drawn.expand_dims(1)?);
+        }
+        let mut from = (0..count).collect::<Vec<_>>();
+        let awaited = from.iter_mut().zip(&mut known).filter(|(_, token)| **token == AWAITED);
+        for ((from, token), place) in awaited.zip(places) {
+            (*from, *token) = (count + *place as i32, 0);
+        }
+        let all = concatenate(&[&Array::from_slice(&known, &[count]), drawn], 0)?;
+        Ok(all.take_axis(uploads::integers(from), 0)?.expand_dims(1)?)
     }
 }

@@ -2,14 +2,21 @@
 
 use mlx_rs::{Array, transforms::async_eval};
 
+use tracing::Span;
+
 use super::{
     constrained::Constraints,
     model::CausalModel,
-    reader::Reader,
-    samplers::{Drawn, Samplers, Text},
+    reader::{Reader, Tokens},
+    samplers::{Drawn, Draws, Samplers, Text},
     scheduler::{Batch, Key},
 };
-use crate::{cache::PagedKvOptions, error::Result, kernel::inference, sampling::LogProbabilities};
+use crate::{
+    cache::PagedKvOptions, check::Check, error::Result, kernel::inference,
+    sampling::LogProbabilities,
+};
+
+const CHECK: Check = Check::op("GenerationEngine");
 
 pub(super) struct Runner<M> {
     reader: Reader<M>,
@@ -40,38 +47,92 @@ impl<M: CausalModel> Runner<M> {
         self.samplers.clear();
     }
 
-    /// Runs a step, and draws for `texts`, those of [`Batch::drawn`] in order, what `constraints` allow. How others drew is
-    /// remembered where they are `alive`.
-    pub(super) fn run(
+    /// Puts a step together that draws for `texts`, those of [`Batch::drawn`] in order, what `constraints` allow. How others
+    /// drew is remembered where they are `alive`. What the batch awaits, `before` draws.
+    pub(super) fn build(
         &mut self,
         batch: &Batch,
         texts: &[Text],
         constraints: &mut Constraints,
         alive: impl Fn(Key) -> bool,
-    ) -> Result<Vec<Vec<Drawn>>> {
-        inference(|| self.run_in_order(batch, texts, constraints, alive))
+        before: Option<&Step>,
+    ) -> Result<StepResult> {
+        inference(|| {
+            let drawn = match &*batch.awaiting {
+                [] => None,
+                keys => Some(CHECK.known(before, "batch", "follow another", "none")?.drawn(keys)?),
+            };
+            let hidden = self.reader.read(&batch.step, &Tokens { known: &batch.tokens, drawn })?;
+            Ok(match texts {
+                [] => StepResult::Read(hidden),
+                _ => StepResult::Draws(self.draw(batch, &hidden, texts, constraints, alive)?),
+            })
+        })
     }
 
-    fn run_in_order(
+    fn draw(
         &mut self,
         batch: &Batch,
+        hidden: &Array,
         texts: &[Text],
         constraints: &mut Constraints,
         alive: impl Fn(Key) -> bool,
-    ) -> Result<Vec<Vec<Drawn>>> {
-        let hidden = self.reader.read(&batch.step, &batch.tokens)?;
-        if texts.is_empty() {
-            self.reader.settle([&hidden])?;
-            return Ok(Vec::new());
-        }
+    ) -> Result<Draws> {
         let rows = batch.drawn.iter().flat_map(|drawing| drawing.rows()).collect::<Vec<_>>();
-        let logits = self.reader.logits(&hidden, &rows)?;
+        let logits = self.reader.logits(hidden, &rows)?;
         if texts.iter().any(|text| text.request.constraint.is_some()) {
             // The model computes while the constraints are asked.
             async_eval([&logits])?;
         }
         let masks = constraints.masks(self.reader.vocabulary(), texts);
-        let settle = |arrays: &[&Array]| self.reader.settle(arrays.iter().copied());
-        self.samplers.draw(texts, &logits, &masks, alive, settle)
+        self.samplers.draw(texts, &logits, &masks, alive)
+    }
+
+    /// Hands a step to the device, which must have ended the one before: MLX writes into blocks in place only where nothing
+    /// that still runs reads them.
+    pub(super) fn hand_over(&self, result: &StepResult) -> Result<()> {
+        match result {
+            StepResult::Read(hidden) => self.reader.submit([hidden]),
+            StepResult::Draws(draws) => self.reader.submit(draws.arrays()),
+        }
+    }
+
+    /// Waits for a step, and returns what was drawn for each of its texts.
+    pub(super) fn finish(&mut self, result: StepResult) -> Result<Vec<Vec<Drawn>>> {
+        match result {
+            StepResult::Draws(draws) => self.samplers.finish(draws),
+            StepResult::Read(hidden) => {
+                hidden.eval()?;
+                Ok(Vec::new())
+            }
+        }
+    }
+}
+
+/// A step, and what comes of it.
+pub(super) struct Step {
+    pub(super) batch: Batch,
+    pub(super) result: StepResult,
+    /// Of all that is done for it.
+    pub(super) span: Span,
+}
+
+/// What comes of a step, once it is evaluated.
+pub(super) enum StepResult {
+    /// What the model says, after which nothing is drawn.
+    Read(Array),
+    Draws(Draws),
+}
+
+impl Step {
+    /// What is drawn for the rows of the step, and where in it for each of these texts.
+    fn drawn(&self, keys: &[Key]) -> Result<(&Array, Vec<usize>)> {
+        let place = |key: &Key| self.batch.drawn.iter().position(|drawing| drawing.key == *key);
+        let places = keys.iter().map(place).collect::<Option<Vec<_>>>();
+        let known = match &self.result {
+            StepResult::Draws(draws) => places.map(|places| (draws.tokens(), places)),
+            StepResult::Read(_) => None,
+        };
+        CHECK.known(known, "batch", "await what is drawn", format_args!("{keys:?}"))
     }
 }

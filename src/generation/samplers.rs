@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use mlx_rs::{
     Array, Dtype,
     ops::{concatenate, indexing::TryIndexOp, zeros_dtype},
+    transforms::eval,
 };
 
 use super::{
@@ -77,6 +78,47 @@ pub(super) struct Samplers {
     histories: HashMap<Key, TokenHistory>,
 }
 
+/// What is being drawn.
+pub(super) struct Draws {
+    sampled: Sampled,
+    /// Of each text.
+    drafts: Vec<(Key, Vec<u32>)>,
+    /// The batch, if a text has several rows and goes on from one of them.
+    several: Option<Last>,
+}
+
+impl Draws {
+    /// A token for each row, `[R]`, u32.
+    pub(super) fn tokens(&self) -> &Array {
+        &self.sampled.tokens
+    }
+
+    /// All that the host reads.
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let top = self.sampled.top.iter().flat_map(|top| [&top.tokens, &top.log_probabilities]);
+        [&self.sampled.tokens, &self.sampled.log_probabilities].into_iter().chain(top)
+    }
+
+    /// What was drawn for each row.
+    fn host(&self) -> Result<Vec<Drawn>> {
+        eval(self.arrays())?;
+        let tokens = self.sampled.tokens.as_slice::<u32>();
+        let tops = match &self.sampled.top {
+            Some(top) => {
+                let width = top.tokens.dim(-1).unsigned_abs() as usize;
+                let pairs = top.tokens.as_slice::<u32>().iter().copied();
+                let pairs = pairs.zip(top.log_probabilities.as_slice::<f32>().iter().copied());
+                pairs.collect::<Vec<_>>().chunks(width).map(<[_]>::to_vec).collect()
+            }
+            None => vec![Vec::new(); tokens.len()],
+        };
+        let drawn = tokens.iter().zip(self.sampled.log_probabilities.as_slice::<f32>()).zip(tops);
+        let drawn =
+            drawn.map(|((&token, &log_probability), top)| Drawn { token, log_probability, top });
+        Ok(drawn.collect())
+    }
+}
+
 /// The batch of the last step.
 struct Last {
     keys: Vec<Key>,
@@ -93,16 +135,15 @@ impl Samplers {
         (self.last, self.histories) = (None, HashMap::new());
     }
 
-    /// Draws for each text a token, and one more for each of its drafts up to the first that is not drawn. Each row draws
-    /// what its mask allows. Other texts are remembered where they are `alive`; `settle` evaluates what is to be read.
+    /// Draws, once that is evaluated, for each text a token, and one more for each of its drafts up to the first that is not drawn. Each row
+    /// draws what its mask allows. Other texts are remembered where they are `alive`.
     pub(super) fn draw(
         &mut self,
         texts: &[Text],
         logits: &Array,
         masks: &[Option<&TokenMask>],
         alive: impl Fn(Key) -> bool,
-        settle: impl FnOnce(&[&Array]) -> Result<()>,
-    ) -> Result<Vec<Vec<Drawn>>> {
+    ) -> Result<Draws> {
         let positions = texts.iter().flat_map(Text::positions).collect::<Vec<_>>();
         let positions = Array::from_slice(&positions, &[positions.len() as i32]);
         let top = texts.iter().map(|text| text.request.top_log_probabilities).max();
@@ -113,11 +154,27 @@ impl Samplers {
         let sampled =
             last.batch.sample_under(logits, positions, &Conditions { masks, proposal })?;
         last.batch.advance(&sampled)?;
-        let drawn = host(&sampled, settle)?;
-        let mut rows = drawn.into_iter();
-        let drawn = texts.iter().map(|text| kept(text, rows.by_ref().take(1 + text.drafts.len())));
+        let drafts = texts.iter().map(|text| (text.key, text.drafts.to_vec())).collect();
+        let drafted = texts.iter().any(|text| !text.drafts.is_empty());
+        let several = match drafted {
+            true => Some(last),
+            false => {
+                self.last = Some(last);
+                None
+            }
+        };
+        Ok(Draws { sampled, drafts, several })
+    }
+
+    /// Waits for what is drawn, and returns it for each text.
+    pub(super) fn finish(&mut self, draws: Draws) -> Result<Vec<Vec<Drawn>>> {
+        let mut rows = draws.host()?.into_iter();
+        let Draws { drafts, several, .. } = draws;
+        let drawn = drafts.iter().map(|(_, drafts)| kept(drafts, rows.by_ref()));
         let drawn = drawn.collect::<Vec<_>>();
-        self.keep(last, texts, &drawn)?;
+        if let Some(last) = several {
+            self.keep(last, &drafts, &drawn)?;
+        }
         Ok(drawn)
     }
 
@@ -151,27 +208,23 @@ impl Samplers {
         Ok(Last { keys, top, batch: SamplerBatch::new(rows, self.vocabulary, options)? })
     }
 
-    /// Keeps the batch for the next step; or, where texts had several rows, the history that each goes on from.
-    fn keep(&mut self, last: Last, texts: &[Text], drawn: &[Vec<Drawn>]) -> Result<()> {
-        if texts.iter().all(|text| text.drafts.is_empty()) {
-            self.last = Some(last);
-            return Ok(());
-        }
+    /// Keeps, of texts that had several rows, the history that each goes on from.
+    fn keep(&mut self, last: Last, drafts: &[(Key, Vec<u32>)], drawn: &[Vec<Drawn>]) -> Result<()> {
         let mut histories = last.batch.into_histories()?.into_iter();
-        for (text, drawn) in texts.iter().zip(drawn) {
-            let of_text = histories.by_ref().take(1 + text.drafts.len());
+        for ((key, drafts), drawn) in drafts.iter().zip(drawn) {
+            let of_text = histories.by_ref().take(1 + drafts.len());
             if let Some(history) = of_text.collect::<Vec<_>>().into_iter().nth(drawn.len() - 1) {
-                self.histories.insert(text.key, history);
+                self.histories.insert(*key, history);
             }
         }
         Ok(())
     }
 }
 
-/// What was drawn for the rows of a text, up to the first that is not its draft.
-fn kept(text: &Text, rows: impl Iterator<Item = Drawn>) -> Vec<Drawn> {
-    let rows = rows.collect::<Vec<_>>();
-    let right = rows.iter().zip(text.drafts).take_while(|(drawn, draft)| drawn.token == **draft);
+/// What was drawn for a text with these drafts, the first of `rows`, up to the first that is not its draft.
+fn kept(drafts: &[u32], rows: impl Iterator<Item = Drawn>) -> Vec<Drawn> {
+    let rows = rows.take(1 + drafts.len()).collect::<Vec<_>>();
+    let right = rows.iter().zip(drafts).take_while(|(drawn, draft)| drawn.token == **draft);
     let count = 1 + right.count();
     rows.into_iter().take(count).collect()
 }
@@ -194,27 +247,4 @@ fn proposal(texts: &[Text], vocabulary: i32) -> Result<Option<[Array; 2]>> {
     }
     let tokens = Array::from_slice(&tokens, &[tokens.len() as i32]);
     Ok(Some([tokens, concatenate(&parts, 0)?]))
-}
-
-/// What was drawn for each row.
-fn host(sampled: &Sampled, settle: impl FnOnce(&[&Array]) -> Result<()>) -> Result<Vec<Drawn>> {
-    let top = sampled.top.as_ref().map(|top| [&top.tokens, &top.log_probabilities]);
-    let log_probabilities = sampled.log_probabilities.as_dtype(Dtype::Float32)?;
-    let mut arrays = vec![&sampled.tokens, &log_probabilities];
-    arrays.extend(top.into_iter().flatten());
-    settle(&arrays)?;
-    let tokens = sampled.tokens.as_slice::<u32>();
-    let tops = match top {
-        Some([tokens, log_probabilities]) => {
-            let width = tokens.dim(-1).unsigned_abs() as usize;
-            let pairs = tokens.as_slice::<u32>().iter().copied();
-            let pairs = pairs.zip(log_probabilities.as_slice::<f32>().iter().copied());
-            pairs.collect::<Vec<_>>().chunks(width).map(<[_]>::to_vec).collect()
-        }
-        None => vec![Vec::new(); tokens.len()],
-    };
-    let drawn = tokens.iter().zip(log_probabilities.as_slice::<f32>()).zip(tops);
-    let drawn =
-        drawn.map(|((&token, &log_probability), top)| Drawn { token, log_probability, top });
-    Ok(drawn.collect())
 }

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex,
         mpsc::{Receiver, TryRecvError},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use mlx_rs::Array;
@@ -20,7 +20,7 @@ use super::{
     options::GenerationEngineOptions,
     panicked::message,
     request::FinishReason,
-    runner::Runner,
+    runner::{Runner, Step},
     samplers::{Drawn, Text},
     scheduler::{Batch, Branch, Key, Limits, Scheduler},
     speculation::{Drafter, Drafting, Guesses},
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     cache::{PagedKvOptions, PagedPoolOptions},
     check::Check,
-    dispatch::Context,
+    dispatch::{Context, Target},
     error::{Error, Result},
 };
 
@@ -54,7 +54,17 @@ pub(super) struct Worker<M> {
     constraints: Constraints,
     /// Those whose last word is not handed over yet.
     leaving: Vec<Client>,
+    /// The step that the device works on.
+    underway: Option<Step>,
+    /// Whether the next one is put together meanwhile.
+    runs_ahead: bool,
     next: u64,
+}
+
+/// Why there is no step, and whose it was.
+struct Failure {
+    requests: Vec<u64>,
+    reason: String,
 }
 
 impl<M: CausalModel> Worker<M> {
@@ -66,11 +76,12 @@ impl<M: CausalModel> Worker<M> {
         shared: Arc<Mutex<Shared>>,
     ) -> Result<Self> {
         let kvs = kvs(&model, pool.blocks, pool.block_size, options.forms());
+        let target = Context::current()?.target;
         let limits = Limits {
             sequences: options.max_batch_size,
             tokens: options.max_batch_tokens,
             chunk: options.max_prompt_chunk,
-            target: Context::current()?.target,
+            target,
         };
         Ok(Self {
             drafting: drafter.map(|drafter| {
@@ -84,6 +95,8 @@ impl<M: CausalModel> Worker<M> {
             clients: BTreeMap::new(),
             constraints: Constraints::default(),
             leaving: Vec::new(),
+            underway: None,
+            runs_ahead: options.run_ahead.unwrap_or(target != Target::Cpu),
             next: 0,
         })
     }
@@ -92,22 +105,48 @@ impl<M: CausalModel> Worker<M> {
     pub(super) fn run(mut self, commands: &Receiver<Command>) {
         while self.listen(commands) {
             self.drop_cancelled();
-            let started = Instant::now();
-            let guessed = self.guess();
-            let guessing = started.elapsed();
-            match self.scheduler.schedule(&guessed.drafts) {
-                Ok(Some(batch)) => self.step(&batch, &guessed.probabilities, started, guessing),
-                Ok(None) => {}
-                Err(error) => self.fail(self.requests(), &said(&error)),
+            let began = Instant::now();
+            if self.work() {
+                lock(&self.shared).stats.time += began.elapsed();
             }
             self.publish();
             self.flush();
+        }
+        if let Some(Step { result, .. }) = self.underway.take() {
+            // MLX must not be left while a device works for it.
+            drop(self.runner.finish(result));
         }
         for request in self.requests() {
             self.end(request, &FinishReason::Cancelled);
         }
         self.publish();
         self.flush();
+    }
+
+    /// Puts the next step together, waits for the one that is underway, hands the next one over and tells of what that has
+    /// drawn. Whether there was anything to do.
+    fn work(&mut self) -> bool {
+        let next = self.next_step();
+        let (before, idle) = (self.underway.take(), matches!(next, Ok(None)));
+        if before.is_none() && idle {
+            return false;
+        }
+        let before = before.map(|Step { batch, result, span }| {
+            let drawn = span.in_scope(|| self.runner.finish(result));
+            (batch, drawn, span)
+        });
+        let sound = before.as_ref().is_none_or(|(_, drawn, _)| drawn.is_ok());
+        let next = match sound {
+            true => next.and_then(|next| next.map(|next| self.hand_over(next)).transpose()),
+            false => Ok(None),
+        };
+        let told =
+            before.is_none_or(|(batch, drawn, span)| span.in_scope(|| self.tell(&batch, drawn)));
+        match next {
+            Ok(next) => self.underway = next.filter(|_| told),
+            Err(Failure { requests, reason }) => self.fail(requests, &reason),
+        }
+        true
     }
 
     /// Takes what handles have said, and waits for them where there is nothing to do. Whether to go on.
@@ -161,14 +200,51 @@ impl<M: CausalModel> Worker<M> {
         })
     }
 
-    /// Runs a step that was begun by so much guessing.
-    fn step(
+    /// The next step, if there is one and it can be known yet.
+    fn next_step(&mut self) -> std::result::Result<Option<Step>, Failure> {
+        let (batch, drawn_by) = match self.underway {
+            None => {
+                let Guesses { drafts, probabilities } = self.guess();
+                (self.timed(|worker| worker.scheduler.schedule(&drafts)), probabilities)
+            }
+            Some(_) if self.can_run_ahead() => (self.timed(Self::schedule_ahead), BTreeMap::new()),
+            Some(_) => return Ok(None),
+        };
+        match batch {
+            Ok(Some(batch)) => self.build(batch, &drawn_by).map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(Failure { requests: self.requests(), reason: said(&error) }),
+        }
+    }
+
+    /// Whether what comes after a step depends on its tokens only by what they are.
+    fn can_run_ahead(&self) -> bool {
+        let constrained = |client: &Client| client.request.constraint.is_some();
+        self.runs_ahead && self.drafting.is_none() && !self.clients.values().any(constrained)
+    }
+
+    fn schedule_ahead(&mut self) -> Result<Option<Batch>> {
+        let Some(Step { batch, .. }) = &self.underway else { return Ok(None) };
+        let clients = &self.clients;
+        self.scheduler.schedule_ahead(batch, |key| {
+            clients.get(&key.request).is_some_and(|client| client.left(key.choice) == 1)
+        })
+    }
+
+    /// What `run` returns, whose time is the engine's own.
+    fn timed<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> T {
+        let began = Instant::now();
+        let result = run(self);
+        lock(&self.shared).stats.scheduling_time += began.elapsed();
+        result
+    }
+
+    /// Puts a step together.
+    fn build(
         &mut self,
-        batch: &Batch,
+        batch: Batch,
         drawn_by: &BTreeMap<Key, Array>,
-        started: Instant,
-        guessing: Duration,
-    ) {
+    ) -> std::result::Result<Step, Failure> {
         let span = tracing::debug_span!(
             target: TARGET,
             "step",
@@ -176,8 +252,7 @@ impl<M: CausalModel> Worker<M> {
             texts = batch.keys.len(),
             waiting = self.scheduler.waiting(),
         );
-        let _entered = span.enter();
-        let scheduled = started.elapsed() - guessing;
+        let entered = span.enter();
         let (clients, scheduler) = (&self.clients, &self.scheduler);
         let texts = batch.drawn.iter().map(|drawing| {
             let (client, branch) =
@@ -185,43 +260,58 @@ impl<M: CausalModel> Worker<M> {
             let draft_probabilities = drawn_by.get(&drawing.key);
             Some(Text { drafts: &drawing.drafts, draft_probabilities, ..text(client, branch) })
         });
-        let (runner, constraints) = (&mut self.runner, &mut self.constraints);
-        let drawn = match texts.collect::<Option<Vec<_>>>() {
+        let (runner, constraints, before) =
+            (&mut self.runner, &mut self.constraints, self.underway.as_ref());
+        let result = match texts.collect::<Option<Vec<_>>>() {
             // A model that panics fails its own requests, and no others.
             Some(texts) => catch_unwind(AssertUnwindSafe(|| {
-                runner.run(batch, &texts, constraints, |key| scheduler.get(key).is_some())
+                let alive = |key| scheduler.get(key).is_some();
+                runner.build(&batch, &texts, constraints, alive, before)
             })),
             None => Ok(CHECK.known(None, "batch", "hold texts that have not ended", "others")),
         };
-        let read = Instant::now();
-        match drawn {
-            Ok(Ok(drawn)) => self.advance(batch, drawn),
-            Ok(Err(error)) => self.fail(batch.requests(), &said(&error)),
-            Err(panic) => {
-                self.fail(batch.requests(), &format!("the model panicked: {}", message(&*panic)))
-            }
-        }
-        let mut shared = lock(&self.shared);
-        shared.stats.steps += 1;
-        shared.stats.time += started.elapsed();
-        shared.stats.scheduling_time += scheduled + read.elapsed();
-        drop(shared);
+        drop(entered);
+        let reason = match result {
+            Ok(Ok(result)) => return Ok(Step { batch, result, span }),
+            Ok(Err(error)) => said(&error),
+            Err(panic) => format!("the model panicked: {}", message(&*panic)),
+        };
+        Err(Failure { requests: batch.requests(), reason })
     }
 
-    fn advance(&mut self, batch: &Batch, drawn: Vec<Vec<Drawn>>) {
+    fn hand_over(&self, step: Step) -> std::result::Result<Step, Failure> {
+        match self.runner.hand_over(&step.result) {
+            Ok(()) => Ok(step),
+            Err(error) => Err(Failure { requests: step.batch.requests(), reason: said(&error) }),
+        }
+    }
+
+    /// Tells of what a step has drawn. Whether that went well, so that what comes after it holds.
+    fn tell(&mut self, batch: &Batch, drawn: Result<Vec<Vec<Drawn>>>) -> bool {
+        lock(&self.shared).stats.steps += 1;
+        let told = drawn.and_then(|drawn| self.timed(|worker| worker.advance(batch, drawn)));
+        if let Err(error) = &told {
+            self.fail(batch.requests(), &said(error));
+        }
+        told.is_ok()
+    }
+
+    fn advance(&mut self, batch: &Batch, drawn: Vec<Vec<Drawn>>) -> Result<()> {
         // What comes of a text that is not a number is not to be found by others.
         for (drawing, drawn) in batch.drawn.iter().zip(&drawn) {
-            if drawn.iter().any(|drawn| drawn.log_probability.is_nan()) {
+            let ended = self.scheduler.get(drawing.key).is_none();
+            if !ended && drawn.iter().any(|drawn| drawn.log_probability.is_nan()) {
                 self.end(drawing.key.request, &FinishReason::Failed(NOT_A_NUMBER.to_owned()));
             }
         }
         let tokens = drawn.iter().map(|drawn| drawn.iter().map(|drawn| drawn.token).collect());
-        let tokens = tokens.collect::<Vec<_>>();
-        if let Err(error) = self.scheduler.advance(batch, &tokens) {
-            return self.fail(batch.requests(), &said(&error));
-        }
+        self.scheduler.advance(batch, &tokens.collect::<Vec<_>>())?;
         let mut counts = Counts::default();
         for (drawing, drawn) in batch.drawn.iter().zip(drawn) {
+            // A text that ended meanwhile was drawn for in vain.
+            if self.scheduler.get(drawing.key).is_none() {
+                continue;
+            }
             let (drafted, kept) = (drawing.drafts.len() as u64, drawn.len() as u64 - 1);
             let told = self.hand_out(drawing.key, drawn);
             counts.drafted += drafted;
@@ -232,6 +322,7 @@ impl<M: CausalModel> Worker<M> {
         shared.stats.generated_tokens += counts.generated;
         shared.stats.drafted_tokens += counts.drafted;
         shared.stats.accepted_tokens += counts.accepted;
+        Ok(())
     }
 
     /// Tells of the tokens of a text, as far as it goes; returns how many those were.

@@ -197,6 +197,18 @@ impl PagedPool {
         Ok(())
     }
 
+    /// Says which token it is that stands at `position`, if the sequence goes that far. Nobody can have been told of another:
+    /// its keys and values are not [computed](Self::computed) yet.
+    ///
+    /// # Errors
+    /// When there is no such sequence.
+    pub(crate) fn name(&mut self, id: SequenceId, position: usize, token: u32) -> Result<()> {
+        if let Some(place) = self.get_mut(id)?.tokens.get_mut(position) {
+            *place = token;
+        }
+        Ok(())
+    }
+
     /// Takes back every token from position `len` on.
     ///
     /// # Errors

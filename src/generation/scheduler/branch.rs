@@ -11,6 +11,19 @@ pub(crate) struct Key {
     pub(crate) choice: u32,
 }
 
+/// Stands in a text for a token that a step draws which still runs; it is above every vocabulary.
+pub(crate) const AWAITED: u32 = u32::MAX;
+
+/// What a step that still runs draws for a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Awaited {
+    #[default]
+    Nothing,
+    Token,
+    /// The text ends with it.
+    LastToken,
+}
+
 /// A text, and how far the model has read it.
 #[derive(Debug, Clone)]
 pub(crate) struct Branch {
@@ -21,6 +34,8 @@ pub(crate) struct Branch {
     pub(crate) priority: i32,
     /// How many further texts begin with the prompt, once it is read.
     pub(crate) siblings: u32,
+    /// Whether the last token of `output` is [`AWAITED`].
+    pub(super) awaited: Awaited,
     /// Where its keys and values are, while it runs.
     pub(super) sequence: Option<SequenceId>,
     /// The step at which it came.
@@ -37,6 +52,7 @@ impl Branch {
             output: Vec::new(),
             priority,
             siblings,
+            awaited: Awaited::Nothing,
             sequence: None,
             since: 0,
             rank: 0,
@@ -46,6 +62,23 @@ impl Branch {
     /// Tokens of prompt and output together.
     pub(crate) fn len(&self) -> usize {
         self.prompt.len() + self.output.len()
+    }
+
+    /// Goes on by a token that is not drawn yet.
+    pub(super) fn await_token(&mut self, is_last: bool) {
+        self.awaited = if is_last { Awaited::LastToken } else { Awaited::Token };
+        self.output.push(AWAITED);
+    }
+
+    /// Goes on by these tokens, the first of which may have been awaited. Returns where that is, if it was.
+    pub(super) fn go_on(&mut self, tokens: &[u32]) -> Option<usize> {
+        let awaited = std::mem::take(&mut self.awaited) != Awaited::Nothing;
+        if awaited {
+            self.output.pop();
+        }
+        let place = self.len();
+        self.output.extend(tokens);
+        awaited.then_some(place)
     }
 
     /// Prompt and output from token `from` on, `count` of them.

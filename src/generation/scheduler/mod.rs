@@ -6,7 +6,8 @@ mod tests;
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
-pub(crate) use self::branch::{Branch, Key};
+use self::branch::Awaited;
+pub(crate) use self::branch::{AWAITED, Branch, Key};
 use crate::{
     cache::{PagedPool, PagedPoolOptions, PagedStep, SequenceId},
     check::Check,
@@ -47,8 +48,10 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) step: PagedStep,
-    /// A token for each row of a sequence.
+    /// A token for each row of a sequence; [`AWAITED`] where the step before still draws it.
     pub(crate) tokens: Vec<u32>,
+    /// The texts whose token is awaited, in order.
+    pub(crate) awaiting: Vec<Key>,
     /// The texts that go on after this step.
     pub(crate) drawn: Vec<Drawing>,
     /// Every text that is in this step, in order.
@@ -118,6 +121,7 @@ struct Plan {
     sequences: Vec<SequenceId>,
     keys: Vec<Key>,
     tokens: Vec<u32>,
+    awaiting: Vec<Key>,
     /// Which of the sequences are read to the end, and on.
     ends: Vec<(usize, Vec<u32>)>,
 }
@@ -159,11 +163,8 @@ impl Scheduler {
     /// The next step, if anything is left to do. It reads as much of the drafts as there is room for.
     pub(crate) fn schedule(&mut self, drafts: &Drafts) -> Result<Option<Batch>> {
         self.steps += 1;
-        let mut plan = Plan::default();
         loop {
-            self.plan_writers(drafts, &mut plan)?;
-            self.plan_readers(&mut plan)?;
-            self.admit(&mut plan)?;
+            let plan = self.plan(drafts)?;
             if !plan.sequences.is_empty() {
                 return self.batch(plan).map(Some);
             }
@@ -173,6 +174,37 @@ impl Scheduler {
         }
     }
 
+    /// The step after `batch`, which has no drafts, before [`Self::advance`] is told what that draws; `is_last` says for which
+    /// texts it draws the last token. None where there is nothing to do before, or where somebody might have to wait for it.
+    pub(crate) fn schedule_ahead(
+        &mut self,
+        batch: &Batch,
+        is_last: impl Fn(Key) -> bool,
+    ) -> Result<Option<Batch>> {
+        // A token takes a block at most.
+        if self.pool.available_blocks() < self.running.len() {
+            return Ok(None);
+        }
+        for Drawing { key, .. } in &batch.drawn {
+            let running = self.running.iter_mut().find(|branch| branch.key == *key);
+            running.into_iter().for_each(|branch| branch.await_token(is_last(*key)));
+        }
+        let plan = self.plan(&Drafts::new())?;
+        if plan.sequences.is_empty() {
+            return Ok(None);
+        }
+        self.steps += 1;
+        self.batch(plan).map(Some)
+    }
+
+    fn plan(&mut self, drafts: &Drafts) -> Result<Plan> {
+        let mut plan = Plan::default();
+        self.plan_writers(drafts, &mut plan)?;
+        self.plan_readers(&mut plan)?;
+        self.admit(&mut plan)?;
+        Ok(plan)
+    }
+
     /// Takes in what was drawn after a batch, for each text in [`Batch::drawn`] its drafts up to the first that is wrong, and
     /// a token after that.
     pub(crate) fn advance(&mut self, batch: &Batch, tokens: &[Vec<u32>]) -> Result<()> {
@@ -180,7 +212,9 @@ impl Scheduler {
         for (drawing, tokens) in batch.drawn.iter().zip(tokens) {
             let running = self.running.iter_mut().find(|branch| branch.key == drawing.key);
             let Some(branch) = running else { continue };
-            branch.output.extend(tokens);
+            if let (Some(place), Some(&token)) = (branch.go_on(tokens), tokens.first()) {
+                self.pool.name(sequence(branch)?, place, token)?;
+            }
             if !drawing.drafts.is_empty() {
                 // The last one is not read.
                 let read = branch.len() - 1;
@@ -343,11 +377,12 @@ impl Scheduler {
         order(one) < order(other)
     }
 
-    /// Where a running text is, and how many of its tokens the model has not read. With a draft in the step, the pool has
-    /// more than the text.
+    /// Where a running text is, and how many of its tokens the model has not read and is to read. With a draft in the step, the
+    /// pool has more than the text.
     fn unread(&self, branch: &Branch) -> Result<(SequenceId, usize)> {
         let sequence = sequence(branch)?;
-        Ok((sequence, branch.len().saturating_sub(self.pool.len(sequence)? as usize)))
+        let unread = branch.len().saturating_sub(self.pool.len(sequence)? as usize);
+        Ok((sequence, if branch.awaited == Awaited::LastToken { 0 } else { unread }))
     }
 
     /// Puts the next tokens of a running text into the step, and what is guessed to come after the last.
@@ -358,6 +393,9 @@ impl Scheduler {
         self.pool.append(sequence, &tokens)?;
         let of_prompt = branch.prompt.len().saturating_sub(branch.len() - unread).min(count);
         self.counts.read += of_prompt as u64;
+        if tokens.contains(&AWAITED) {
+            plan.awaiting.push(branch.key);
+        }
         if count == unread {
             plan.ends.push((plan.sequences.len(), drafts.to_vec()));
         }
@@ -382,7 +420,7 @@ impl Scheduler {
         let mut keys = keys.collect::<Vec<_>>();
         keys.sort_unstable();
         keys.dedup();
-        Ok(Batch { step, tokens: plan.tokens, drawn, keys })
+        Ok(Batch { step, tokens: plan.tokens, awaiting: plan.awaiting, drawn, keys })
     }
 
     /// Begins the other texts of a request whose prompt is read.

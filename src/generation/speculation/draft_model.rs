@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     generation::{
         model::{CausalModel, kvs, token_bytes},
-        reader::Reader,
+        reader::{Reader, Tokens},
         scheduler::rows_for,
     },
     kernel::inference,
@@ -160,7 +160,7 @@ impl<M: CausalModel> DraftModel<M> {
         read: &mut Texts,
     ) -> Result<(PagedStep, Array)> {
         let step = read.pool.step(sequences, rows_for(tokens.len(), Context::current()?.target))?;
-        let hidden = self.reader.read(&step, tokens)?;
+        let hidden = self.reader.read(&step, &Tokens::known(tokens))?;
         Ok((step, hidden))
     }
 

@@ -34,6 +34,8 @@ fn options() -> GenerationEngineOptions {
     GenerationEngineOptions {
         cache_bytes: cache_bytes(4096),
         detokenizer: Some(Arc::new(letters)),
+        // As on a GPU.
+        run_ahead: Some(true),
         ..Default::default()
     }
 }

@@ -1,5 +1,10 @@
 //! A text depends on its request alone.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use mlx_primitives::{
     generation::{
         FinishReason, GenerationEngine, GenerationEngineOptions, GenerationEvent, GenerationRequest,
@@ -7,7 +12,9 @@ use mlx_primitives::{
     sampling::SamplingParams,
 };
 
-use super::{Decoder, all_texts, cache_bytes, engine, options, params, prompt, request};
+use super::{
+    Decoder, all_texts, cache_bytes, engine, options, params, prompt, request, trouble::changed,
+};
 
 /// Requests of many lengths and ways to draw.
 pub(super) fn requests(count: u64) -> Vec<GenerationRequest> {
@@ -64,6 +71,8 @@ fn alone_in_a_batch_in_chunks_and_after_waiting() {
     }
     assert_eq!(alone, expected, "alone");
     assert_eq!(tokens(options(), &requests), expected, "together");
+    let in_turn = GenerationEngineOptions { run_ahead: Some(false), ..options() };
+    assert_eq!(tokens(in_turn, &requests), expected, "a step after the other");
     let chunks = GenerationEngineOptions { max_batch_tokens: 24, max_prompt_chunk: 7, ..options() };
     assert_eq!(tokens(chunks, &requests), expected, "in chunks");
 }
@@ -149,12 +158,24 @@ fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
     let stop = whole[5];
     let end = whole.iter().position(|&token| token == stop).unwrap();
     let sampling = SamplingParams { stop_tokens: vec![stop], ..request.sampling.clone() };
-    let text = engine(options()).generate(GenerationRequest { sampling, ..request });
-    let text = text.unwrap().swap_remove(0);
-    assert_eq!(
-        (text.tokens.as_slice(), text.reason),
-        (&whole[..end], FinishReason::StopToken(stop))
-    );
+    let stopped = GenerationRequest { sampling, ..request.clone() };
+    for (run_ahead, in_vain) in [(false, 0), (true, 1)] {
+        let steps = Arc::new(AtomicUsize::new(0));
+        let counted = steps.clone();
+        let counting = move |logits| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Ok(logits)
+        };
+        let options = GenerationEngineOptions { run_ahead: Some(run_ahead), ..options() };
+        let engine = changed(counting, options);
+        let text = engine.generate(stopped.clone()).unwrap().swap_remove(0);
+        let reason = FinishReason::StopToken(stop);
+        assert_eq!((text.tokens.as_slice(), text.reason), (&whole[..end], reason));
+        let text = engine.generate(request.clone()).unwrap().swap_remove(0);
+        assert_eq!((text.tokens, text.reason), (whole.clone(), FinishReason::Length));
+        // That a text ends by its length is known before.
+        assert_eq!(steps.load(Ordering::Relaxed), end + 1 + in_vain + whole.len());
+    }
 }
 
 #[test]

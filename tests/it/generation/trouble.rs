@@ -51,7 +51,10 @@ pub(super) fn changed(
 
 #[test]
 fn a_failing_step_fails_its_own_requests_and_the_others_finish() {
-    for (panics, reason) in [(false, "step 7 fails"), (true, "the model panicked: step 7 burns")] {
+    let [fails, burns] = ["step 7 fails", "the model panicked: step 7 burns"];
+    for (panics, reason, ahead) in
+        [(false, fails, false), (false, fails, true), (true, burns, false), (true, burns, true)]
+    {
         let mut steps = 0;
         let said = move |logits| {
             steps += 1;
@@ -61,7 +64,10 @@ fn a_failing_step_fails_its_own_requests_and_the_others_finish() {
                 false => Ok(logits),
             }
         };
-        let engine = changed(said, GenerationEngineOptions { max_batch_size: 2, ..options() });
+        let engine = changed(
+            said,
+            GenerationEngineOptions { max_batch_size: 2, run_ahead: Some(ahead), ..options() },
+        );
         let requests: Vec<_> =
             (0..5).map(|seed| request(prompt(seed, 20), 10, params(seed, 1.0))).collect();
         let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
