@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -29,6 +30,10 @@ const SHARE_OF_MEMORY: usize = 8;
 /// Each contender is measured this often, in turn with the others, and the median counts: what
 /// the machine does meanwhile strikes all of them.
 const ROUNDS: usize = 3;
+
+/// Memory is looked at so often, until it has stopped falling.
+const MOST_LOOKS: usize = 50;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
 
 /// Something to be timed.
 pub(super) struct Contender<'a> {
@@ -61,9 +66,9 @@ impl<'a> Contender<'a> {
     }
 
     fn peak(&mut self) -> Result<usize> {
+        let before = settled_memory()?;
         // MLX counts no peak where it takes what it has kept.
         memory::clear_cache()?;
-        let before = memory::active_memory()?;
         memory::reset_peak_memory()?;
         self.evaluate()?;
         Ok(memory::peak_memory()?.saturating_sub(before))
@@ -128,6 +133,20 @@ impl<'a> Contender<'a> {
             }
         }
     }
+}
+
+/// What is held, once MLX has let go of what a GPU has finished with: it does so on a thread of its own, a little later.
+fn settled_memory() -> Result<usize, Exception> {
+    let mut held = memory::active_memory()?;
+    for _ in 0..MOST_LOOKS {
+        thread::sleep(BETWEEN_LOOKS);
+        let now = memory::active_memory()?;
+        if now == held {
+            break;
+        }
+        held = now;
+    }
+    Ok(held)
 }
 
 fn criterion(dir: &Path) -> Criterion {
