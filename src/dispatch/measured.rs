@@ -47,9 +47,10 @@ const WINS: &[Win] = &[
     on_cuda("associative_scan along the last axis", 1 << 26),
     // f32, 16 states: 4x2048x2048 229 times, 1x2048x2048 122 times what MLX composes, with gradients 185 and 101 times.
     on_cuda("selective_scan", 1 << 22),
-    // 1x128256 and 32x128256: top-p 8 and 13 times a sort, min-p 6 times, a plain draw 5 and 8 times MLX's. Greedy takes
-    // 37 us where MLX's argmax takes 33, and tells log-probabilities. Smaller rows were not timed: the kernel's time falls with
-    // the row, and the reference stays at 30 ops for a greedy row and at over 100 for another.
+    // 1x128256 and 32x128256: top-p 8 and 13 times a sort, min-p 6 times, a plain draw 5 and 8 times MLX's; 1x49152: 6, 6 and
+    // 3 times. Greedy takes 27 to 37 us where MLX's argmax takes 26 to 33, and tells log-probabilities. Smaller rows were not
+    // timed: the kernel's time falls with the row, and the reference stays at 30 ops for a greedy row and at over 100 for
+    // another.
     on_cuda("SamplerBatch", 1 << 14),
     // rms_norm and rms_norm_linear are not here: MLX's own ops are as fast or faster. Neither is layer_norm, which takes its
     // kernel whatever the size, because MLX's has a race.

@@ -164,3 +164,32 @@ impl Dispatched for Problem<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::{Dtype, ops::zeros_dtype};
+
+    use super::*;
+    use crate::{config::Settings, target::Target};
+
+    #[test]
+    fn auto_takes_the_kernel_for_rows_of_common_vocabularies_where_it_was_measured() -> Result<()> {
+        let keys = zeros_dtype(&[1], Dtype::Uint64)?;
+        let filters = Filters::of(&[&SamplingParams::default()], &STEPS, keys);
+        let chosen = |target, vocabulary, proposed| -> Result<Backend> {
+            let (logits, positions) =
+                (zeros_dtype(&[1, vocabulary], Dtype::Float32)?, Array::from_slice(&[0], &[1]));
+            let (before, context) =
+                (false, Context { target, obstacle: None, settings: Settings::default() });
+            let (logits, positions, filters) = (&logits, &positions, &filters);
+            Ok(Problem { logits, positions, filters, before, proposed }.choose(&context))
+        };
+        for vocabulary in [32_000, 49_152, 128_256] {
+            assert_eq!(chosen(Target::Cuda, vocabulary, false)?, Backend::Kernel, "{vocabulary}");
+            assert_eq!(chosen(Target::Cuda, vocabulary, true)?, Backend::Reference, "proposed");
+            assert_eq!(chosen(Target::Metal, vocabulary, false)?, Backend::Reference, "unseen");
+        }
+        assert_eq!(chosen(Target::Cuda, 100, false)?, Backend::Reference);
+        Ok(())
+    }
+}
