@@ -35,9 +35,9 @@ pub struct GenerationEngineOptions {
     pub share_prefixes: bool,
     /// Part of the hashes by which prefixes are found. Default: nothing.
     pub salt: Vec<u8>,
-    /// Whether the host puts a step together while the device still runs the one before, for which it needs no tokens. A text
-    /// that ends by a token or string to stop at is then read once in vain, and a new request waits a step longer. Where there
-    /// are drafts or constraints, a step depends on the tokens of the one before, and is put together after it. Default: on a
+    /// Whether the host puts a step together while the device runs the one before, whose tokens it does not know then. A text
+    /// that ends by a token or string to stop at is read once in vain; a new request waits a step longer, and does not find
+    /// what that step reads. Not while there is a drafter, a request with a constraint, or hardly a block left. Default: on a
     /// GPU.
     pub run_ahead: Option<bool>,
     /// Who goes first. Default: whoever came first.

@@ -80,32 +80,65 @@ impl<M: CausalModel> Reader<M> {
 pub(super) struct Tokens<'a> {
     /// Of each row, or [`AWAITED`].
     pub(super) known: &'a [u32],
-    /// What a step draws that still runs, `[R]`, u32, and whose places in it the rows of awaited tokens have, in order.
-    pub(super) drawn: Option<(&'a Array, Vec<usize>)>,
+    /// Where awaited ones are, if there are any.
+    pub(super) awaited: Option<DrawnTokens<'a>>,
+}
+
+/// Tokens that the step underway draws.
+pub(super) struct DrawnTokens<'a> {
+    /// Of all its rows, `[R]`, u32.
+    pub(super) all: &'a Array,
+    /// The rows of those that are awaited, in order.
+    pub(super) rows: Vec<usize>,
 }
 
 impl<'a> Tokens<'a> {
     /// None of which is awaited.
     pub(super) fn known(known: &'a [u32]) -> Self {
-        Self { known, drawn: None }
+        Self { known, awaited: None }
     }
 
     /// `[count, 1]`, with zeros after the last.
     fn rows(&self, count: i32) -> Result<Array> {
         let mut known = self.known.to_vec();
         known.resize(count.unsigned_abs() as usize, 0);
-        let Some((drawn, places)) = &self.drawn else {
+        let Some(DrawnTokens { all: drawn, rows }) = &self.awaited else {
             return Ok(Array::from_slice(&known, &[count, 1]));
         };
-        if places.len() == known.len() && places.iter().copied().eq(0..drawn.size()) {
+        if rows.len() == known.len() && rows.iter().copied().eq(0..drawn.size()) {
             return Ok(drawn.expand_dims(1)?);
         }
         let mut from = (0..count).collect::<Vec<_>>();
         let awaited = from.iter_mut().zip(&mut known).filter(|(_, token)| **token == AWAITED);
-        for ((from, token), place) in awaited.zip(places) {
-            (*from, *token) = (count + *place as i32, 0);
+        for ((from, token), row) in awaited.zip(rows) {
+            (*from, *token) = (count + *row as i32, 0);
         }
         let all = concatenate(&[&Array::from_slice(&known, &[count]), drawn], 0)?;
         Ok(all.take_axis(uploads::integers(from), 0)?.expand_dims(1)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn awaited_tokens_come_from_the_draw_and_rows_of_nothing_are_zero() -> Result<()> {
+        let drawn = Array::from_slice(&[10_u32, 11, 12], &[3]);
+        let rows = |known: &[u32], rows: &[usize], count| -> Result<Vec<u32>> {
+            let awaited = DrawnTokens { all: &drawn, rows: rows.to_vec() };
+            let tokens = Tokens { known, awaited: Some(awaited) }.rows(count)?;
+            assert_eq!(tokens.shape(), [count, 1]);
+            Ok(tokens.flatten(None, None)?.as_slice::<u32>().to_vec())
+        };
+        const A: u32 = AWAITED;
+        assert_eq!(rows(&[A, A, A], &[0, 1, 2], 3)?, [10, 11, 12]);
+        assert_eq!(rows(&[A, A, A], &[2, 0, 1], 3)?, [12, 10, 11]);
+        assert_eq!(rows(&[A, A, A], &[0, 1, 2], 4)?, [10, 11, 12, 0]);
+        assert_eq!(rows(&[A, A], &[0, 1], 2)?, [10, 11]);
+        assert_eq!(rows(&[7, A, 8, 9, A], &[2, 0], 8)?, [7, 12, 8, 9, 10, 0, 0, 0]);
+        let known = Tokens::known(&[5, 6]).rows(4)?;
+        assert_eq!(known.as_slice::<u32>(), [5, 6, 0, 0]);
+        Ok(())
     }
 }

@@ -1,13 +1,12 @@
 //! One step from tokens to tokens.
 
 use mlx_rs::{Array, transforms::async_eval};
-
 use tracing::Span;
 
 use super::{
     constrained::Constraints,
     model::CausalModel,
-    reader::{Reader, Tokens},
+    reader::{DrawnTokens, Reader, Tokens},
     samplers::{Drawn, Draws, Samplers, Text},
     scheduler::{Batch, Key},
 };
@@ -58,11 +57,12 @@ impl<M: CausalModel> Runner<M> {
         before: Option<&Step>,
     ) -> Result<StepResult> {
         inference(|| {
-            let drawn = match &*batch.awaiting {
+            let awaited = match &*batch.awaiting {
                 [] => None,
                 keys => Some(CHECK.known(before, "batch", "follow another", "none")?.drawn(keys)?),
             };
-            let hidden = self.reader.read(&batch.step, &Tokens { known: &batch.tokens, drawn })?;
+            let tokens = Tokens { known: &batch.tokens, awaited };
+            let hidden = self.reader.read(&batch.step, &tokens)?;
             Ok(match texts {
                 [] => StepResult::Read(hidden),
                 _ => StepResult::Draws(self.draw(batch, &hidden, texts, constraints, alive)?),
@@ -125,14 +125,14 @@ pub(super) enum StepResult {
 }
 
 impl Step {
-    /// What is drawn for the rows of the step, and where in it for each of these texts.
-    fn drawn(&self, keys: &[Key]) -> Result<(&Array, Vec<usize>)> {
-        let place = |key: &Key| self.batch.drawn.iter().position(|drawing| drawing.key == *key);
-        let places = keys.iter().map(place).collect::<Option<Vec<_>>>();
-        let known = match &self.result {
-            StepResult::Draws(draws) => places.map(|places| (draws.tokens(), places)),
+    /// The tokens that are drawn for these texts.
+    fn drawn(&self, keys: &[Key]) -> Result<DrawnTokens<'_>> {
+        let row = |key: &Key| self.batch.drawn.iter().position(|drawing| drawing.key == *key);
+        let rows = keys.iter().map(row).collect::<Option<Vec<_>>>();
+        let drawn = match &self.result {
+            StepResult::Draws(draws) => rows.map(|rows| DrawnTokens { all: draws.tokens(), rows }),
             StepResult::Read(_) => None,
         };
-        CHECK.known(known, "batch", "await what is drawn", format_args!("{keys:?}"))
+        CHECK.known(drawn, "batch", "await what is drawn", format_args!("{keys:?}"))
     }
 }

@@ -34,6 +34,7 @@ pub(super) struct Text<'a> {
     pub(super) key: Key,
     pub(super) request: &'a GenerationRequest,
     pub(super) prompt: &'a [u32],
+    /// The last token may be awaited.
     pub(super) output: &'a [u32],
     /// The tokens that its further rows hold.
     pub(super) drafts: &'a [u32],
@@ -81,10 +82,10 @@ pub(super) struct Samplers {
 /// What is being drawn.
 pub(super) struct Draws {
     sampled: Sampled,
-    /// Of each text.
-    drafts: Vec<(Key, Vec<u32>)>,
-    /// The batch, if a text has several rows and goes on from one of them.
-    several: Option<Last>,
+    /// The texts that draw, and their drafts.
+    texts: Vec<(Key, Vec<u32>)>,
+    /// The batch, where texts have drafts, and go on from one of several rows.
+    drafted: Option<Last>,
 }
 
 impl Draws {
@@ -135,7 +136,7 @@ impl Samplers {
         (self.last, self.histories) = (None, HashMap::new());
     }
 
-    /// Draws, once that is evaluated, for each text a token, and one more for each of its drafts up to the first that is not drawn. Each row
+    /// What is drawn for each text: a token, and one more for each of its drafts up to the first that is not drawn. Each row
     /// draws what its mask allows. Other texts are remembered where they are `alive`.
     pub(super) fn draw(
         &mut self,
@@ -154,26 +155,25 @@ impl Samplers {
         let sampled =
             last.batch.sample_under(logits, positions, &Conditions { masks, proposal })?;
         last.batch.advance(&sampled)?;
-        let drafts = texts.iter().map(|text| (text.key, text.drafts.to_vec())).collect();
-        let drafted = texts.iter().any(|text| !text.drafts.is_empty());
-        let several = match drafted {
+        let drafted = match texts.iter().any(|text| !text.drafts.is_empty()) {
             true => Some(last),
             false => {
                 self.last = Some(last);
                 None
             }
         };
-        Ok(Draws { sampled, drafts, several })
+        let texts = texts.iter().map(|text| (text.key, text.drafts.to_vec())).collect();
+        Ok(Draws { sampled, texts, drafted })
     }
 
-    /// Waits for what is drawn, and returns it for each text.
+    /// Waits for what is drawn.
     pub(super) fn finish(&mut self, draws: Draws) -> Result<Vec<Vec<Drawn>>> {
         let mut rows = draws.host()?.into_iter();
-        let Draws { drafts, several, .. } = draws;
-        let drawn = drafts.iter().map(|(_, drafts)| kept(drafts, rows.by_ref()));
+        let Draws { texts, drafted, .. } = draws;
+        let drawn = texts.iter().map(|(_, drafts)| kept(drafts, rows.by_ref()));
         let drawn = drawn.collect::<Vec<_>>();
-        if let Some(last) = several {
-            self.keep(last, &drafts, &drawn)?;
+        if let Some(last) = drafted {
+            self.keep(last, &texts, &drawn)?;
         }
         Ok(drawn)
     }
@@ -209,9 +209,9 @@ impl Samplers {
     }
 
     /// Keeps, of texts that had several rows, the history that each goes on from.
-    fn keep(&mut self, last: Last, drafts: &[(Key, Vec<u32>)], drawn: &[Vec<Drawn>]) -> Result<()> {
+    fn keep(&mut self, last: Last, texts: &[(Key, Vec<u32>)], drawn: &[Vec<Drawn>]) -> Result<()> {
         let mut histories = last.batch.into_histories()?.into_iter();
-        for ((key, drafts), drawn) in drafts.iter().zip(drawn) {
+        for ((key, drafts), drawn) in texts.iter().zip(drawn) {
             let of_text = histories.by_ref().take(1 + drafts.len());
             if let Some(history) = of_text.collect::<Vec<_>>().into_iter().nth(drawn.len() - 1) {
                 self.histories.insert(*key, history);

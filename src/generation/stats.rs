@@ -36,7 +36,8 @@ pub struct EngineStats {
     pub available_blocks: usize,
     /// The time of all steps.
     pub time: Duration,
-    /// How much of it the engine took for itself: to plan steps, and to hand tokens out.
+    /// How much of it the engine took for itself: to plan steps, and to hand tokens out. Where it
+    /// [runs ahead](super::GenerationEngineOptions::run_ahead), the device works meanwhile.
     pub scheduling_time: Duration,
 }
 

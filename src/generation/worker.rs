@@ -61,10 +61,28 @@ pub(super) struct Worker<M> {
     next: u64,
 }
 
+/// The next step, if there is one.
+type Built = std::result::Result<Option<Step>, Failure>;
+
 /// Why there is no step, and whose it was.
 struct Failure {
     requests: Vec<u64>,
     reason: String,
+}
+
+impl Failure {
+    fn of(batch: &Batch, reason: String) -> Self {
+        Self { requests: batch.requests(), reason }
+    }
+}
+
+/// What `run` returns. A model that panics fails its own requests, and no others.
+fn caught<T>(batch: &Batch, run: impl FnOnce() -> Result<T>) -> std::result::Result<T, Failure> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(Ok(result)) => Ok(result),
+        Ok(Err(error)) => Err(Failure::of(batch, said(&error))),
+        Err(panic) => Err(Failure::of(batch, format!("the model panicked: {}", message(&*panic)))),
+    }
 }
 
 impl<M: CausalModel> Worker<M> {
@@ -112,10 +130,7 @@ impl<M: CausalModel> Worker<M> {
             self.publish();
             self.flush();
         }
-        if let Some(Step { result, .. }) = self.underway.take() {
-            // MLX must not be left while a device works for it.
-            drop(self.runner.finish(result));
-        }
+        self.rest();
         for request in self.requests() {
             self.end(request, &FinishReason::Cancelled);
         }
@@ -123,37 +138,44 @@ impl<M: CausalModel> Worker<M> {
         self.flush();
     }
 
-    /// Puts the next step together, waits for the one that is underway, hands the next one over and tells of what that has
-    /// drawn. Whether there was anything to do.
+    /// Waits for the step that is underway, which nobody waits for any longer.
+    fn rest(&mut self) {
+        if let Some(Step { batch, result, span }) = self.underway.take() {
+            let finish = || self.runner.finish(result);
+            drop(span.in_scope(|| caught(&batch, finish)));
+        }
+        self.runner.rest();
+    }
+
+    /// Goes from one step to the next. Whether there was anything to do.
     fn work(&mut self) -> bool {
         let next = self.next_step();
-        let (before, idle) = (self.underway.take(), matches!(next, Ok(None)));
-        if before.is_none() && idle {
+        let before = self.underway.take();
+        if before.is_none() && matches!(next, Ok(None)) {
             return false;
         }
-        let before = before.map(|Step { batch, result, span }| {
-            let drawn = span.in_scope(|| self.runner.finish(result));
-            (batch, drawn, span)
-        });
-        let sound = before.as_ref().is_none_or(|(_, drawn, _)| drawn.is_ok());
-        let next = match sound {
-            true => next.and_then(|next| next.map(|next| self.hand_over(next)).transpose()),
-            false => Ok(None),
-        };
-        let told =
-            before.is_none_or(|(batch, drawn, span)| span.in_scope(|| self.tell(&batch, drawn)));
-        match next {
-            Ok(next) => self.underway = next.filter(|_| told),
-            Err(Failure { requests, reason }) => self.fail(requests, &reason),
+        match self.go_on(before, next) {
+            Ok(next) => self.underway = next,
+            Err(failure) => self.fail(failure),
         }
         true
+    }
+
+    /// Waits for the step that is underway, hands the next one over, and tells of what the one before has drawn. Where that
+    /// fails, the next step is lost with the caches, and let go before there are new ones.
+    fn go_on(&mut self, before: Option<Step>, next: Built) -> Built {
+        let Some(Step { batch, result, span }) = before else { return self.hand_over(next?) };
+        let drawn = span.in_scope(|| caught(&batch, || self.runner.finish(result)))?;
+        let next = next.and_then(|next| self.hand_over(next));
+        span.in_scope(|| self.tell(&batch, drawn))?;
+        next
     }
 
     /// Takes what handles have said, and waits for them where there is nothing to do. Whether to go on.
     fn listen(&mut self, commands: &Receiver<Command>) -> bool {
         loop {
             let command = if self.clients.is_empty() {
-                self.runner.rest();
+                self.rest();
                 commands.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 commands.try_recv()
@@ -201,7 +223,7 @@ impl<M: CausalModel> Worker<M> {
     }
 
     /// The next step, if there is one and it can be known yet.
-    fn next_step(&mut self) -> std::result::Result<Option<Step>, Failure> {
+    fn next_step(&mut self) -> Built {
         let (batch, drawn_by) = match self.underway {
             None => {
                 let Guesses { drafts, probabilities } = self.guess();
@@ -245,6 +267,7 @@ impl<M: CausalModel> Worker<M> {
         batch: Batch,
         drawn_by: &BTreeMap<Key, Array>,
     ) -> std::result::Result<Step, Failure> {
+        lock(&self.shared).stats.steps += 1;
         let span = tracing::debug_span!(
             target: TARGET,
             "step",
@@ -252,48 +275,35 @@ impl<M: CausalModel> Worker<M> {
             texts = batch.keys.len(),
             waiting = self.scheduler.waiting(),
         );
-        let entered = span.enter();
-        let (clients, scheduler) = (&self.clients, &self.scheduler);
-        let texts = batch.drawn.iter().map(|drawing| {
-            let (client, branch) =
-                (clients.get(&drawing.key.request)?, scheduler.get(drawing.key)?);
-            let draft_probabilities = drawn_by.get(&drawing.key);
-            Some(Text { drafts: &drawing.drafts, draft_probabilities, ..text(client, branch) })
-        });
-        let (runner, constraints, before) =
-            (&mut self.runner, &mut self.constraints, self.underway.as_ref());
-        let result = match texts.collect::<Option<Vec<_>>>() {
-            // A model that panics fails its own requests, and no others.
-            Some(texts) => catch_unwind(AssertUnwindSafe(|| {
-                let alive = |key| scheduler.get(key).is_some();
-                runner.build(&batch, &texts, constraints, alive, before)
-            })),
-            None => Ok(CHECK.known(None, "batch", "hold texts that have not ended", "others")),
+        let (clients, scheduler, before) = (&self.clients, &self.scheduler, self.underway.as_ref());
+        let (runner, constraints) = (&mut self.runner, &mut self.constraints);
+        let build = || {
+            let texts = batch.drawn.iter().map(|drawing| {
+                let (client, branch) =
+                    (clients.get(&drawing.key.request)?, scheduler.get(drawing.key)?);
+                let draft_probabilities = drawn_by.get(&drawing.key);
+                Some(Text { drafts: &drawing.drafts, draft_probabilities, ..text(client, branch) })
+            });
+            let texts = texts.collect::<Option<Vec<_>>>();
+            let texts = CHECK.known(texts, "batch", "hold texts that have not ended", "others")?;
+            let alive = |key| scheduler.get(key).is_some();
+            runner.build(&batch, &texts, constraints, alive, before)
         };
-        drop(entered);
-        let reason = match result {
-            Ok(Ok(result)) => return Ok(Step { batch, result, span }),
-            Ok(Err(error)) => said(&error),
-            Err(panic) => format!("the model panicked: {}", message(&*panic)),
-        };
-        Err(Failure { requests: batch.requests(), reason })
+        let result = span.in_scope(|| caught(&batch, build))?;
+        Ok(Step { batch, result, span })
     }
 
-    fn hand_over(&self, step: Step) -> std::result::Result<Step, Failure> {
-        match self.runner.hand_over(&step.result) {
-            Ok(()) => Ok(step),
-            Err(error) => Err(Failure { requests: step.batch.requests(), reason: said(&error) }),
+    fn hand_over(&self, step: Option<Step>) -> Built {
+        if let Some(Step { batch, result, span }) = &step {
+            span.in_scope(|| caught(batch, || self.runner.hand_over(result)))?;
         }
+        Ok(step)
     }
 
-    /// Tells of what a step has drawn. Whether that went well, so that what comes after it holds.
-    fn tell(&mut self, batch: &Batch, drawn: Result<Vec<Vec<Drawn>>>) -> bool {
-        lock(&self.shared).stats.steps += 1;
-        let told = drawn.and_then(|drawn| self.timed(|worker| worker.advance(batch, drawn)));
-        if let Err(error) = &told {
-            self.fail(batch.requests(), &said(error));
-        }
-        told.is_ok()
+    /// Tells of what a step has drawn.
+    fn tell(&mut self, batch: &Batch, drawn: Vec<Vec<Drawn>>) -> std::result::Result<(), Failure> {
+        let told = self.timed(|worker| worker.advance(batch, drawn));
+        told.map_err(|error| Failure::of(batch, said(&error)))
     }
 
     fn advance(&mut self, batch: &Batch, drawn: Vec<Vec<Drawn>>) -> Result<()> {
@@ -420,9 +430,9 @@ impl<M: CausalModel> Worker<M> {
     }
 
     /// Ends these requests. What the caches hold is lost, and everybody else is read again.
-    fn fail(&mut self, requests: Vec<u64>, reason: &str) {
+    fn fail(&mut self, Failure { requests, reason }: Failure) {
         tracing::warn!(target: TARGET, reason, "a step failed");
-        self.end_all(requests, reason);
+        self.end_all(requests, &reason);
         let anew = self.scheduler.reset().and_then(|()| self.runner.reset(&self.kvs));
         if let Err(error) = anew {
             self.end_all(self.requests(), &said(&error));

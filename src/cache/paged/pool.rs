@@ -197,13 +197,16 @@ impl PagedPool {
         Ok(())
     }
 
-    /// Says which token it is that stands at `position`, if the sequence goes that far. Nobody can have been told of another:
-    /// its keys and values are not [computed](Self::computed) yet.
+    /// Puts `token` in the place of what was appended at `position`, if the sequence goes that far. What it is in must not be
+    /// [computed](Self::computed) yet.
     ///
     /// # Errors
     /// When there is no such sequence.
-    pub(crate) fn name(&mut self, id: SequenceId, position: usize, token: u32) -> Result<()> {
-        if let Some(place) = self.get_mut(id)?.tokens.get_mut(position) {
+    pub(crate) fn replace(&mut self, id: SequenceId, position: usize, token: u32) -> Result<()> {
+        let block_size = self.options.block_size as usize;
+        let sequence = self.get_mut(id)?;
+        debug_assert!(position >= sequence.hashes.len() * block_size, "it is published");
+        if let Some(place) = sequence.tokens.get_mut(position) {
             *place = token;
         }
         Ok(())

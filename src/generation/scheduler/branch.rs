@@ -11,10 +11,10 @@ pub(crate) struct Key {
     pub(crate) choice: u32,
 }
 
-/// Stands in a text for a token that a step draws which still runs; it is above every vocabulary.
+/// Stands in a text for the token that the step underway draws for it; it is above every vocabulary.
 pub(crate) const AWAITED: u32 = u32::MAX;
 
-/// What a step that still runs draws for a text.
+/// What the step underway draws for a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Awaited {
     #[default]
@@ -29,12 +29,13 @@ pub(super) enum Awaited {
 pub(crate) struct Branch {
     pub(crate) key: Key,
     pub(crate) prompt: Arc<[u32]>,
+    /// The last token may be [`AWAITED`].
     pub(crate) output: Vec<u32>,
     /// Who goes first: the higher.
     pub(crate) priority: i32,
     /// How many further texts begin with the prompt, once it is read.
     pub(crate) siblings: u32,
-    /// Whether the last token of `output` is [`AWAITED`].
+    /// What stands for the last token of `output`, unless nothing does.
     pub(super) awaited: Awaited,
     /// Where its keys and values are, while it runs.
     pub(super) sequence: Option<SequenceId>,

@@ -175,7 +175,8 @@ impl Scheduler {
     }
 
     /// The step after `batch`, which has no drafts, before [`Self::advance`] is told what that draws; `is_last` says for which
-    /// texts it draws the last token. None where there is nothing to do before, or where somebody might have to wait for it.
+    /// texts it draws the last token. None where nothing is left to do, or where blocks are so few that somebody might have
+    /// to give his back.
     pub(crate) fn schedule_ahead(
         &mut self,
         batch: &Batch,
@@ -213,7 +214,7 @@ impl Scheduler {
             let running = self.running.iter_mut().find(|branch| branch.key == drawing.key);
             let Some(branch) = running else { continue };
             if let (Some(place), Some(&token)) = (branch.go_on(tokens), tokens.first()) {
-                self.pool.name(sequence(branch)?, place, token)?;
+                self.pool.replace(sequence(branch)?, place, token)?;
             }
             if !drawing.drafts.is_empty() {
                 // The last one is not read.
@@ -237,10 +238,11 @@ impl Scheduler {
         Ok(Some(branch))
     }
 
-    /// Has every text wait, and begins with an empty pool: what the blocks hold is lost.
+    /// Has every text wait, and begins with an empty pool: what the blocks hold is lost, and what a step would have drawn.
     pub(crate) fn reset(&mut self) -> Result<()> {
         self.pool = PagedPool::new(self.options.clone())?;
-        for branch in std::mem::take(&mut self.running) {
+        for mut branch in std::mem::take(&mut self.running) {
+            branch.go_on(&[]);
             self.waiting.push(Branch { sequence: None, ..branch });
         }
         Ok(())
@@ -321,7 +323,9 @@ impl Scheduler {
     fn admit(&mut self, plan: &mut Plan) -> Result<()> {
         while plan.tokens.len() < self.limits.tokens {
             let Some(place) = self.next_waiting() else { return Ok(()) };
-            let taken: usize = self.running.iter().map(Branch::width).sum();
+            // The place of a text that ends by the step underway is free when another may draw.
+            let running = self.running.iter().filter(|branch| branch.awaited != Awaited::LastToken);
+            let taken: usize = running.map(Branch::width).sum();
             if taken + self.waiting[place].width() > self.limits.sequences {
                 return Ok(());
             }
@@ -440,7 +444,9 @@ impl Scheduler {
         Ok(siblings)
     }
 
+    /// Not of texts whose token is awaited.
     fn preempt(&mut self, branch: Branch) -> Result<()> {
+        debug_assert_eq!(branch.awaited, Awaited::Nothing);
         self.pool.close(sequence(&branch)?)?;
         self.counts.preempted += 1;
         self.waiting.push(Branch { sequence: None, ..branch });

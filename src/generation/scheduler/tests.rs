@@ -100,8 +100,10 @@ impl Checked {
         let drafted = batch.drawn.iter().any(|drawing| !drawing.drafts.is_empty());
         while !drafted && self.random.below(3) > 0 {
             let next = self.ahead(&batch);
-            if self.random.below(20) == 0 {
-                self.cancel();
+            match self.random.below(20) {
+                0 => self.cancel(),
+                1..4 if self.texts.len() < 40 => self.submit(),
+                _ => {}
             }
             self.advance(&batch);
             let Some(next) = next else { return };

@@ -85,20 +85,16 @@ fn after_giving_blocks_back() {
         GenerationRequest { prompt, max_tokens: 40, ..request }
     });
     let requests = requests.collect::<Vec<_>>();
-    let engine = engine(GenerationEngineOptions { cache_bytes: cache_bytes(160), ..options() });
-    let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
-    let texts = streams.collect::<Vec<_>>().into_iter().map(|stream| stream.completions());
-    let texts = texts.map(|mut texts| {
-        let text = texts.swap_remove(0);
-        assert_eq!(text.reason, FinishReason::Length);
-        text.tokens
-    });
-    let texts = texts.collect::<Vec<_>>();
-    assert_eq!(texts, expected(&requests));
-    let stats = engine.stats();
-    assert!((1..=24).contains(&stats.preemptions), "{stats:?}");
-    assert_eq!((stats.used_blocks, stats.finished), (0, 12), "{stats:?}");
-    assert_eq!(stats.generated_tokens, texts.iter().map(Vec::len).sum::<usize>() as u64);
+    for run_ahead in [Some(false), Some(true)] {
+        let cache_bytes = cache_bytes(160);
+        let engine = engine(GenerationEngineOptions { cache_bytes, run_ahead, ..options() });
+        let texts = together(&engine, &requests);
+        assert_eq!(texts, expected(&requests));
+        let stats = engine.stats();
+        assert!((1..=24).contains(&stats.preemptions), "{stats:?}");
+        assert_eq!((stats.used_blocks, stats.finished), (0, 12), "{stats:?}");
+        assert_eq!(stats.generated_tokens, texts.iter().map(Vec::len).sum::<usize>() as u64);
+    }
 }
 
 #[test]
@@ -175,6 +171,32 @@ fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
         assert_eq!((text.tokens, text.reason), (whole.clone(), FinishReason::Length));
         // That a text ends by its length is known before.
         assert_eq!(steps.load(Ordering::Relaxed), end + 1 + in_vain + whole.len());
+    }
+}
+
+#[test]
+fn a_text_that_stops_changes_none_beside_it() {
+    let alone = (20..26).map(|seed| request(prompt(6, 19), 14, params(seed, 1.0)));
+    let alone = alone.collect::<Vec<_>>();
+    let whole = expected(&alone);
+    // What the second text has in its middle ends some, not all, of the others somewhere too.
+    let stop = whole[1][6];
+    let ended = |text: &[u32]| match text.iter().position(|&token| token == stop) {
+        Some(end) => (text[..end].to_vec(), FinishReason::StopToken(stop)),
+        None => (text.to_vec(), FinishReason::Length),
+    };
+    let expected = whole.iter().map(|text| ended(text)).collect::<Vec<_>>();
+    let drawn = expected.iter().map(|(text, _)| (text.len() + 1).min(14)).sum::<usize>() as u64;
+    let stops = expected.iter().filter(|(_, reason)| *reason != FinishReason::Length).count();
+    assert!((1..6).contains(&stops), "{expected:?}");
+    for run_ahead in [Some(false), Some(true)] {
+        let sampling = SamplingParams { stop_tokens: vec![stop], ..params(20, 1.0) };
+        let six = GenerationRequest { n: 6, sampling, ..alone[0].clone() };
+        let engine = engine(GenerationEngineOptions { run_ahead, ..options() });
+        let texts = engine.generate(six).unwrap().into_iter();
+        assert_eq!(texts.map(|text| (text.tokens, text.reason)).collect::<Vec<_>>(), expected);
+        let stats = engine.stats();
+        assert_eq!((stats.generated_tokens, stats.used_blocks), (drawn, 0), "{stats:?}");
     }
 }
 

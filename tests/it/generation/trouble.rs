@@ -10,7 +10,11 @@ use mlx_primitives::{
     },
     sampling::SamplingParams,
 };
-use mlx_rs::{Array, error::Exception, ops::concatenate};
+use mlx_rs::{
+    Array,
+    error::Exception,
+    ops::{concatenate, select},
+};
 
 use super::{Decoder, engine, options, params, prompt, request};
 
@@ -88,6 +92,94 @@ fn a_failing_step_fails_its_own_requests_and_the_others_finish() {
     }
 }
 
+/// A step that is put together and cannot be run.
+#[cfg(not(target_os = "macos"))]
+#[test]
+fn a_step_that_cannot_be_evaluated_fails_its_own_requests_and_the_others_finish() {
+    for run_ahead in [Some(false), Some(true)] {
+        let mut steps = 0;
+        let said = move |logits: Array| {
+            steps += 1;
+            match steps == 5 {
+                // MLX finds out when it evaluates that it cannot do this.
+                true => {
+                    let x = Array::ones::<f32>(&[32, 32])?;
+                    let product = mlx_rs::ops::qqmm(&x, &x, None, None, None, "nvfp4")?;
+                    logits.add(product.sum(None)?)
+                }
+                false => Ok(logits),
+            }
+        };
+        let options = GenerationEngineOptions { max_batch_size: 2, run_ahead, ..options() };
+        let engine = changed(said, options);
+        let requests: Vec<_> =
+            (0..5).map(|seed| request(prompt(seed, 20), 10, params(seed, 1.0))).collect();
+        let streams = requests.iter().map(|request| engine.submit(request.clone()).unwrap());
+        let streams = streams.collect::<Vec<_>>();
+        let texts = streams.into_iter().map(|stream| stream.completions().swap_remove(0));
+        let (mut failed, mut written) = (0, 0);
+        for (text, request) in texts.zip(&requests) {
+            match text.reason {
+                FinishReason::Failed(_) => failed += 1,
+                _ => {
+                    let expected = Decoder::new().written(&request.prompt, 10, &request.sampling);
+                    assert_eq!((text.tokens, text.reason), (expected, FinishReason::Length));
+                    written += 1;
+                }
+            }
+        }
+        assert!((1..=2).contains(&failed) && failed + written == 5, "{failed} {written}");
+        assert_eq!(engine.stats().used_blocks, 0);
+    }
+}
+
+/// A decoder for which nothing is likely after one of its tokens.
+struct SilentAfter {
+    decoder: Decoder,
+    token: u32,
+}
+
+impl CausalModel for SilentAfter {
+    fn vocabulary(&self) -> i32 {
+        self.decoder.vocabulary()
+    }
+
+    fn layers(&self) -> Vec<LayerKv> {
+        self.decoder.layers()
+    }
+
+    fn hidden(
+        &mut self,
+        tokens: &Array,
+        caches: &mut [&mut dyn KvCache],
+    ) -> Result<Array, Exception> {
+        let hidden = self.decoder.hidden(tokens, caches)?;
+        let silent = tokens.eq(Array::from_slice(&[self.token], &[1]))?.expand_dims(-1)?;
+        select(silent, Array::from_f32(f32::NAN), hidden)
+    }
+
+    fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
+        self.decoder.logits(hidden)
+    }
+}
+
+#[test]
+fn what_is_drawn_in_vain_for_an_ended_text_fails_nothing() {
+    let alone = [5, 6].map(|seed| request(prompt(3, 9), 12, params(seed, 1.0)));
+    let whole = alone.each_ref().map(|request| {
+        Decoder::new().written(&request.prompt, request.max_tokens, &request.sampling)
+    });
+    // It ends the first text, and neither the prompt nor the second has it.
+    let elsewhere = [&alone[0].prompt[..], &whole[1]].concat();
+    let stop = *whole[0].iter().find(|token| !elsewhere.contains(token)).unwrap();
+    let sampling = SamplingParams { stop_tokens: vec![stop], ..alone[0].sampling.clone() };
+    let both = GenerationRequest { n: 2, sampling, ..alone[0].clone() };
+    let model = SilentAfter { decoder: Decoder::new(), token: stop };
+    let texts = GenerationEngine::new(model, options()).unwrap().generate(both).unwrap();
+    assert_eq!(texts[0].reason, FinishReason::StopToken(stop));
+    assert_eq!((&texts[1].tokens, &texts[1].reason), (&whole[1], &FinishReason::Length));
+}
+
 /// The stats, once they are as wanted.
 fn settled(engine: &GenerationEngine, wanted: impl Fn(&EngineStats) -> bool) -> EngineStats {
     for _ in 0..1000 {
@@ -149,10 +241,12 @@ fn a_name_is_free_once_its_texts_have_ended() {
 fn a_dropped_stream_frees_its_blocks() {
     let engine = engine(options());
     let mut dropped = engine.submit(request(prompt(1, 30), 3000, params(1, 1.0))).unwrap();
-    let kept = engine.submit(request(prompt(2, 30), 12, params(2, 1.0))).unwrap();
+    let asked = request(prompt(2, 30), 12, params(2, 1.0));
+    let kept = engine.submit(asked.clone()).unwrap();
     assert!(matches!(dropped.next(), Some(GenerationEvent::Token(_))));
     drop(dropped);
-    assert_eq!(kept.completions()[0].tokens.len(), 12);
+    let expected = Decoder::new().written(&asked.prompt, 12, &asked.sampling);
+    assert_eq!(kept.completions()[0].tokens, expected);
     let stats = settled(&engine, |stats| stats.finished == 2);
     assert_eq!((stats.used_blocks, stats.running), (0, 0), "{stats:?}");
     assert!(stats.generated_tokens < 3000);
