@@ -58,9 +58,9 @@ struct Args {
     #[arg(long)]
     unprepared: bool,
 
-    /// Puts no step together before the one before has ended
+    /// Puts a step together while the one before runs
     #[arg(long)]
-    in_turn: bool,
+    run_ahead: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -221,7 +221,7 @@ fn main() -> Result<()> {
         cache_keys: args.cache.into(),
         cache_values: args.cache.into(),
         share_prefixes: false,
-        run_ahead: args.in_turn.then_some(false),
+        run_ahead: args.run_ahead,
         ..Default::default()
     };
     options.cache_bytes = options.cache_bytes_for(&model, args.batch.max(2) * 704);

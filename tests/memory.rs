@@ -153,7 +153,7 @@ fn steps_write_their_tokens_in_place() {
     for run_ahead in [false, true] {
         let options = GenerationEngineOptions {
             cache_bytes: 256 * MEBIBYTE,
-            run_ahead: Some(run_ahead),
+            run_ahead,
             ..Default::default()
         };
         let engine = GenerationEngine::new(OneLayer::new(), options).unwrap();

@@ -37,9 +37,9 @@ pub struct GenerationEngineOptions {
     pub salt: Vec<u8>,
     /// Whether the host puts a step together while the device runs the one before, whose tokens it does not know then. A text
     /// that ends by a token or string to stop at is read once in vain; a new request waits a step longer, and does not find
-    /// what that step reads. Not while there is a drafter, a request with a constraint, or hardly a block left. Default: on a
-    /// GPU.
-    pub run_ahead: Option<bool>,
+    /// what that step reads. Not while there is a drafter, a request with a constraint, or hardly a block left. Default: no,
+    /// as long as nobody has timed it.
+    pub run_ahead: bool,
     /// Who goes first. Default: whoever came first.
     pub policy: Policy,
     /// Which distribution log-probabilities are those of. Default: the model's.
@@ -60,7 +60,7 @@ impl Default for GenerationEngineOptions {
             cache_values: BlockForm::Plain,
             share_prefixes: true,
             salt: Vec::new(),
-            run_ahead: None,
+            run_ahead: false,
             policy: Policy::default(),
             log_probabilities: LogProbabilities::default(),
             detokenizer: None,

@@ -34,8 +34,8 @@ fn options() -> GenerationEngineOptions {
     GenerationEngineOptions {
         cache_bytes: cache_bytes(4096),
         detokenizer: Some(Arc::new(letters)),
-        // As on a GPU.
-        run_ahead: Some(true),
+        // The harder way.
+        run_ahead: true,
         ..Default::default()
     }
 }

@@ -70,7 +70,7 @@ fn a_failing_step_fails_its_own_requests_and_the_others_finish() {
         };
         let engine = changed(
             said,
-            GenerationEngineOptions { max_batch_size: 2, run_ahead: Some(ahead), ..options() },
+            GenerationEngineOptions { max_batch_size: 2, run_ahead: ahead, ..options() },
         );
         let requests: Vec<_> =
             (0..5).map(|seed| request(prompt(seed, 20), 10, params(seed, 1.0))).collect();
@@ -96,7 +96,7 @@ fn a_failing_step_fails_its_own_requests_and_the_others_finish() {
 #[cfg(not(target_os = "macos"))]
 #[test]
 fn a_step_that_cannot_be_evaluated_fails_its_own_requests_and_the_others_finish() {
-    for run_ahead in [Some(false), Some(true)] {
+    for run_ahead in [false, true] {
         let mut steps = 0;
         let said = move |logits: Array| {
             steps += 1;
