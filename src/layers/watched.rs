@@ -13,8 +13,8 @@ use crate::quant::QuantizedLinear;
 /// A [`Projection`] in a layer that may be prepared for inference, and must know when that is stale.
 ///
 /// It dereferences to the projection, is made of one by `into`, and has its parameters. Whoever borrows it for writing, be it
-/// through [`DerefMut`] or [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut), is taken to have changed it; to compute with
-/// it and to freeze it changes nothing.
+/// through [`DerefMut`] or [`parameters_mut`](mlx_rs::module::ModuleParameters::parameters_mut), is taken to have changed it;
+/// to compute with it and to freeze it changes nothing.
 #[derive(Debug, Clone)]
 pub struct WatchedProjection {
     projection: Projection,
