@@ -65,9 +65,6 @@ class Stacks {
 // The arrays of one threadgroup, each of exactly its size so that an overrun meets no neighbour.
 class ThreadgroupMemory {
  public:
-  // What every Apple GPU has.
-  static constexpr size_t kLimit = 32 << 10;
-
   explicit ThreadgroupMemory(uint8_t poison) : poison_(poison) {}
   ~ThreadgroupMemory() { clear(); }
 
@@ -82,15 +79,15 @@ class ThreadgroupMemory {
     if (sanitizer::kNeedsFreshMemory) arena_ = Mapping(kArenaBytes);
   }
 
-  // Array number `id`: made by the first thread that comes to its declaration.
-  void* array(unsigned id, size_t bytes, const report::Site* site) {
+  // Array number `id`: made by the first thread that comes to its declaration. `limit`: for it and those before.
+  void* array(unsigned id, size_t bytes, size_t limit, const report::Site* site) {
     if (id >= kArrays) report::finding("threadgroup memory", site, "more than 64 threadgroup arrays");
     if (!arrays_[id]) {
       used_ += (bytes + 15) / 16 * 16;
-      if (used_ > kLimit) {
+      if (used_ > limit) {
         report::finding("threadgroup memory", site,
                         "the threadgroup's arrays take " + std::to_string(used_) +
-                            " bytes, more than " + std::to_string(kLimit));
+                            " bytes, more than " + std::to_string(limit));
       }
       arrays_[id] = allocate(bytes);
       sanitizer::fill(arrays_[id], poison_, bytes);
@@ -102,7 +99,7 @@ class ThreadgroupMemory {
  private:
   static constexpr size_t kArrays = 64;
   static constexpr size_t kAlignment = 128;
-  static constexpr size_t kArenaBytes = kLimit + kArrays * kAlignment;
+  static constexpr size_t kArenaBytes = (128 << 10) + kArrays * kAlignment;
 
   void* allocate(size_t bytes) {
     if (sanitizer::kNeedsFreshMemory) {

@@ -128,8 +128,8 @@ int main(int count, char** arguments) {
 // ---- what kernels call ----
 
 extern "C" {
-void* msl_threadgroup_array(unsigned id, unsigned long bytes, const report::Site* site) {
-  return the_group->memory().array(id, bytes, site);
+void* msl_threadgroup_array(unsigned id, unsigned long bytes, unsigned long limit, const report::Site* site) {
+  return the_group->memory().array(id, bytes, limit, site);
 }
 void msl_threadgroup_barrier(unsigned flags, const report::Site* site) {
   the_group->threadgroup_barrier(flags, site);

@@ -40,11 +40,12 @@ impl Launch {
         }
     }
 
-    /// The same for a kernel whose one array is a `LARGE_THREADGROUP_ARRAY`: 99 KiB on NVIDIA's GPUs since Ampere.
+    /// The same for a kernel whose one array is a `LARGE_THREADGROUP_ARRAY`: 99 KiB on NVIDIA's GPUs since Ampere, and on
+    /// hosts that act them out.
     pub const fn most_large_threadgroup_bytes(target: Target) -> u32 {
         match target {
-            Target::Cuda => 99 * 1024,
-            Target::Cpu | Target::Metal => Self::MAX_THREADGROUP_BYTES,
+            Target::Cuda | Target::Cpu => 99 * 1024,
+            Target::Metal => Self::MAX_THREADGROUP_BYTES,
         }
     }
 

@@ -64,7 +64,7 @@ typedef std::source_location::__impl Site;
 
 extern "C" {
 // The threadgroup's array number `id`, the same for all its threads.
-threadgroup void* msl_threadgroup_array(uint id, ulong bytes, const msl::Site* site);
+threadgroup void* msl_threadgroup_array(uint id, ulong bytes, ulong limit, const msl::Site* site);
 // Waits for the threadgroup, or for the simdgroup.
 void msl_threadgroup_barrier(uint flags, const msl::Site* site);
 void msl_simdgroup_barrier(uint flags, const msl::Site* site);
@@ -82,11 +82,13 @@ template <class T>
 using same = T;
 }
 
-#define THREADGROUP_ARRAY(T, name, extents)        \
-  threadgroup msl::same<T extents>& name =         \
+#define MSL_THREADGROUP_ARRAY(T, name, extents, kilobytes)       \
+  threadgroup msl::same<T extents>& name =                       \
       *(threadgroup msl::same<T extents>*)msl_threadgroup_array( \
-          __COUNTER__, sizeof(T extents), __builtin_source_location())
-#define LARGE_THREADGROUP_ARRAY(T, name, extents) THREADGROUP_ARRAY(T, name, extents)
+          __COUNTER__, sizeof(T extents), (kilobytes) * 1024, __builtin_source_location())
+// What every Apple GPU has, and what NVIDIA's have for one array alone.
+#define THREADGROUP_ARRAY(T, name, extents) MSL_THREADGROUP_ARRAY(T, name, extents, 32)
+#define LARGE_THREADGROUP_ARRAY(T, name, extents) MSL_THREADGROUP_ARRAY(T, name, extents, 99)
 #define MAKE_VEC(T, n) msl::make<metal::vec<T, n>>
 // No loop is worth unrolling here: sanitized, it takes four times as long to compile.
 #define UNROLL
