@@ -136,6 +136,21 @@ METAL_FUNC void write_chunk(device T* row, uint first, uint length, Chunk<T> chu
   }
 }
 
+// Writes two neighbours at once; the first is at an even place of an array.
+template <typename T>
+METAL_FUNC void store_pair(device T* at, T first, T second) {
+#ifdef METAL_CUDA
+  struct alignas(2 * sizeof(T)) Pair {
+    T first;
+    T second;
+  };
+  *reinterpret_cast<Pair*>(at) = Pair{first, second};
+#else
+  at[0] = first;
+  at[1] = second;
+#endif
+}
+
 // COUNT values of a row of W, 4 or 8, in f32: for weights, whose type need not be that of what they multiply.
 template <typename W, int COUNT, typename Pointer>
 METAL_FUNC void read_floats(Pointer row, uint first, uint length, thread float* values) {

@@ -6,9 +6,9 @@
 #define METAL_CUDA 1
 #define METAL_FUNC __device__ __forceinline__
 #define THREADGROUP_ARRAY(type, name, extents) __shared__ __align__(16) type name extents
-// Above 48 KB an array gets its size from the launch.
+// Above 48 KB an array gets its size from the launch. The alignment is what Hopper's matrix instructions ask for.
 #define LARGE_THREADGROUP_ARRAY(type, name, extents)      \
-  extern __shared__ __align__(16) unsigned char name##_bytes[]; \
+  extern __shared__ __align__(1024) unsigned char name##_bytes[]; \
   type* const name = reinterpret_cast<type*>(name##_bytes)
 #define UNROLL _Pragma("unroll")
 
@@ -165,6 +165,64 @@ METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lowe
                : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(upper), "r"(lower));
 }
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define METAL_WARPGROUPS 1
+
+// ---- matrices of four warps, for common/team.metal: the instructions of Hopper alone, which run on while their warps do
+// something else
+
+METAL_FUNC void begin_products() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
+METAL_FUNC void finish_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
+}
+// What threads have written reaches these instructions by another way than threads.
+METAL_FUNC void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+
+// How they are told of a panel: its address in units of 16 bytes, 1024 bytes from eight rows to the next, and that chunks go
+// round by the row.
+typedef unsigned long long Panel;
+METAL_FUNC Panel panel_at(const void* panel) {
+  const Panel start = (uint(__cvta_generic_to_shared(panel)) & 0x3ffffu) >> 4;
+  return start | 64ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
+// The 64 by 64 sums that four warps hold in four tiles each.
+#define METAL_TILE_OPERANDS(tile)                                                                   \
+  "+f"(tile.values[0]), "+f"(tile.values[1]), "+f"(tile.values[2]), "+f"(tile.values[3]),           \
+      "+f"(tile.values[4]), "+f"(tile.values[5]), "+f"(tile.values[6]), "+f"(tile.values[7])
+#define METAL_SUM_OPERANDS(sums)                                                                    \
+  METAL_TILE_OPERANDS(sums[0]), METAL_TILE_OPERANDS(sums[1]), METAL_TILE_OPERANDS(sums[2]), METAL_TILE_OPERANDS(sums[3])
+#define METAL_SUMS                                                                                  \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
+// multiply_panels adds the products of 64 rows and 64 columns, 16 numbers long, or begins with them; multiply_by_panel those
+// of 64 rows, of which each warp holds 16 as a tile, and of 16 rows of 64 columns.
+#define METAL_PRODUCTS(type, name)                                                                  \
+  template <typename Tile>                                                                          \
+  METAL_FUNC void multiply_panels(Tile* sums, Panel rows, Panel columns, bool add, type) {          \
+    asm volatile("{.reg .pred add; setp.ne.b32 add, %34, 0;"                                        \
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " " METAL_SUMS         \
+                 ", %32, %33, add, 1, 1, 0, 0;}"                                                    \
+                 : METAL_SUM_OPERANDS(sums)                                                         \
+                 : "l"(rows), "l"(columns), "r"(int(add)));                                         \
+  }                                                                                                 \
+  template <typename Tile>                                                                          \
+  METAL_FUNC void multiply_by_panel(Tile* sums, const uint* left, Panel panel, type) {              \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " " METAL_SUMS         \
+                 ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                         \
+                 : METAL_SUM_OPERANDS(sums)                                                         \
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(panel));             \
+  }
+METAL_PRODUCTS(__half, "f16")
+METAL_PRODUCTS(__nv_bfloat16, "bf16")
+#undef METAL_PRODUCTS
+#undef METAL_SUMS
+#undef METAL_SUM_OPERANDS
+#undef METAL_TILE_OPERANDS
+
+#endif
 
 // ---- numbers
 

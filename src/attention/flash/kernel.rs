@@ -10,6 +10,7 @@ use mlx_rs::{
 use super::{
     dims::Dims,
     options::{FlashAttentionOptions, Segments, Window},
+    plan::{Blocks, Teams, padded_sizes},
     problem::{self, Attended, Problem},
     reference,
     visible::with_rank_4,
@@ -17,10 +18,9 @@ use super::{
 use crate::{
     attention::decode::{self, Decode},
     attention::heads::with_positive_scale,
-    dispatch::{Backend, Dispatched},
-    error::{Error, Result},
+    error::Result,
     kernel::{
-        Argument, Constant, Kernel, Launch, Plan, Vjp, differentiable, differentiable_by_reference,
+        Argument, Constant, File, Kernel, Plan, Vjp, differentiable, differentiable_by_reference,
         metal, refusal as array_refusal, stand_in,
     },
     layout::Layout,
@@ -29,7 +29,8 @@ use crate::{
 };
 
 /// The kernels of this operation.
-pub(crate) const KERNELS: &[&Kernel] = &[&FORWARD, &BACKWARD_QUERIES, &BACKWARD_KEYS];
+pub(crate) const KERNELS: &[&Kernel] =
+    &[&FORWARD, &FORWARD_OF_TEAMS, &BACKWARD_QUERIES, &BACKWARD_KEYS];
 
 const QUERIES: Argument = Argument::of("T", "queries", &["B", "X", "Y", "D"]);
 const KEYS: Argument = Argument::of("T", "keys", &["B", "Z", "W", "D"]);
@@ -62,8 +63,25 @@ static FORWARD: Kernel = Kernel {
         metal!("common/staging.metal"),
         metal!("common/base.metal"),
         metal!("common/scores.metal"),
+        metal!("common/attend_rows.metal"),
     ],
     file: metal!("attention/flash.metal"),
+};
+
+static FORWARD_OF_TEAMS: Kernel = Kernel {
+    name: "flash_attention_of_teams",
+    constants: TEAM_CONSTANTS,
+    fragments: &[
+        metal!("common/chunk.metal"),
+        metal!("common/tile.metal"),
+        metal!("common/staging.metal"),
+        metal!("common/base.metal"),
+        metal!("common/scores.metal"),
+        metal!("common/attend_rows.metal"),
+        metal!("common/team.metal"),
+    ],
+    file: metal!("attention/flash_team.metal"),
+    ..FORWARD
 };
 
 static BACKWARD_QUERIES: Kernel = Kernel {
@@ -74,8 +92,8 @@ static BACKWARD_QUERIES: Kernel = Kernel {
         Argument::fixed(Dtype::Float32, "dslopes", &["B", "H", "R"]),
     ],
     constants: BACKWARD_CONSTANTS,
+    fragments: BACKWARD_FRAGMENTS,
     file: metal!("attention/flash_backward_queries.metal"),
-    ..FORWARD
 };
 
 static BACKWARD_KEYS: Kernel = Kernel {
@@ -86,37 +104,30 @@ static BACKWARD_KEYS: Kernel = Kernel {
         Argument::of("T", "dvalues", &["B", "Z", "W", "V"]),
     ],
     constants: BACKWARD_CONSTANTS,
+    fragments: BACKWARD_FRAGMENTS,
     file: metal!("attention/flash_backward_keys.metal"),
-    ..FORWARD
 };
 
 const BACKWARD_INPUTS: &[Argument] =
     &[QUERIES, KEYS, VALUES, MASK, SLOPES, QUERY_STARTS, KEY_STARTS, DY, LSE, DELTA];
 
+const BACKWARD_FRAGMENTS: &[File] = FORWARD.fragments.split_at(5).0;
+
 /// Those of the forward kernel.
 #[rustfmt::skip]
 const CONSTANTS: &[&str] = &[
-    "SIMDS", "KEYS", "PAD", "SIZE", "VALUE_SIZE", "TOKEN_MAJOR", "LEFT", "RIGHT", "SEGMENTED", "SCALE", "SOFT_CAP",
-    "MASKED", "ALIBI", "SINKS", "BUFFERS", "TALL",
+    "BUFFERS", "SIMDS", "KEYS", "PAD", "SIZE", "VALUE_SIZE", "TOKEN_MAJOR", "LEFT", "RIGHT", "SEGMENTED", "SCALE",
+    "SOFT_CAP", "MASKED", "ALIBI", "SINKS",
 ];
 
-/// The first of these: a sink takes part in the log-sum-exp, which the other two start from.
-const BACKWARD_CONSTANTS: &[&str] = CONSTANTS.split_at(13).0;
+/// All but the first and the last of these: a sink takes part in the log-sum-exp, which the gradient starts from.
+const BACKWARD_CONSTANTS: &[&str] = CONSTANTS.split_at(14).0.split_at(1).1;
+
+/// All but what a group works on, which is fixed.
+const TEAM_CONSTANTS: &[&str] = CONSTANTS.split_at(4).1;
 
 /// The largest head: what a simdgroup holds of 16 queries fills its registers.
 const MAX_SIZE: i32 = 256;
-
-/// Rows of a matrix tile.
-const TILE: i32 = 16;
-
-/// Simdgroups of a group: with 8 an H200 takes a fifth longer.
-const MAX_SIMDS: i32 = 4;
-
-/// The largest head of which a simdgroup holds two tiles of rows.
-const MAX_TALL_SIZE: i32 = 128;
-
-/// Groups of two tiles of rows for each simdgroup that keep a large GPU busy: an H200 runs 264 at once.
-const BUSY_GROUPS: i32 = 512;
 
 /// A smaller scale or cap is as good as this one, and what scores are added to may be divided by it.
 const LEAST_RATE: f32 = 1e-20;
@@ -226,101 +237,6 @@ impl Nothing {
     }
 }
 
-/// How many of what a group works on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Blocks {
-    /// Simdgroups of a group.
-    simds: i32,
-    /// Rows of the other side in threadgroup memory at a time.
-    staged: i32,
-    /// Numbers between the rows there, so that their columns lie in different banks.
-    pad: i32,
-    /// Times that memory, so that the next rows arrive while these are worked on.
-    buffers: i32,
-    /// Tiles of rows of a simdgroup.
-    tall: i32,
-    bytes: i32,
-}
-
-impl Blocks {
-    /// What fits besides `extra` bytes for each row in threadgroup memory, the best first.
-    fn fitting(
-        [size, value_size]: [i32; 2],
-        dtype: Dtype,
-        target: Target,
-        buffers: i32,
-        extra: i32,
-    ) -> Result<Self> {
-        let element = if dtype == Dtype::Float32 { 4 } else { 2 };
-        let pad = 16 / element;
-        let choices = [(32, pad, buffers), (16, pad, buffers), (16, pad, 1), (16, 0, 1)];
-        let blocks = choices.map(|(staged, pad, buffers)| {
-            let bytes = staged * (buffers * (size + value_size + 2 * pad) * element + extra);
-            Self { simds: 1, staged, pad, buffers, tall: 1, bytes }
-        });
-        let limit = Launch::most_threadgroup_bytes(target).cast_signed();
-        blocks.into_iter().find(|blocks| blocks.bytes <= limit).ok_or_else(too_large)
-    }
-
-    fn forward(sizes: [i32; 2], dtype: Dtype, target: Target) -> Result<Self> {
-        Self::fitting(sizes, dtype, target, 2, 0)
-    }
-
-    /// With two tiles of rows for each simdgroup, which halves what is loaded of keys and values: where that is known to be
-    /// faster, fits, and leaves enough groups for a large GPU.
-    fn tall(
-        [size, value_size]: [i32; 2],
-        dtype: Dtype,
-        target: Target,
-        [rows, heads, batch]: [i32; 3],
-    ) -> Option<Self> {
-        let (tall, pad, simds) = (2, 8, MAX_SIMDS);
-        let busy = match target {
-            Target::Cuda => BUSY_GROUPS,
-            // A host that acts out kernels does it for tests.
-            Target::Cpu => 1,
-            Target::Metal => return None,
-        };
-        let rows_of_group = TILE * tall * simds;
-        let groups = i64::from(rows / rows_of_group) * i64::from(heads) * i64::from(batch);
-        let small = dtype != Dtype::Float32 && size.max(value_size) <= MAX_TALL_SIZE;
-        if !small || groups < i64::from(busy) {
-            return None;
-        }
-        let blocks = [64, 48, 32, 16].map(|staged| {
-            let numbers = 2 * staged * (size + value_size + 2 * pad) + rows_of_group * (size + pad);
-            Self { simds, staged, pad, buffers: 2, tall, bytes: 2 * numbers }
-        });
-        let limit = FORWARD.most_threadgroup_bytes(target).cast_signed();
-        blocks.into_iter().find(|blocks| blocks.bytes <= limit)
-    }
-
-    fn backward(sizes: [i32; 2], dtype: Dtype, target: Target, extra: i32) -> Result<Self> {
-        Self::fitting(sizes, dtype, target, 1, extra)
-    }
-
-    /// With simdgroups for `rows` rows, up to as many as run best at once.
-    fn for_rows(self, rows: i32) -> Self {
-        let needed = ((rows - 1) / TILE + 1).unsigned_abs();
-        let simds = needed.next_power_of_two().cast_signed().min(MAX_SIMDS);
-        Self { simds, ..self }
-    }
-
-    fn launch(&self, rows: i32, heads: i32, batch: i32) -> Launch {
-        let groups = (rows - 1) / (TILE * self.tall * self.simds) + 1;
-        Launch {
-            groups: [groups, heads, batch].map(i32::unsigned_abs),
-            group: [32 * self.simds.unsigned_abs(), 1, 1],
-            threadgroup_bytes: self.bytes.unsigned_abs(),
-        }
-    }
-}
-
-fn too_large() -> Error {
-    let (op, backend) = (Problem::OP, Backend::Kernel);
-    Error::Unavailable { op, backend, reason: "its heads exceed threadgroup memory".to_owned() }
-}
-
 impl Work {
     fn of(problem: &Problem) -> Self {
         Self {
@@ -341,10 +257,10 @@ impl Work {
 
     /// Whether its gradient is by kernels too: none of them has that of a mask, which is as large as the scores.
     fn has_backward(self, inputs: &[&Array; 8]) -> bool {
-        let sizes = padded_sizes([inputs[0], inputs[2]]);
+        let sizes = padded_sizes([inputs[0], inputs[2]].map(|array| array.dim(-1)));
         // What fits on one kind of device fits on all.
         let fits =
-            Blocks::backward(sizes, inputs[0].dtype(), Target::Metal, KEY_BLOCK_BYTES).is_ok();
+            Blocks::backward(sizes, inputs[0].dtype(), Target::Metal, Blocks::OF_KEYS).is_ok();
         fits && !self.present.added_mask
     }
 
@@ -353,18 +269,23 @@ impl Work {
             return self.forward_of_few(inputs);
         }
         let [batch, rows, heads, _] = self.layout.dims(&inputs[0]);
-        let sizes = padded_sizes([&inputs[0], &inputs[2]]);
+        let sizes = [&inputs[0], &inputs[2]].map(|array| array.dim(-1));
         let (dtype, target) = (inputs[0].dtype(), Target::current()?);
-        let blocks = match Blocks::tall(sizes, dtype, target, [rows, heads, batch]) {
-            Some(blocks) => blocks,
-            None => Blocks::forward(sizes, dtype, target)?.for_rows(rows),
+        let (kernel, sizes, geometry, launch) = match Teams::of(sizes, dtype, target, rows) {
+            Some(teams) => {
+                (&FORWARD_OF_TEAMS, teams.sizes, vec![], teams.launch(rows, heads, batch))
+            }
+            None => {
+                let sizes = padded_sizes(sizes);
+                let blocks = Blocks::forward(sizes, dtype, target)?.for_rows(rows);
+                let geometry = [vec![Constant::Int(blocks.buffers)], blocks.constants()].concat();
+                (&FORWARD, sizes, geometry, blocks.launch(rows, heads, batch))
+            }
         };
-        let mut constants = self.constants(&blocks, sizes);
-        let geometry = [blocks.buffers, blocks.tall].map(Constant::Int);
-        constants.extend([Constant::Bool(self.present.sinks)].into_iter().chain(geometry));
+        let sinks = Constant::Bool(self.present.sinks);
+        let constants = [geometry, self.constants(sizes), vec![sinks]].concat();
         let extents = vec![("H", heads), ("S", rows)];
-        let plan = Plan { constants, extents, launch: blocks.launch(rows, heads, batch) };
-        FORWARD.call(&inputs.each_ref(), plan)
+        kernel.call(&inputs.each_ref(), Plan { constants, extents, launch })
     }
 
     /// For few queries, where to read keys and values is all the work: by a kernel that splits the keys.
@@ -421,14 +342,14 @@ impl Work {
         let [_, key_count, key_heads, _] = self.layout.dims(keys);
         let target = Target::current()?;
         let plan = |rows, heads, extra, extents| -> Result<Plan> {
-            let sizes = padded_sizes([queries, values]);
+            let sizes = padded_sizes([queries.dim(-1), values.dim(-1)]);
             let blocks = Blocks::backward(sizes, queries.dtype(), target, extra)?.for_rows(rows);
-            let constants = self.constants(&blocks, sizes);
+            let constants = [blocks.constants(), self.constants(sizes)].concat();
             Ok(Plan { constants, extents, launch: blocks.launch(rows, heads, batch) })
         };
         let by_row = vec![("R", if self.present.slopes { rows } else { 1 })];
         let [dqueries, dslopes] = BACKWARD_QUERIES.call(&inputs, plan(rows, heads, 0, by_row)?)?;
-        let by_keys = plan(key_count, key_heads, KEY_BLOCK_BYTES, Vec::new())?;
+        let by_keys = plan(key_count, key_heads, Blocks::OF_KEYS, Vec::new())?;
         let [dkeys, dvalues] = BACKWARD_KEYS.call(&inputs, by_keys)?;
         let dsinks = match self.present.sinks {
             true => sink_gradient(sinks, lse, &delta)?,
@@ -442,11 +363,8 @@ impl Work {
         Ok([dqueries, dkeys, dvalues, dmask, dslopes, dsinks, dstarts, zeros_like(key_starts)?])
     }
 
-    fn constants(self, blocks: &Blocks, [size, value_size]: [i32; 2]) -> Vec<Constant> {
+    fn constants(self, [size, value_size]: [i32; 2]) -> Vec<Constant> {
         vec![
-            Constant::Int(blocks.simds),
-            Constant::Int(blocks.staged),
-            Constant::Int(blocks.pad),
             Constant::Int(size),
             Constant::Int(value_size),
             Constant::Bool(self.layout == Layout::Bshd),
@@ -459,14 +377,6 @@ impl Work {
             Constant::Bool(self.present.slopes),
         ]
     }
-}
-
-/// Threadgroup memory that the gradient of keys takes for each query beside the query itself.
-const KEY_BLOCK_BYTES: i32 = 20;
-
-/// The sizes of heads and values in whole tiles.
-fn padded_sizes(arrays: [&Array; 2]) -> [i32; 2] {
-    arrays.map(|array| ((array.dim(-1) - 1) / TILE + 1) * TILE)
 }
 
 /// How many keys on one side of the diagonal, it included, as the kernels count; zero for all.
@@ -510,60 +420,4 @@ fn sink_gradient(sinks: &Array, lse: &Array, delta: &Array) -> Result<Array> {
     let unseen = lse.eq(uploads::float(f32::NEG_INFINITY))?;
     let shares = exp(select(&unseen, uploads::float(f32::NEG_INFINITY), logits)?)?;
     Ok(shares.multiply(delta)?.sum_axes(&[0, 2], false)?.negative()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIZES: [i32; 5] = [16, 64, 128, 192, 256];
-
-    #[test]
-    fn threadgroup_memory_suffices_for_every_head() {
-        for dtype in [Dtype::Float32, Dtype::Bfloat16] {
-            for sizes in SIZES.iter().flat_map(|&size| SIZES.map(|value_size| [size, value_size])) {
-                assert!(Blocks::forward(sizes, dtype, Target::Metal).is_ok(), "{sizes:?}");
-                let backward = Blocks::backward(sizes, dtype, Target::Metal, KEY_BLOCK_BYTES);
-                let too_much = dtype == Dtype::Float32 && sizes == [256, 256];
-                assert_eq!(backward.is_err(), too_much, "{sizes:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn few_rows_take_few_simdgroups() -> Result<()> {
-        for (rows, simds) in [(1, 1), (16, 1), (17, 2), (64, 4), (65, 4), (5000, 4)] {
-            let blocks = Blocks::forward([64, 64], Dtype::Float16, Target::Metal)?.for_rows(rows);
-            assert_eq!(blocks.simds, simds, "{rows}");
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn many_rows_of_small_heads_are_tall() {
-        let tall = |size, dtype, target, rows| {
-            let blocks = Blocks::tall([size, size], dtype, target, [rows, 32, 4]);
-            blocks.map(|blocks| (blocks.staged, blocks.bytes))
-        };
-        assert_eq!(tall(64, Dtype::Bfloat16, Target::Cuda, 4096), Some((64, 55_296)));
-        assert_eq!(tall(128, Dtype::Float16, Target::Cuda, 4096), Some((48, 87_040)));
-        assert_eq!(tall(64, Dtype::Bfloat16, Target::Cpu, 128), Some((16, 27_648)));
-        for (size, dtype, target, rows) in [
-            (128, Dtype::Bfloat16, Target::Cuda, 511),
-            (144, Dtype::Bfloat16, Target::Cuda, 4096),
-            (64, Dtype::Float32, Target::Cuda, 4096),
-            (64, Dtype::Bfloat16, Target::Metal, 4096),
-            (128, Dtype::Bfloat16, Target::Cpu, 4096),
-        ] {
-            assert_eq!(tall(size, dtype, target, rows), None, "{size} {dtype:?} {target:?} {rows}");
-        }
-    }
-
-    #[test]
-    fn groups_cover_every_row() -> Result<()> {
-        let blocks = Blocks::forward([64, 64], Dtype::Float16, Target::Metal)?.for_rows(129);
-        assert_eq!(blocks.launch(129, 6, 2).groups, [3, 6, 2]);
-        assert_eq!(blocks.launch(128, 6, 2).groups, [2, 6, 2]);
-        Ok(())
-    }
 }

@@ -6,6 +6,7 @@ pub(super) mod dims;
 pub(crate) mod kernel;
 mod module;
 mod options;
+mod plan;
 mod problem;
 mod reference;
 mod visible;

@@ -265,7 +265,7 @@ const DECODE: [i32; 7] = [2, 8, 1, 1, 65, 64, 64];
 const QUERIES: &[i32] = &[0, 3, 3, 7, 9];
 const KEYS: &[i32] = &[0, 2, 6, 6, 11];
 
-/// So many rows that a simdgroup works on several tiles of them, and so many keys that whole blocks are before the diagonal.
+/// So many rows that teams of simdgroups take them, and so many keys that whole blocks are before the diagonal.
 const LONG: [i32; 7] = [1, 2, 1, 130, 150, 16, 16];
 
 pub(crate) const MANY_ROWS: &[Case] = &[
@@ -280,6 +280,9 @@ pub(crate) const MANY_ROWS: &[Case] = &[
         mask: Some(additive(&[50], f32::NEG_INFINITY, some)),
         ..causal("a cap of next to nothing", [1, 2, 1, 40, 50, 16, 16])
     },
+    causal("many rows of wide heads", [2, 2, 1, 200, 190, 128, 72]),
+    Case { left: Some(64), ..causal("many rows, causal window", [1, 1, 1, 300, 290, 64, 64]) },
+    windowed("many rows, window", [1, 1, 1, 260, 400, 16, 80], Some(9), Some(70)),
     Case {
         left: Some(40),
         soft_cap: Some(1.5),
