@@ -28,9 +28,10 @@ const WINS: &[Win] = &[
     on_cuda("rope_qk", 1 << 26),
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
-    // 4x32x4096x128: the log-sum-exp 11.4 times, soft cap and ALiBi 8.7 and 8.9 times the best composition, soft cap with
-    // gradients 8.7; heads of 192 and 256 3.7 and 3.0 times MLX's. At 1x8x512x64 1.1 to 1.3 times, but half as fast as MLX's
-    // own sinks.
+    // What MLX's fused op has no argument for. 4x32x4096x128: the log-sum-exp 17.9 times, soft cap and ALiBi 13.4 and 13.0
+    // times the best composition, soft cap with gradients 9.4; 1x8x512x64 1.1 to 1.3 times.
+    on_cuda("flash_attention beyond MLX's", 1 << 18),
+    // What MLX's does with all scores in memory: heads of 192 and 256 4.7 and 3.6 times.
     on_cuda("flash_attention", 1 << 24),
     // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 3.9 times, of 8448 3.6 times; 32 of 4096 0.92 times.
     // MLX is fast at multiples of 256 keys alone, and what is decoded passes through all lengths. For one sequence, or for
@@ -38,7 +39,7 @@ const WINS: &[Win] = &[
     on_cuda("decode_attention", 1 << 26),
     // From 3.2 to 25 times gathered blocks in MLX's op.
     on_cuda("paged_attention", 0),
-    // 512 keys: from 3.4 times blocks in MLX's op at 4x32x4096x128 to 10 times at 1x8x65536x128.
+    // 512 keys: from 5 times blocks in MLX's op at 1x8x4096x128 to 16 times at 1x8x65536x128.
     on_cuda("sliding_window_attention", 1 << 22),
     // 4x2048x2048: 35 times doubling, 51 times in bf16; 1x65536x256 32 and 30 times.
     on_cuda("affine_scan", 1 << 24),

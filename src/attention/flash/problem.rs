@@ -142,14 +142,15 @@ impl<'a> Problem<'a> {
 
     /// Whether a kernel was measured to be faster than MLX's fused op, or than plain ops where that does not serve.
     fn kernel_wins(&self, context: &Context) -> bool {
-        let measured = match kernel::splits_keys(self) {
-            true => context.kernel_wins("decode_attention", self.keys.size()),
-            false => {
-                !self.is_served(context.target) && context.kernel_wins(Self::OP, self.keys.size())
-            }
+        let op = match kernel::splits_keys(self) {
+            true => "decode_attention",
+            false if self.is_served(context.target) => return false,
+            false if self.beyond_the_fused_op().is_some() => "flash_attention beyond MLX's",
+            false => Self::OP,
         };
         let half = self.dtype != Dtype::Float32;
-        half && measured && self.refusal(Backend::Kernel, context).is_none()
+        let measured = half && context.kernel_wins(op, self.keys.size());
+        measured && self.refusal(Backend::Kernel, context).is_none()
     }
 
     /// Whether MLX's fused op holds no scores in memory, and does nothing that is hidden: it runs as plain ops for
@@ -298,6 +299,26 @@ mod tests {
         assert_eq!(chosen(Target::Cpu, 2048), Some(Backend::Builtin));
         assert_eq!(chosen(Target::Cpu, 2049), Some(Backend::Reference));
         assert_eq!(chosen(Target::Metal, 2049), Some(Backend::Builtin));
+    }
+
+    #[test]
+    fn on_an_nvidia_gpu_kernels_do_what_the_fused_op_cannot() {
+        use Backend::{Builtin, Kernel, Reference};
+        let chosen = |length, window, lse| {
+            let x =
+                Array::zeros::<f32>(&[1, length, 8, 64]).ok()?.as_dtype(Dtype::Bfloat16).ok()?;
+            let options = FlashAttentionOptions { window, ..Default::default() };
+            let problem = Problem::new([&x, &x, &x], &options, lse).ok()?;
+            let context =
+                Context { target: Target::Cuda, obstacle: None, settings: Settings::default() };
+            Some(problem.choose(&context))
+        };
+        let (all, few) = (Window::default(), Window { left: Some(9), right: Some(0) });
+        assert_eq!(chosen(512, all, true), Some(Kernel));
+        assert_eq!(chosen(511, all, true), Some(Reference));
+        assert_eq!(chosen(512, all, false), Some(Builtin));
+        assert_eq!(chosen(512, few, false), Some(Builtin));
+        assert_eq!(chosen(1 << 15, few, false), Some(Kernel));
     }
 
     #[test]
