@@ -12,19 +12,25 @@
 // A channel has LANES lanes of STATES states, which stay in registers, and a thread has WIDTH channels. STEPS steps at a
 // time go through threadgroup memory; those after them are on their way from memory meanwhile.
 // Grid: along x the blocks of THREADS / LANES · WIDTH channels of each group, along y the sequences. Threads: THREADS.
-// Threadgroup memory: 12 · STEPS · channels + 8 · STEPS · LANES · STATES bytes.
+// Threadgroup memory: 4 · STEPS · (2 · channels + whole + 2 · LANES · STATES) bytes, where `whole` is the channels in whole
+// fours.
 // Gu and Dao, Mamba: Linear-Time Sequence Modeling with Selective State Spaces, 2023 (arXiv:2312.00752).
 
 // ---- body ----
 constexpr int SPAN = THREADS / LANES;
 constexpr int CHANNELS = SPAN * WIDTH;
 constexpr int SIZE = LANES * STATES;
-constexpr int ITEMS = (STEPS * CHANNELS + THREADS - 1) / THREADS;
-constexpr int STATE_ITEMS = (STEPS * SIZE + THREADS - 1) / THREADS;
-THREADGROUP_ARRAY(float2, moves, [STEPS][CHANNELS]);
-THREADGROUP_ARRAY(float4, entries, [STEPS][SIZE / 4]);
-THREADGROUP_ARRAY(float4, exits, [STEPS][SIZE / 4]);
-THREADGROUP_ARRAY(float, sums, [STEPS][CHANNELS]);
+// Channels of an item of a tile: two where four would leave threads without one.
+constexpr int FEW = STEPS * CHANNELS < 4 * THREADS ? 2 : 4;
+constexpr int COLUMNS = CHANNELS / FEW;
+constexpr int ITEMS = (STEPS * COLUMNS + THREADS - 1) / THREADS;
+// Fours of the rows of b and c.
+constexpr int QUADS = (STEPS * SIZE / 2 + THREADS - 1) / THREADS;
+typedef Few<float, FEW> Channels;
+THREADGROUP_ARRAY(float4, moves, [STEPS][CHANNELS / 2]);
+// Of b and of c.
+THREADGROUP_ARRAY(float4, gates, [2][STEPS][SIZE / 4]);
+THREADGROUP_ARRAY(float4, sums, [STEPS][(CHANNELS + 3) / 4]);
 
 const uint channels = u_shape[1];
 const uint groups = b_shape[1];
@@ -45,11 +51,20 @@ const uint index = thread_index_in_threadgroup;
 const uint lane = index % LANES;
 const uint slot = index / LANES;
 const uint first_state = lane * STATES;
-// As one that carries: always the same channel.
-const uint column = index % CHANNELS;
-const bool carries = column < present;
-const float added = BIASED && carries ? bias[origin + column] : 0.0f;
-const float skipped = SKIPS && carries ? skip[origin + column] : 0.0f;
+// As one that carries: always the same channels.
+const uint column = index % COLUMNS * FEW;
+float added[FEW];
+float skipped[FEW];
+UNROLL
+for (int v = 0; v < FEW; v++) {
+  const bool there = column + v < present;
+  added[v] = BIASED && there ? bias[origin + column + v] : 0.0f;
+  skipped[v] = SKIPS && there ? skip[origin + column + v] : 0.0f;
+}
+// Whether all that is read and written is whole items.
+const bool whole = is_of_few<T, FEW>(u + origin, channels) && is_of_few<T, FEW>(delta + origin, channels) &&
+    is_of_few<T, FEW>(y + origin, present) && (!GATED || is_of_few<T, FEW>(z + origin, channels)) &&
+    is_of_few<T, 4>(b, states) && is_of_few<T, 4>(c, states) && is_of_few<float, 4>(saved, states);
 
 float rates[WIDTH][STATES];
 float held[WIDTH][STATES];
@@ -57,55 +72,90 @@ UNROLL
 for (int k = 0; k < WIDTH; k++) {
   const uint channel = slot + k * SPAN;
   const bool there = channel < present;
-  load_states<STATES>(rates[k], a + size_t(origin + channel) * states, first_state, states, there);
+  load_states<false, STATES>(rates[k], a + size_t(origin + channel) * states, first_state, states, there);
   for (int n = 0; n < STATES; n++) rates[k][n] *= 1.44269504f;
   const size_t row = size_t(sequence) * channels + origin + channel;
-  load_states<STATES>(held[k], state + (STARTED ? row * states : 0), first_state, states, STARTED && there);
+  load_states<false, STATES>(held[k], state + (STARTED ? row * states : 0), first_state, states, STARTED && there);
 }
 
-T next_u[ITEMS];
-T next_delta[ITEMS];
-T next_z[ITEMS];
-T next_b[STATE_ITEMS];
-T next_c[STATE_ITEMS];
-read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(next_u, u + origin, index, begin, end, channels, present);
-read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(next_delta, delta + origin, index, begin, end, channels, present);
-if (GATED) {
-  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(next_z, z + origin, index, begin, end, channels, present);
+Packed<T, FEW> next_u[ITEMS];
+Packed<T, FEW> next_delta[ITEMS];
+Packed<T, FEW> next_z[ITEMS];
+Packed<T, 4> next_gates[QUADS];
+if (whole) {
+  ask_for_channels<true, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+      next_u, u + origin, index, begin, end, channels, present);
+  ask_for_channels<true, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+      next_delta, delta + origin, index, begin, end, channels, present);
+  if (GATED) {
+    ask_for_channels<true, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+        next_z, z + origin, index, begin, end, channels, present);
+  }
+  ask_for_gates<true, QUADS, THREADS, STEPS, SIZE, T>(
+      next_gates, b + group * states, c + group * states, index, begin, end, end, groups * states, states);
+} else {
+  ask_for_channels<false, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+      next_u, u + origin, index, begin, end, channels, present);
+  ask_for_channels<false, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+      next_delta, delta + origin, index, begin, end, channels, present);
+  if (GATED) {
+    ask_for_channels<false, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+        next_z, z + origin, index, begin, end, channels, present);
+  }
+  ask_for_gates<false, QUADS, THREADS, STEPS, SIZE, T>(
+      next_gates, b + group * states, c + group * states, index, begin, end, end, groups * states, states);
 }
-read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(
-    next_b, b + group * states, index, begin, end, groups * states, states);
-read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(
-    next_c, c + group * states, index, begin, end, groups * states, states);
 
 for (uint tile = begin; tile < end; tile += STEPS) {
-  T kept_u[ITEMS];
-  T kept_z[ITEMS];
+  Packed<T, FEW> kept_u[ITEMS];
+  Packed<T, FEW> kept_z[ITEMS];
   UNROLL
   for (int i = 0; i < ITEMS; i++) {
-    const uint at = index + i * THREADS;
+    const uint below = row_of_item<THREADS, COLUMNS>(index, i);
     kept_u[i] = next_u[i];
     if (GATED) kept_z[i] = next_z[i];
-    if (at < STEPS * CHANNELS) {
-      const bool there = carries && tile + at / CHANNELS < end;
+    const Channels entering = floats_of(next_u[i]);
+    const Channels raw = floats_of(next_delta[i]);
+    float moved[2 * FEW];
+    UNROLL
+    for (int v = 0; v < FEW; v++) {
+      const bool there = column + v < present && tile + below < end;
       // A step of zero is none.
-      const float step = there ? step_of<SOFTPLUS>(float(next_delta[i]) + added) : 0.0f;
-      moves[at / CHANNELS][column].x = step;
-      moves[at / CHANNELS][column].y = step * float(next_u[i]);
+      const float step = there ? step_of<SOFTPLUS>(raw.values[v] + added[v]) : 0.0f;
+      moved[2 * v] = step;
+      moved[2 * v + 1] = step * entering.values[v];
+    }
+    if (is_among<THREADS, STEPS * COLUMNS>(index, i)) {
+      UNROLL
+      for (int v = 0; v < FEW / 2; v++) {
+        moves[below][column / 2 + v] = quad_of(moved[4 * v], moved[4 * v + 1], moved[4 * v + 2], moved[4 * v + 3]);
+      }
     }
   }
-  place_share<STATE_ITEMS, THREADS, STEPS * SIZE>((threadgroup float*)&entries[0][0], next_b, index);
-  place_share<STATE_ITEMS, THREADS, STEPS * SIZE>((threadgroup float*)&exits[0][0], next_c, index);
-  const uint next = tile + STEPS;
-  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(next_u, u + origin, index, next, end, channels, present);
-  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(next_delta, delta + origin, index, next, end, channels, present);
-  if (GATED) {
-    read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(next_z, z + origin, index, next, end, channels, present);
+  place_gates<QUADS, THREADS, STEPS, SIZE, 1, STATES>(&gates[0][0][0], next_gates, index);
+  if (whole) {
+    ask_for_channels<true, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+        next_u, u + origin, index, tile + STEPS, end, channels, present);
+    ask_for_channels<true, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+        next_delta, delta + origin, index, tile + STEPS, end, channels, present);
+    if (GATED) {
+      ask_for_channels<true, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+          next_z, z + origin, index, tile + STEPS, end, channels, present);
+    }
+    ask_for_gates<true, QUADS, THREADS, STEPS, SIZE, T>(
+        next_gates, b + group * states, c + group * states, index, tile + STEPS, end, end, groups * states, states);
+  } else {
+    ask_for_channels<false, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+        next_u, u + origin, index, tile + STEPS, end, channels, present);
+    ask_for_channels<false, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+        next_delta, delta + origin, index, tile + STEPS, end, channels, present);
+    if (GATED) {
+      ask_for_channels<false, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+          next_z, z + origin, index, tile + STEPS, end, channels, present);
+    }
+    ask_for_gates<false, QUADS, THREADS, STEPS, SIZE, T>(
+        next_gates, b + group * states, c + group * states, index, tile + STEPS, end, end, groups * states, states);
   }
-  read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(
-      next_b, b + group * states, index, next, end, groups * states, states);
-  read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(
-      next_c, c + group * states, index, next, end, groups * states, states);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   if ((tile - begin) % PERIOD == 0) {
@@ -113,7 +163,11 @@ for (uint tile = begin; tile < end; tile += STEPS) {
     for (int k = 0; k < WIDTH; k++) {
       const uint channel = slot + k * SPAN;
       const size_t row = row_of_saved * channels + origin + channel;
-      store_states<STATES>(saved + row * states, held[k], first_state, states, channel < present);
+      if (whole) {
+        store_states<true, STATES>(saved + row * states, held[k], first_state, states, channel < present);
+      } else {
+        store_states<false, STATES>(saved + row * states, held[k], first_state, states, channel < present);
+      }
     }
     row_of_saved++;
   }
@@ -125,11 +179,11 @@ for (uint tile = begin; tile < end; tile += STEPS) {
     for (int r = 0; r < 4; r++) {
       float in[STATES];
       float out[STATES];
-      read_states<STATES>(in, entries[s + r], lane);
-      read_states<STATES>(out, exits[s + r], lane);
+      read_states<STATES>(in, gates[0][s + r], lane);
+      read_states<STATES>(out, gates[1][s + r], lane);
       UNROLL
       for (int k = 0; k < WIDTH; k++) {
-        const float2 move = moves[s + r][slot + k * SPAN];
+        const float2 move = ((threadgroup const float2*)moves[s + r])[slot + k * SPAN];
         partial[k][r] = 0.0f;
         UNROLL
         for (int n = 0; n < STATES; n++) {
@@ -141,21 +195,32 @@ for (uint tile = begin; tile < end; tile += STEPS) {
     UNROLL
     for (int k = 0; k < WIDTH; k++) {
       const float sum = sum_of_four<LANES>(partial[k], lane);
-      if (lane < 4) sums[s + summed_of(lane)][slot + k * SPAN] = sum;
+      if (lane < 4) ((threadgroup float*)sums[s + summed_of(lane)])[slot + k * SPAN] = sum;
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   UNROLL
   for (int i = 0; i < ITEMS; i++) {
-    const uint below = (index + i * THREADS) / CHANNELS;
-    if (below < STEPS && tile + below < end && carries) {
-      float value = sums[below][column] + skipped * float(kept_u[i]);
-      if (GATED) {
-        const float gate = float(kept_z[i]);
-        value *= gate * sigmoid_of(gate).value;
+    const uint below = row_of_item<THREADS, COLUMNS>(index, i);
+    if (is_among<THREADS, STEPS * COLUMNS>(index, i) && tile + below < end) {
+      const Channels sum = few_at<FEW>(sums[below], column / FEW);
+      const Channels entered = floats_of(kept_u[i]);
+      Channels gate;
+      if (GATED) gate = floats_of(kept_z[i]);
+      Few<T, FEW> result;
+      UNROLL
+      for (int v = 0; v < FEW; v++) {
+        float value = sum.values[v] + skipped[v] * entered.values[v];
+        if (GATED) value *= gate.values[v] * sigmoid_of(gate.values[v]).value;
+        result.values[v] = T(value);
       }
-      y[size_t(tile + below) * channels + origin + column] = T(value);
+      device T* row = y + size_t(tile + below) * channels + origin;
+      if (whole) {
+        write_few<true, T, FEW>(row, column, present, result);
+      } else {
+        write_few<false, T, FEW>(row, column, present, result);
+      }
     }
   }
 }
@@ -164,5 +229,5 @@ UNROLL
 for (int k = 0; k < WIDTH; k++) {
   const uint channel = slot + k * SPAN;
   const size_t row = size_t(sequence) * channels + origin + channel;
-  store_states<STATES>(last + row * states, held[k], first_state, states, channel < present);
+  store_states<false, STATES>(last + row * states, held[k], first_state, states, channel < present);
 }

@@ -19,66 +19,54 @@
 // Of b and c there are COPIES, a power of two that is at most STATES and 32 / LANES, each for as many channels of a
 // simdgroup: in each a lane's states lie in another order, which `sum_by_halves` asks for, and so they do in registers.
 // Grid: along x the blocks of THREADS / LANES · WIDTH channels of each group, along y the sequences. Threads: THREADS.
-// Threadgroup memory: STEPS · (24 · channels + 384 / LANES + 8 · LANES · STATES · (COPIES + THREADS / 32)) bytes, and
-// 4 · THREADS for each of the (PERIOD / STEPS - 1) · WIDTH · STATES states kept, or for two.
+// Threadgroup memory: 4 · STEPS · (2 · channels + whole + 3 · pitch + 2 · LANES · STATES · (COPIES + THREADS / 32)) bytes,
+// where `whole` and the pitch are the channels and 32 / LANES more in whole fours, and 4 · THREADS for each of the
+// (PERIOD / STEPS - 1) · WIDTH · STATES states kept, or for two. A group has 32 channels at most.
 
 // A thread's share of what is read of a tile, and the states before it if they were saved.
-template <int OF_CHANNELS, int OF_STATES, int WIDTH, int STATES, typename T>
+template <int OF_CHANNELS, int OF_STATES, int OF_FEW, int WIDTH, int STATES, typename T>
 struct Asked {
-  enum : int { ITEMS = OF_CHANNELS, STATE_ITEMS = OF_STATES };
-  T u[ITEMS];
-  T delta[ITEMS];
-  T b[STATE_ITEMS];
-  T dy[ITEMS];
-  T z[ITEMS];
-  T c[STATE_ITEMS];
+  enum : int { ITEMS = OF_CHANNELS, STATE_ITEMS = OF_STATES, FEW = OF_FEW };
+  Packed<T, FEW> u[ITEMS];
+  Packed<T, FEW> delta[ITEMS];
+  Packed<T, FEW> dy[ITEMS];
+  Packed<T, FEW> z[ITEMS];
+  Packed<T, 4> gates[STATE_ITEMS];
   float held[WIDTH][STATES];
 };
 
 // Asks for the tile from `row` on, of what only the way back reads for the steps before `end_of_back`.
 template <
-    int THREADS, int STEPS, int CHANNELS, int SIZE, bool GATED, typename T, typename A, typename U, typename Z,
-    typename B>
+    bool WHOLE, int THREADS, int STEPS, int CHANNELS, int SIZE, bool GATED, typename T, typename A, typename U,
+    typename Z, typename B>
 METAL_FUNC void ask_for_tile(
     thread A& asked, U u, U delta, U dy, Z z, B b, B c, uint index, uint row, uint end, uint end_of_back,
     uint channels, uint present, uint stride, uint states) {
   constexpr int ITEMS = A::ITEMS;
-  constexpr int STATE_ITEMS = A::STATE_ITEMS;
-  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(asked.u, u, index, row, end, channels, present);
-  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(asked.delta, delta, index, row, end, channels, present);
-  read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(asked.b, b, index, row, end, stride, states);
-  read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(asked.dy, dy, index, row, end_of_back, channels, present);
+  constexpr int FEW = A::FEW;
+  constexpr int COLUMNS = CHANNELS / FEW;
+  ask_for_channels<WHOLE, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+      asked.u, u, index, row, end, channels, present);
+  ask_for_channels<WHOLE, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+      asked.delta, delta, index, row, end, channels, present);
+  ask_for_channels<WHOLE, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+      asked.dy, dy, index, row, end_of_back, channels, present);
   if (GATED) {
-    read_share<ITEMS, THREADS, STEPS, CHANNELS, T>(asked.z, z, index, row, end_of_back, channels, present);
+    ask_for_channels<WHOLE, ITEMS, THREADS, STEPS, COLUMNS, FEW, T>(
+        asked.z, z, index, row, end_of_back, channels, present);
   }
-  read_share<STATE_ITEMS, THREADS, STEPS, SIZE, T>(asked.c, c, index, row, end_of_back, stride, states);
+  ask_for_gates<WHOLE, A::STATE_ITEMS, THREADS, STEPS, SIZE, T>(
+      asked.gates, b, c, index, row, end, end_of_back, stride, states);
 }
 
 // Asks for the states of a thread's channels, which begin at `row` with those of its group's first.
-template <int SPAN, int WIDTH, int STATES, typename Pointer>
+template <bool WHOLE, int SPAN, int WIDTH, int STATES, typename Pointer>
 METAL_FUNC void ask_for_states(
     thread float (&held)[WIDTH][STATES], Pointer row, uint slot, uint first_state, uint states, uint present) {
   UNROLL
   for (int k = 0; k < WIDTH; k++) {
     const uint channel = slot + k * SPAN;
-    load_states<STATES>(held[k], row + channel * states, first_state, states, channel < present);
-  }
-}
-
-// Puts a thread's share of rows of SIZE states into threadgroup memory, in f32, the n-th state of a row's i-th copy at
-// n ^ (i · TURN).
-template <int ITEMS, int THREADS, int STEPS, int SIZE, int COPIES, int TURN, typename T>
-METAL_FUNC void place_copies(threadgroup float* to, thread const T* items, uint index) {
-  UNROLL
-  for (int i = 0; i < ITEMS; i++) {
-    const uint row = row_of_item<THREADS, SIZE>(index, i);
-    const uint n = column_of_item<THREADS, SIZE>(index, i);
-    UNROLL
-    for (int copy = 0; copy < COPIES; copy++) {
-      if (is_among<THREADS, STEPS * SIZE>(index, i)) {
-        to[(row * COPIES + copy) * SIZE + (n ^ (copy * TURN))] = float(items[i]);
-      }
-    }
+    load_states<WHOLE, STATES>(held[k], row + channel * states, first_state, states, channel < present);
   }
 }
 
@@ -89,22 +77,30 @@ constexpr int SIZE = LANES * STATES;
 constexpr int TILES = PERIOD / STEPS;
 constexpr int KEPT = (TILES - 1) * WIDTH * STATES;
 constexpr int TURN = STATES / COPIES;
-// Four rows of the sums of a simdgroup's channels lie in different banks.
-constexpr int PITCH = CHANNELS + 32 / LANES;
+// Sums are written once for so many steps: what a step reads from threadgroup memory waits for all that was written there
+// before. On an H200 a gradient of 16 states takes a sixteenth longer with four, and three tenths longer with one; with 16,
+// registers run out.
+constexpr int AT_ONCE = STEPS < 8 ? STEPS : 8;
+// Channels of an item of a tile: two where four would leave threads without one.
+constexpr int FEW = STEPS * CHANNELS < 4 * THREADS ? 2 : 4;
+constexpr int COLUMNS = CHANNELS / FEW;
+// In fours. Four rows of the sums of a simdgroup's channels lie in different banks.
+constexpr int PITCH = (CHANNELS + 32 / LANES + 3) / 4;
 // The steps after which the next ones are asked for: those that are behind take no more registers.
 constexpr int ASKED_AT = STEPS / 8 * 4;
-constexpr int ITEMS = (STEPS * CHANNELS + THREADS - 1) / THREADS;
+constexpr int ITEMS = (STEPS * COLUMNS + THREADS - 1) / THREADS;
+// Fours of the rows of b and c, and of their sums.
 constexpr int QUADS = (STEPS * SIZE / 2 + THREADS - 1) / THREADS;
-constexpr int STATE_ITEMS = (STEPS * SIZE + THREADS - 1) / THREADS;
 // What a lane has left of its 2 · STATES sums over the channels of its simdgroup.
 constexpr int LEFT = 2 * STATES * LANES / 32;
-THREADGROUP_ARRAY(float2, moves, [STEPS][CHANNELS]);
-THREADGROUP_ARRAY(float, slopes, [STEPS][CHANNELS]);
-THREADGROUP_ARRAY(float4, entries, [STEPS][COPIES][SIZE / 4]);
-THREADGROUP_ARRAY(float4, exits, [STEPS][COPIES][SIZE / 4]);
-THREADGROUP_ARRAY(float, sums_of_b, [STEPS][PITCH]);
-THREADGROUP_ARRAY(float, sums_of_a, [STEPS][PITCH]);
-THREADGROUP_ARRAY(float, sums_of_c, [STEPS][PITCH]);
+typedef Few<float, FEW> Channels;
+THREADGROUP_ARRAY(float4, moves, [STEPS][CHANNELS / 2]);
+THREADGROUP_ARRAY(float4, slopes, [STEPS][(CHANNELS + 3) / 4]);
+// Of b and of c.
+THREADGROUP_ARRAY(float4, gates, [2][STEPS][COPIES][SIZE / 4]);
+THREADGROUP_ARRAY(float4, sums_of_b, [STEPS][PITCH]);
+THREADGROUP_ARRAY(float4, sums_of_a, [STEPS][PITCH]);
+THREADGROUP_ARRAY(float4, sums_of_c, [STEPS][PITCH]);
 THREADGROUP_ARRAY(float, kept, [KEPT > 2 ? KEPT : 2][THREADS]);
 THREADGROUP_ARRAY(float4, partial, [THREADS / 32][STEPS][SIZE / 2]);
 
@@ -131,14 +127,28 @@ const uint slot = index / LANES;
 const uint lane_of_simd = thread_index_in_simdgroup;
 const uint simdgroup = simdgroup_index_in_threadgroup;
 const uint copy = lane_of_simd / (32 / COPIES);
-const uint first_state = lane * STATES + copy * TURN;
-// As one that carries: always the same channel.
-const uint column = index % CHANNELS;
-const bool carries = column < present;
-const float added = BIASED && carries ? bias[origin + column] : 0.0f;
-const float skipped = SKIPS && carries ? skip[origin + column] : 0.0f;
-float dskip_of_column = 0.0f;
-float dbias_of_column = 0.0f;
+const uint first_state = lane * STATES;
+// Where its n-th state lies: at n ^ order.
+const uint order = copy * TURN;
+// As one that carries: always the same channels.
+const uint column = index % COLUMNS * FEW;
+float added[FEW];
+float skipped[FEW];
+float dskip_of_few[FEW];
+float dbias_of_few[FEW];
+UNROLL
+for (int v = 0; v < FEW; v++) {
+  const bool there = column + v < present;
+  added[v] = BIASED && there ? bias[origin + column + v] : 0.0f;
+  skipped[v] = SKIPS && there ? skip[origin + column + v] : 0.0f;
+  dskip_of_few[v] = 0.0f;
+  dbias_of_few[v] = 0.0f;
+}
+// Whether all that is read and written is whole items.
+const bool whole = is_of_few<T, FEW>(u + origin, channels) && is_of_few<T, FEW>(delta + origin, channels) &&
+    is_of_few<T, FEW>(dy + origin, channels) && is_of_few<T, FEW>(du + origin, present) &&
+    (!GATED || is_of_few<T, FEW>(z + origin, channels)) && is_of_few<T, 4>(b, states) && is_of_few<T, 4>(c, states) &&
+    is_of_few<float, 4>(saved, states);
 
 float rates[WIDTH][STATES];
 float coming[WIDTH][STATES];
@@ -147,9 +157,11 @@ UNROLL
 for (int k = 0; k < WIDTH; k++) {
   const uint channel = slot + k * SPAN;
   const bool there = channel < present;
-  load_states<STATES>(rates[k], a + size_t(origin + channel) * states, first_state, states, there);
+  load_states<false, STATES>(rates[k], a + size_t(origin + channel) * states, first_state, states, there);
   const size_t row = size_t(sequence) * channels + origin + channel;
-  load_states<STATES>(coming[k], dlast + row * states, first_state, states, there);
+  load_states<false, STATES>(coming[k], dlast + row * states, first_state, states, there);
+  turn_states<STATES, TURN>(rates[k], order);
+  turn_states<STATES, TURN>(coming[k], order);
   for (int n = 0; n < STATES; n++) {
     rates[k][n] *= 1.44269504f;
     da_held[k][n] = 0.0f;
@@ -157,16 +169,26 @@ for (int k = 0; k < WIDTH; k++) {
 }
 
 const uint periods = (end - begin + PERIOD - 1) / PERIOD;
-Asked<ITEMS, STATE_ITEMS, WIDTH, STATES, T> asked;
+Asked<ITEMS, QUADS, FEW, WIDTH, STATES, T> asked;
 {
   const uint last = periods > 0 ? periods - 1 : 0;
-  ask_for_tile<THREADS, STEPS, CHANNELS, SIZE, GATED, T>(
-      asked, u + origin, delta + origin, dy + origin, z + (GATED ? origin : 0),
-      b + group * states, c + group * states, index, begin + last * PERIOD,
-      end, end, channels, present, groups * states, states);
-  ask_for_states<SPAN, WIDTH, STATES>(
-      asked.held, saved + (size_t(first_saved + last) * channels + origin) * states,
-      slot, first_state, states, periods > 0 ? present : 0);
+  if (whole) {
+    ask_for_tile<true, THREADS, STEPS, CHANNELS, SIZE, GATED, T>(
+        asked, u + origin, delta + origin, dy + origin, z + (GATED ? origin : 0),
+        b + group * states, c + group * states, index, begin + last * PERIOD,
+        end, end, channels, present, groups * states, states);
+    ask_for_states<true, SPAN, WIDTH, STATES>(
+        asked.held, saved + (size_t(first_saved + last) * channels + origin) * states,
+        slot, first_state, states, periods > 0 ? present : 0);
+  } else {
+    ask_for_tile<false, THREADS, STEPS, CHANNELS, SIZE, GATED, T>(
+        asked, u + origin, delta + origin, dy + origin, z + (GATED ? origin : 0),
+        b + group * states, c + group * states, index, begin + last * PERIOD,
+        end, end, channels, present, groups * states, states);
+    ask_for_states<false, SPAN, WIDTH, STATES>(
+        asked.held, saved + (size_t(first_saved + last) * channels + origin) * states,
+        slot, first_state, states, periods > 0 ? present : 0);
+  }
 }
 float held[WIDTH][STATES];
 for (uint period = periods; period-- > 0;) {
@@ -177,36 +199,55 @@ for (uint period = periods; period-- > 0;) {
     const bool back = TILES == 1 || visit >= 0;
     const int turn = tiles - 1 - (visit < 0 ? -visit : visit);
     const uint tile = start + turn * STEPS;
-    float entered[ITEMS];
-    float of_step[ITEMS];
-    float of_gate[ITEMS];
+    float entered[ITEMS][FEW];
+    float stepped[ITEMS][FEW];
+    float of_step[ITEMS][FEW];
+    float of_gate[ITEMS][FEW];
     UNROLL
     for (int i = 0; i < ITEMS; i++) {
-      const uint below = row_of_item<THREADS, CHANNELS>(index, i);
-      entered[i] = float(asked.u[i]);
-      const float raw = float(asked.delta[i]) + added;
-      const Curve curve = SOFTPLUS ? softplus_of(raw) : curve_of(raw, 1.0f);
-      of_step[i] = curve.slope;
-      const float arriving = float(asked.dy[i]);
-      const float gate = GATED ? float(asked.z[i]) : 0.0f;
-      const Curve silu = GATED ? gated_by_sigmoid(gate, gate, 1.0f) : curve_of(1.0f, 0.0f);
-      of_gate[i] = arriving * silu.slope;
-      if (is_among<THREADS, STEPS * CHANNELS>(index, i)) {
+      const uint below = row_of_item<THREADS, COLUMNS>(index, i);
+      const Channels u_of = floats_of(asked.u[i]);
+      const Channels delta_of = floats_of(asked.delta[i]);
+      const Channels dy_of = floats_of(asked.dy[i]);
+      Channels z_of;
+      if (GATED) z_of = floats_of(asked.z[i]);
+      float moved[2 * FEW];
+      Channels slope;
+      UNROLL
+      for (int v = 0; v < FEW; v++) {
+        entered[i][v] = u_of.values[v];
+        const float raw = delta_of.values[v] + added[v];
+        const Curve curve = SOFTPLUS ? softplus_of(raw) : curve_of(raw, 1.0f);
+        of_step[i][v] = curve.slope;
+        const float arriving = dy_of.values[v];
+        const float gate = GATED ? z_of.values[v] : 0.0f;
+        const Curve silu = GATED ? gated_by_sigmoid(gate, gate, 1.0f) : curve_of(1.0f, 0.0f);
+        of_gate[i][v] = arriving * silu.slope;
         // A step of zero is none.
-        const float step = carries && tile + below < end ? curve.value : 0.0f;
-        moves[below][column].x = step;
-        moves[below][column].y = step * entered[i];
-        slopes[below][column] = arriving * silu.value;
+        const float step = column + v < present && tile + below < end ? curve.value : 0.0f;
+        stepped[i][v] = step;
+        moved[2 * v] = step;
+        moved[2 * v + 1] = step * entered[i][v];
+        slope.values[v] = arriving * silu.value;
+      }
+      if (is_among<THREADS, STEPS * COLUMNS>(index, i)) {
+        UNROLL
+        for (int v = 0; v < FEW / 2; v++) {
+          moves[below][column / 2 + v] = quad_of(
+              moved[4 * v], moved[4 * v + 1], moved[4 * v + 2], moved[4 * v + 3]);
+        }
+        put_few<FEW>(slopes[below], column / FEW, slope);
       }
     }
-    place_copies<STATE_ITEMS, THREADS, STEPS, SIZE, COPIES, TURN>(
-        (threadgroup float*)&entries[0][0][0], asked.b, index);
-    place_copies<STATE_ITEMS, THREADS, STEPS, SIZE, COPIES, TURN>((threadgroup float*)&exits[0][0][0], asked.c, index);
+    place_gates<QUADS, THREADS, STEPS, SIZE, COPIES, TURN>(&gates[0][0][0][0], asked.gates, index);
     UNROLL
     for (int k = 0; k < WIDTH; k++) {
+      if (visit == 1 - tiles) {
+        for (int n = 0; n < STATES; n++) held[k][n] = asked.held[k][n];
+        turn_states<STATES, TURN>(held[k], order);
+      }
       for (int n = 0; n < STATES; n++) {
         const int at = k * STATES + n;
-        if (visit == 1 - tiles) held[k][n] = asked.held[k][n];
         if (TILES > 1 && visit < 0) kept[turn * WIDTH * STATES + at][index] = held[k][n];
         if (TILES > 1 && visit > 0) held[k][n] = kept[turn * WIDTH * STATES + at][index];
       }
@@ -222,10 +263,10 @@ for (uint period = periods; period-- > 0;) {
     UNROLL
     for (int s = 0; s < STEPS; s++) {
       float in[STATES];
-      read_states<STATES>(in, entries[s][copy], lane);
+      read_states<STATES>(in, gates[0][s][copy], lane);
       UNROLL
       for (int k = 0; k < WIDTH; k++) {
-        const float2 move = moves[s][slot + k * SPAN];
+        const float2 move = ((threadgroup const float2*)moves[s])[slot + k * SPAN];
         for (int n = 0; n < STATES; n++) {
           decays[s][k][n] = metal::fast::exp2(move.x * rates[k][n]);
           reached[s + 1][k][n] = decays[s][k][n] * reached[s][k][n] + move.y * in[n];
@@ -239,6 +280,11 @@ for (uint period = periods; period-- > 0;) {
       }
     }
 
+    float of_simdgroup[STEPS][LEFT];
+    float by_b[STEPS / 4][WIDTH];
+    float by_a[STEPS / 4][WIDTH];
+    float by_c[STEPS / 4][WIDTH];
+    uint left = 0;
     UNROLL
     for (int s = STEPS - 4; s >= 0; s -= 4) {
       if (back) {
@@ -250,13 +296,12 @@ for (uint period = periods; period-- > 0;) {
           float in[STATES];
           float out[STATES];
           float over_channels[2 * STATES];
-          read_states<STATES>(in, entries[s + r][copy], lane);
-          read_states<STATES>(out, exits[s + r][copy], lane);
-          for (int v = 0; v < 2 * STATES; v++) over_channels[v] = 0.0f;
+          read_states<STATES>(in, gates[0][s + r][copy], lane);
+          read_states<STATES>(out, gates[1][s + r][copy], lane);
           UNROLL
           for (int k = 0; k < WIDTH; k++) {
-            const float2 move = moves[s + r][slot + k * SPAN];
-            const float slope = slopes[s + r][slot + k * SPAN];
+            const float2 move = ((threadgroup const float2*)moves[s + r])[slot + k * SPAN];
+            const float slope = ((threadgroup const float*)slopes[s + r])[slot + k * SPAN];
             of_b[k][r] = 0.0f;
             of_a[k][r] = 0.0f;
             of_c[k][r] = 0.0f;
@@ -269,28 +314,43 @@ for (uint period = periods; period-- > 0;) {
               of_a[k][r] += rates[k][n] * passed;
               of_b[k][r] += g * in[n];
               of_c[k][r] += out[n] * reached[s + r + 1][k][n];
-              over_channels[2 * n] += move.y * g;
-              over_channels[2 * n + 1] += slope * reached[s + r + 1][k][n];
+              // A sum that starts at its first term is one with what a halving adds to it.
+              const float to_b = move.y * g;
+              const float to_c = slope * reached[s + r + 1][k][n];
+              over_channels[2 * n] = k == 0 ? to_b : over_channels[2 * n] + to_b;
+              over_channels[2 * n + 1] = k == 0 ? to_c : over_channels[2 * n + 1] + to_c;
             }
           }
-          const uint left = sum_by_halves<2 * STATES, LANES, COPIES>(over_channels, lane_of_simd);
-          UNROLL
-          for (int v = 0; v < LEFT; v++) {
-            const uint which = left + v;
-            const uint at = which % 2 * SIZE + (first_state ^ (which / 2));
-            ((threadgroup float*)&partial[simdgroup][s + r][0])[at] = over_channels[v];
-          }
+          left = sum_by_halves<2 * STATES, LANES, COPIES>(over_channels, lane_of_simd);
+          for (int v = 0; v < LEFT; v++) of_simdgroup[s + r][v] = over_channels[v];
         }
         UNROLL
         for (int k = 0; k < WIDTH; k++) {
-          const float by_b = sum_of_four<LANES>(of_b[k], lane);
-          const float by_a = sum_of_four<LANES>(of_a[k], lane);
-          const float by_c = GATED ? sum_of_four<LANES>(of_c[k], lane) : 0.0f;
-          if (lane < 4) {
-            const uint row = s + summed_of(lane);
-            sums_of_b[row][slot + k * SPAN] = by_b;
-            sums_of_a[row][slot + k * SPAN] = by_a;
-            if (GATED) sums_of_c[row][slot + k * SPAN] = by_c;
+          by_b[s / 4][k] = sum_of_four<LANES>(of_b[k], lane);
+          by_a[s / 4][k] = sum_of_four<LANES>(of_a[k], lane);
+          by_c[s / 4][k] = GATED ? sum_of_four<LANES>(of_c[k], lane) : 0.0f;
+        }
+        if (s % AT_ONCE == 0) {
+          UNROLL
+          for (int r = 0; r < AT_ONCE; r++) {
+            UNROLL
+            for (int v = 0; v < LEFT; v++) {
+              const uint which = left + v;
+              const uint at = which % 2 * SIZE + first_state + (order ^ (which / 2));
+              ((threadgroup float*)&partial[simdgroup][s + r][0])[at] = of_simdgroup[s + r][v];
+            }
+          }
+          UNROLL
+          for (int q = 0; q < AT_ONCE; q += 4) {
+            UNROLL
+            for (int k = 0; k < WIDTH; k++) {
+              if (lane < 4) {
+                const uint row = s + q + summed_of(lane);
+                ((threadgroup float*)sums_of_b[row])[slot + k * SPAN] = by_b[(s + q) / 4][k];
+                ((threadgroup float*)sums_of_a[row])[slot + k * SPAN] = by_a[(s + q) / 4][k];
+                if (GATED) ((threadgroup float*)sums_of_c[row])[slot + k * SPAN] = by_c[(s + q) / 4][k];
+              }
+            }
           }
         }
       }
@@ -300,13 +360,23 @@ for (uint period = periods; period-- > 0;) {
         const uint next = within ? start + (tiles - 1 - (visit < -1 ? -visit - 1 : visit + 1)) * STEPS
                                  : (period > 0 ? start - PERIOD : end);
         const uint end_of_back = TILES == 1 || (within && visit >= -1) ? end : 0;
-        ask_for_tile<THREADS, STEPS, CHANNELS, SIZE, GATED, T>(
-            asked, u + origin, delta + origin, dy + origin, z + (GATED ? origin : 0),
-            b + group * states, c + group * states, index, next,
-            end, end_of_back, channels, present, groups * states, states);
-        ask_for_states<SPAN, WIDTH, STATES>(
-            asked.held, saved + (size_t(first_saved + (period > 0 ? period - 1 : 0)) * channels + origin) * states,
-            slot, first_state, states, within || period == 0 ? 0 : present);
+        if (whole) {
+          ask_for_tile<true, THREADS, STEPS, CHANNELS, SIZE, GATED, T>(
+              asked, u + origin, delta + origin, dy + origin, z + (GATED ? origin : 0),
+              b + group * states, c + group * states, index, next,
+              end, end_of_back, channels, present, groups * states, states);
+          ask_for_states<true, SPAN, WIDTH, STATES>(
+              asked.held, saved + (size_t(first_saved + (period > 0 ? period - 1 : 0)) * channels + origin) * states,
+              slot, first_state, states, within || period == 0 ? 0 : present);
+        } else {
+          ask_for_tile<false, THREADS, STEPS, CHANNELS, SIZE, GATED, T>(
+              asked, u + origin, delta + origin, dy + origin, z + (GATED ? origin : 0),
+              b + group * states, c + group * states, index, next,
+              end, end_of_back, channels, present, groups * states, states);
+          ask_for_states<false, SPAN, WIDTH, STATES>(
+              asked.held, saved + (size_t(first_saved + (period > 0 ? period - 1 : 0)) * channels + origin) * states,
+              slot, first_state, states, within || period == 0 ? 0 : present);
+        }
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -314,18 +384,35 @@ for (uint period = periods; period-- > 0;) {
 
     UNROLL
     for (int i = 0; i < ITEMS; i++) {
-      const uint below = row_of_item<THREADS, CHANNELS>(index, i);
-      if (is_among<THREADS, STEPS * CHANNELS>(index, i) && tile + below < end && carries) {
-        const uint at = (tile + below) * channels + origin + column;
-        const float step = moves[below][column].x;
-        const float slope = slopes[below][column];
-        const float by_b = sums_of_b[below][column];
-        const float dstep = of_step[i] * (entered[i] * by_b + 0.693147181f * sums_of_a[below][column]);
-        du[at] = T(step * by_b + skipped * slope);
-        ddelta[at] = T(dstep);
-        if (GATED) dz[at] = T(of_gate[i] * (sums_of_c[below][column] + skipped * entered[i]));
-        dskip_of_column += slope * entered[i];
-        dbias_of_column += dstep;
+      const uint below = row_of_item<THREADS, COLUMNS>(index, i);
+      if (is_among<THREADS, STEPS * COLUMNS>(index, i) && tile + below < end) {
+        const Channels slope = few_at<FEW>(slopes[below], column / FEW);
+        const Channels by_b = few_at<FEW>(sums_of_b[below], column / FEW);
+        const Channels by_a = few_at<FEW>(sums_of_a[below], column / FEW);
+        Channels by_c;
+        if (GATED) by_c = few_at<FEW>(sums_of_c[below], column / FEW);
+        Few<T, FEW> to_u;
+        Few<T, FEW> to_delta;
+        Few<T, FEW> to_z;
+        UNROLL
+        for (int v = 0; v < FEW; v++) {
+          const float dstep = of_step[i][v] * (entered[i][v] * by_b.values[v] + 0.693147181f * by_a.values[v]);
+          to_u.values[v] = T(stepped[i][v] * by_b.values[v] + skipped[v] * slope.values[v]);
+          to_delta.values[v] = T(dstep);
+          if (GATED) to_z.values[v] = T(of_gate[i][v] * (by_c.values[v] + skipped[v] * entered[i][v]));
+          dskip_of_few[v] += slope.values[v] * entered[i][v];
+          dbias_of_few[v] += dstep;
+        }
+        const uint row = (tile + below) * channels + origin;
+        if (whole) {
+          write_few<true, T, FEW>(du + row, column, present, to_u);
+          write_few<true, T, FEW>(ddelta + row, column, present, to_delta);
+          if (GATED) write_few<true, T, FEW>(dz + row, column, present, to_z);
+        } else {
+          write_few<false, T, FEW>(du + row, column, present, to_u);
+          write_few<false, T, FEW>(ddelta + row, column, present, to_delta);
+          if (GATED) write_few<false, T, FEW>(dz + row, column, present, to_z);
+        }
       }
     }
     UNROLL
@@ -333,15 +420,19 @@ for (uint period = periods; period-- > 0;) {
       const uint below = row_of_item<THREADS, SIZE / 2>(index, i);
       const uint quad = column_of_item<THREADS, SIZE / 2>(index, i);
       if (is_among<THREADS, STEPS * SIZE / 2>(index, i) && tile + below < end) {
+        const float4 part = partial[0][below][quad];
         Chunk<float> sum;
-        for (int v = 0; v < 4; v++) sum.values[v] = 0.0f;
+        sum.values[0] = part.x;
+        sum.values[1] = part.y;
+        sum.values[2] = part.z;
+        sum.values[3] = part.w;
         UNROLL
-        for (int by = 0; by < THREADS / 32; by++) {
-          const float4 part = partial[by][below][quad];
-          sum.values[0] += part.x;
-          sum.values[1] += part.y;
-          sum.values[2] += part.z;
-          sum.values[3] += part.w;
+        for (int by = 1; by < THREADS / 32; by++) {
+          const float4 more = partial[by][below][quad];
+          sum.values[0] += more.x;
+          sum.values[1] += more.y;
+          sum.values[2] += more.z;
+          sum.values[3] += more.w;
         }
         const uint row = ((block * steps + tile + below) * groups + group) * states;
         write_chunk<float>((quad < SIZE / 4 ? db : dc) + row, 4 * (quad % (SIZE / 4)), states, sum);
@@ -354,18 +445,31 @@ UNROLL
 for (int k = 0; k < WIDTH; k++) {
   const uint channel = slot + k * SPAN;
   const size_t row = (size_t(sequence) * channels + origin + channel) * states;
-  store_states<STATES>(da + row, da_held[k], first_state, states, channel < present);
-  store_states<STATES>(dstate + row, coming[k], first_state, states, channel < present);
+  turn_states<STATES, TURN>(da_held[k], order);
+  turn_states<STATES, TURN>(coming[k], order);
+  store_states<false, STATES>(da + row, da_held[k], first_state, states, channel < present);
+  store_states<false, STATES>(dstate + row, coming[k], first_state, states, channel < present);
 }
-kept[0][index] = dskip_of_column;
-kept[1][index] = dbias_of_column;
+// Lanes that carry the same channels lie COLUMNS apart.
+UNROLL
+for (int v = 0; v < FEW; v++) {
+  UNROLL
+  for (int mask = COLUMNS; mask < 32; mask *= 2) {
+    dskip_of_few[v] += simd_shuffle_xor(dskip_of_few[v], ushort(mask));
+    dbias_of_few[v] += simd_shuffle_xor(dbias_of_few[v], ushort(mask));
+  }
+  if (lane_of_simd < COLUMNS) {
+    kept[0][simdgroup * CHANNELS + column + v] = dskip_of_few[v];
+    kept[1][simdgroup * CHANNELS + column + v] = dbias_of_few[v];
+  }
+}
 threadgroup_barrier(mem_flags::mem_threadgroup);
 if (index < present) {
   float dskip_sum = 0.0f;
   float dbias_sum = 0.0f;
-  for (int i = 0; i < THREADS / CHANNELS; i++) {
-    dskip_sum += kept[0][index + i * CHANNELS];
-    dbias_sum += kept[1][index + i * CHANNELS];
+  for (int by = 0; by < THREADS / 32; by++) {
+    dskip_sum += kept[0][by * CHANNELS + index];
+    dbias_sum += kept[1][by * CHANNELS + index];
   }
   const size_t at = size_t(sequence) * channels + origin + index;
   dskip[at] = dskip_sum;

@@ -217,7 +217,9 @@ impl Geometry {
     }
 
     fn forward_plan(&self, rule: &Rule, saved: i32) -> Plan {
-        let bytes = self.steps * (12 * self.channels_of_block() + 8 * self.lanes * self.states);
+        let channels = self.channels_of_block();
+        let of_step = 2 * channels + in_fours(channels) + 2 * self.lanes * self.states;
+        let bytes = 4 * self.steps * of_step;
         let extents = vec![("S", self.sizes.sequences), ("P", saved)];
         let mut constants = self.constants(rule);
         constants.push(Constant::Bool(rule.started));
@@ -225,10 +227,11 @@ impl Geometry {
     }
 
     fn backward_plan(&self, rule: &Rule, gates: i32) -> Plan {
-        let of_states = 8 * self.lanes * self.states * (self.copies() + self.threads / 32);
-        let of_channels = 24 * self.channels_of_block() + 384 / self.lanes;
+        let channels = self.channels_of_block();
+        let of_channels = 2 * channels + in_fours(channels) + 3 * self.pitch_of_sums();
+        let of_states = 2 * self.lanes * self.states * (self.copies() + self.threads / 32);
         let kept = ((Self::PERIOD / self.steps - 1) * Self::WIDTH * self.states).max(2);
-        let bytes = self.steps * (of_channels + of_states) + 4 * self.threads * kept;
+        let bytes = 4 * (self.steps * (of_channels + of_states) + self.threads * kept);
         let extents = vec![("B", self.blocks), ("Z", gates)];
         let mut constants = self.constants(rule);
         constants.push(Constant::Int(self.copies()));
@@ -241,9 +244,19 @@ impl Geometry {
         if self.lanes == 4 { 4 } else { 1 }
     }
 
+    /// From one row of sums of a block's channels to the next, so that four rows of a simdgroup's lie in different banks.
+    fn pitch_of_sums(&self) -> i32 {
+        in_fours(self.channels_of_block() + 32 / self.lanes)
+    }
+
     fn channels_of_block(&self) -> i32 {
         self.threads / self.lanes * Self::WIDTH
     }
+}
+
+/// So many numbers, and as many more as fill the last four.
+fn in_fours(count: i32) -> i32 {
+    (count + 3) / 4 * 4
 }
 
 /// The first step of each sequence and the row of its first saved state, and the ends of both: `[S + 1, 2]`.
@@ -406,6 +419,9 @@ mod tests {
         // A period is a whole number of tiles, and a tile of fours.
         assert!(Geometry::PERIOD % steps == 0 && steps % 4 == 0, "{geometry:?}");
         assert!(plan.launch.check("selective_scan", Target::Metal).is_ok(), "{plan:?}");
+        // The kernels share out channels by twos and fours, and keep the last sums of 32.
+        let channels = geometry.channels_of_block();
+        assert!(channels % 2 == 0 && channels <= 32, "{geometry:?}");
     }
 
     #[test]
