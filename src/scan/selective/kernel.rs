@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The kernels of this operation.
-pub(crate) const KERNELS: &[&Kernel] = &[&FORWARD, &BACKWARD, &SUM_OF_BLOCKS];
+pub(crate) const KERNELS: &[&Kernel] = &[&FORWARD, &BACKWARD, &SUMS];
 
 static FORWARD: Kernel = Kernel {
     name: "selective_scan",
@@ -85,13 +85,25 @@ static BACKWARD: Kernel = Kernel {
     file: metal!("scan/selective_scan_backward.metal"),
 };
 
-static SUM_OF_BLOCKS: Kernel = Kernel {
-    name: "sum_of_blocks",
-    inputs: &[Argument::fixed(Dtype::Float32, "parts", &["B", "T", "G", "N"])],
-    outputs: &[Argument::fixed(Dtype::Float32, "y", &["T", "G", "N"])],
+static SUMS: Kernel = Kernel {
+    name: "selective_scan_sums",
+    inputs: &[
+        Argument::fixed(Dtype::Float32, "db_parts", &["B", "T", "G", "N"]),
+        Argument::fixed(Dtype::Float32, "dc_parts", &["B", "T", "G", "N"]),
+        Argument::fixed(Dtype::Float32, "da_parts", &["S", "D", "N"]),
+        Argument::fixed(Dtype::Float32, "dskip_parts", &["S", "D"]),
+        Argument::fixed(Dtype::Float32, "dbias_parts", &["S", "D"]),
+    ],
+    outputs: &[
+        Argument::fixed(Dtype::Float32, "db", &["T", "G", "N"]),
+        Argument::fixed(Dtype::Float32, "dc", &["T", "G", "N"]),
+        Argument::fixed(Dtype::Float32, "da", &["D", "N"]),
+        Argument::fixed(Dtype::Float32, "dskip", &["D"]),
+        Argument::fixed(Dtype::Float32, "dbias", &["D"]),
+    ],
     constants: &[],
     fragments: &[],
-    file: metal!("scan/sum_of_blocks.metal"),
+    file: metal!("scan/selective_scan_sums.metal"),
 };
 
 /// The most states of a channel.
@@ -348,37 +360,45 @@ fn backward(
     let like = |sum: Array, like: &Array| -> Result<Array> {
         Ok(sum.reshape(like.shape())?.as_dtype(like.dtype())?)
     };
-    let summed = |parts: Array, array: &Array| like(parts.sum_axis(0, false)?, array);
     let none = || stand_in(Dtype::Float32);
+    let [db, dc, da, dskip, dbias] = sums([db, dc, da, dskip, dbias])?;
     Ok([
         du.reshape(operands.u.shape())?,
         ddelta.reshape(operands.u.shape())?,
         if rule.gated { dz.reshape(operands.u.shape())? } else { none() },
-        summed(da, operands.a)?,
-        like(sum_of_blocks(db)?, operands.b)?,
-        like(sum_of_blocks(dc)?, operands.c)?,
-        if rule.skips { summed(dskip, operands.d)? } else { none() },
-        if rule.biased { summed(dbias, operands.bias)? } else { none() },
+        like(da, operands.a)?,
+        like(db, operands.b)?,
+        like(dc, operands.c)?,
+        if rule.skips { like(dskip, operands.d)? } else { none() },
+        if rule.biased { like(dbias, operands.bias)? } else { none() },
         if rule.started { dstate } else { none() },
     ])
 }
 
-/// `[T, G, N]` of `[B, T, G, N]`, f32.
-fn sum_of_blocks(parts: Array) -> Result<Array> {
-    const THREADS: u32 = 256;
-    // MLX's sum was seen to be slow on NVIDIA's GPUs alone.
-    if parts.dim(0) == 1 || Target::current()? == Target::Metal {
-        return Ok(parts.sum_axis(0, false)?);
+/// Of `db`, `dc`, `da`, `dskip` and `dbias`, each in parts along its first axis.
+fn sums(parts: [Array; 5]) -> Result<[Array; 5]> {
+    let [db, _, da, dskip, _] = &parts;
+    // MLX's sums were seen to be slow on NVIDIA's GPUs alone, and of one part there is none to compute.
+    if db.dim(0) == 1 && da.dim(0) == 1 || Target::current()? == Target::Metal {
+        let [db, dc, da, dskip, dbias] = parts.map(|parts| parts.sum_axis(0, false));
+        return Ok([db?, dc?, da?, dskip?, dbias?]);
     }
-    let elements = (parts.size() / parts.dim(0).max(1).unsigned_abs() as usize) as u32;
+    let of_part = |parts: &Array| {
+        parts.shape().iter().skip(1).map(|size| size.unsigned_abs()).product::<u32>()
+    };
+    let plan = sums_plan(of_part(db), of_part(da) + 2 * of_part(dskip));
+    SUMS.call(&parts.each_ref(), plan)
+}
+
+/// For so many elements of `db`, as many of `dc`, and so many of all else.
+fn sums_plan(of_states: u32, others: u32) -> Plan {
+    const THREADS: u32 = 256;
     let launch = Launch {
-        groups: [elements.div_ceil(THREADS), 1, 1],
+        groups: [of_states.max(others).div_ceil(THREADS), 3, 1],
         group: [THREADS, 1, 1],
         threadgroup_bytes: 0,
     };
-    let plan = Plan { constants: Vec::new(), extents: Vec::new(), launch };
-    let [sum] = SUM_OF_BLOCKS.call(&[&parts], plan)?;
-    Ok(sum)
+    Plan { constants: Vec::new(), extents: Vec::new(), launch }
 }
 
 #[cfg(test)]
@@ -422,6 +442,16 @@ mod tests {
         // The kernels share out channels by twos and fours, and keep the last sums of 32.
         let channels = geometry.channels_of_block();
         assert!(channels % 2 == 0 && channels <= 32, "{geometry:?}");
+    }
+
+    #[test]
+    fn every_sum_of_parts_has_a_thread() {
+        for (of_states, others) in [(1, 1), (256, 257), (257, 256), (1 << 30, 1)] {
+            let Plan { launch, .. } = sums_plan(of_states, others);
+            let [across, kinds, _] = launch.groups;
+            assert!(across * launch.group[0] >= of_states.max(others) && kinds == 3, "{launch:?}");
+            assert!(launch.check("selective_scan_sums", Target::Cuda).is_ok(), "{launch:?}");
+        }
     }
 
     #[test]
