@@ -66,6 +66,7 @@ pub use call::{Call, Constant, Plan};
 pub(crate) use grad::{Vjp, differentiable, differentiable_by_reference};
 pub use host::{Host, set_host};
 pub use inference::inference;
+pub(crate) use inference::is_on as is_inference;
 pub use launch::Launch;
 pub(crate) use rows::Rows;
 pub use text::File;

@@ -156,6 +156,8 @@ impl Geometry {
     /// Steps from one saved state to the next: what is saved of 16 states takes 4 bytes a step and channel. With twice as
     /// many, the gradient takes a sixth longer on an H200.
     const PERIOD: i32 = 16;
+    /// Where nobody will ask for a gradient: no more than the one state that each sequence begins with.
+    const NO_PERIOD: i32 = i32::MAX;
     /// Fewer groups than these leave an H200 waiting, forward: 2048 channels of 16 states take a quarter less with twice as
     /// many lanes for four sequences, which are 256 groups, and two fifths less for one. With 512 groups, of 32 or of 64
     /// states, twice the lanes add an eighth and a fifth.
@@ -212,9 +214,9 @@ impl Geometry {
         Self { sizes, lanes, states, threads, steps, blocks }
     }
 
-    fn constants(&self, rule: &Rule) -> Vec<Constant> {
+    fn constants(&self, rule: &Rule, period: i32) -> Vec<Constant> {
         let Self { lanes, states, threads, steps, .. } = *self;
-        let sizes = [lanes, states, Self::WIDTH, threads, steps, Self::PERIOD];
+        let sizes = [lanes, states, Self::WIDTH, threads, steps, period];
         let flags = [rule.gated, rule.skips, rule.biased, rule.softplus];
         sizes.map(Constant::Int).into_iter().chain(flags.map(Constant::Bool)).collect()
     }
@@ -228,12 +230,12 @@ impl Geometry {
         }
     }
 
-    fn forward_plan(&self, rule: &Rule, saved: i32) -> Plan {
+    fn forward_plan(&self, rule: &Rule, period: i32, saved: i32) -> Plan {
         let channels = self.channels_of_block();
         let of_step = 2 * channels + in_fours(channels) + 2 * self.lanes * self.states;
         let bytes = 4 * self.steps * of_step;
         let extents = vec![("S", self.sizes.sequences), ("P", saved)];
-        let mut constants = self.constants(rule);
+        let mut constants = self.constants(rule, period);
         constants.push(Constant::Bool(rule.started));
         Plan { constants, extents, launch: self.launch(bytes) }
     }
@@ -245,7 +247,7 @@ impl Geometry {
         let kept = ((Self::PERIOD / self.steps - 1) * Self::WIDTH * self.states).max(2);
         let bytes = 4 * (self.steps * (of_channels + of_states) + self.threads * kept);
         let extents = vec![("B", self.blocks), ("Z", gates)];
-        let mut constants = self.constants(rule);
+        let mut constants = self.constants(rule, Self::PERIOD);
         constants.push(Constant::Int(self.copies()));
         Plan { constants, extents, launch: self.launch(bytes) }
     }
@@ -272,7 +274,7 @@ fn in_fours(count: i32) -> i32 {
 }
 
 /// The first step of each sequence and the row of its first saved state, and the ends of both: `[S + 1, 2]`.
-fn places(sizes: Sizes, rule: &Rule) -> Vec<[i32; 2]> {
+fn places(sizes: Sizes, rule: &Rule, period: i32) -> Vec<[i32; 2]> {
     let starts: Vec<_> = match &rule.segments {
         Some(segments) => segments.clone(),
         None => (0..=sizes.batch).map(|row| row * sizes.length).collect(),
@@ -280,7 +282,8 @@ fn places(sizes: Sizes, rule: &Rule) -> Vec<[i32; 2]> {
     let mut saved = 0;
     let mut places = vec![[0, 0]];
     for pair in starts.windows(2) {
-        saved += (pair[1] - pair[0] + Geometry::PERIOD - 1) / Geometry::PERIOD;
+        let steps = pair[1] - pair[0];
+        saved += steps / period + i32::from(steps % period > 0);
         places.push([pair[1], saved]);
     }
     places
@@ -289,12 +292,13 @@ fn places(sizes: Sizes, rule: &Rule) -> Vec<[i32; 2]> {
 /// `[B, L, D]` of the dtype of `u`, and the final states, f32.
 pub(super) fn scan(problem: &Problem) -> Result<[Array; 2]> {
     let (sizes, rule) = (problem.sizes, problem.rule.clone());
-    let places = places(sizes, &rule);
+    let period = if kernel::is_inference() { Geometry::NO_PERIOD } else { Geometry::PERIOD };
+    let places = places(sizes, &rule, period);
     let (rule_back, places_back, rule_of_reference) = (rule.clone(), places.clone(), rule.clone());
     let saved = places.last().map_or(0, |last| last[1]);
     let [y, state, _] = differentiable(
         problem.operands.in_order(),
-        move |arrays| forward(&Operands::of(arrays), sizes, &rule, &places),
+        move |arrays| forward(&Operands::of(arrays), sizes, &rule, period, &places),
         move |vjp| backward(vjp, sizes, &rule_back, &places_back),
         move |arrays| {
             let [y, state] = reference::scan(&Operands::of(arrays), &rule_of_reference)?;
@@ -335,11 +339,12 @@ fn forward(
     operands: &Operands<&Array>,
     sizes: Sizes,
     rule: &Rule,
+    period: i32,
     places: &[[i32; 2]],
 ) -> Result<[Array; 3]> {
     let Flat(arrays) = Flat::new(operands, sizes, places)?;
     let saved = places.last().map_or(0, |last| last[1]);
-    let plan = Geometry::forward(sizes).forward_plan(rule, saved);
+    let plan = Geometry::forward(sizes).forward_plan(rule, period, saved);
     let [y, last, saved] = FORWARD.call(&arrays.each_ref(), plan)?;
     Ok([y.reshape(operands.u.shape())?, last, saved])
 }
@@ -425,7 +430,7 @@ mod tests {
                 for states in [1, 16, 17, 32, 33, 64, 65, 128, 129, 256] {
                     let sizes = sizes(length, channels, states);
                     let (forward, backward) = (Geometry::forward(sizes), Geometry::backward(sizes));
-                    assert_covers(&forward, &forward.forward_plan(&EVERY, 7));
+                    assert_covers(&forward, &forward.forward_plan(&EVERY, Geometry::PERIOD, 7));
                     assert_covers(&backward, &backward.backward_plan(&EVERY, 1));
                 }
             }
@@ -482,9 +487,11 @@ mod tests {
 
     #[test]
     fn states_are_saved_for_each_period_that_begins() {
-        let of_rows = places(sizes(65, 1, 1), &EVERY);
+        let of_rows = places(sizes(65, 1, 1), &EVERY, Geometry::PERIOD);
         assert_eq!(of_rows, [[0, 0], [65, 5], [130, 10]]);
         let rule = Rule { segments: Some(vec![0, 0, 32, 65]), ..EVERY };
-        assert_eq!(places(sizes(65, 1, 1), &rule), [[0, 0], [0, 0], [32, 2], [65, 5]]);
+        let of_segments = |period| places(sizes(65, 1, 1), &rule, period);
+        assert_eq!(of_segments(Geometry::PERIOD), [[0, 0], [0, 0], [32, 2], [65, 5]]);
+        assert_eq!(of_segments(Geometry::NO_PERIOD), [[0, 0], [0, 0], [32, 1], [65, 2]]);
     }
 }

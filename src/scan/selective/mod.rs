@@ -91,9 +91,9 @@ pub struct SelectiveStepOptions<'a> {
 ///
 /// # Backends
 /// `Kernel` reads each input once and keeps the states in registers; for its gradient it also writes them every
-/// 16 steps, and the gradient's kernel computes those between anew. `Auto` takes it where it was measured to win, for no fewer
-/// steps than `MLX_PRIMITIVES_MIN_SEQ_FOR_METAL` says. `Reference` goes through blocks of 64 steps, and holds
-/// `[B, 64, D, N]` at a time. MLX has no op for it.
+/// 16 steps, but not within [`inference`](crate::kernel::inference), and the gradient's kernel computes those between anew.
+/// `Auto` takes it where it was measured to win, for no fewer steps than `MLX_PRIMITIVES_MIN_SEQ_FOR_METAL` says. `Reference`
+/// goes through blocks of 64 steps, and holds `[B, 64, D, N]` at a time. MLX has no op for it.
 ///
 /// Gu and Dao, [Mamba: Linear-Time Sequence Modeling with Selective State Spaces](https://arxiv.org/abs/2312.00752),
 /// 2023.

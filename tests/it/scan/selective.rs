@@ -2,6 +2,7 @@ use std::slice;
 
 use mlx_primitives::{
     Backend, Dispatch, Result,
+    kernel::inference,
     scan::{
         SelectiveScanOptions, SelectiveStepOptions, selective_scan, selective_scan_with_state,
         selective_state_update,
@@ -174,6 +175,25 @@ fn both_outputs_match_the_oracle_on_every_backend() {
                 },
             );
         }
+    }
+}
+
+/// Then the kernel saves no states for a gradient.
+#[test]
+fn results_are_the_same_where_no_gradient_may_follow() {
+    let segments = Case { segments: Some(&[0, 20, 20, 37]), ..case("segments", [1, 37, 5], 16) };
+    for case in [case("rows", [2, 37, 5], 16), segments] {
+        let inputs = Inputs::new(case, Dtype::Float32);
+        let run = |dispatch| {
+            let there = ours(&inputs.arrays, &case, dispatch)?;
+            Ok([there, inference(|| ours(&inputs.arrays, &case, dispatch))?])
+        };
+        on_each_backend(OP, run, |backend, [(y, state), (same_y, same_state)]| {
+            for (result, same) in [(y, same_y), (state, same_state)] {
+                let what = format!("{OP} {} on {backend}, for inference", case.name);
+                assert_close(&what, &same, &Tensor::of(&result), Tolerance::EXACT);
+            }
+        });
     }
 }
 
