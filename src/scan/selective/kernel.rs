@@ -158,12 +158,13 @@ impl Geometry {
     const PERIOD: i32 = 16;
     /// Where nobody will ask for a gradient: no more than the one state that each sequence begins with.
     const NO_PERIOD: i32 = i32::MAX;
-    /// Fewer groups than these leave an H200 waiting, forward: 2048 channels of 16 states take a quarter less with twice as
-    /// many lanes for four sequences, which are 256 groups, and two fifths less for one. With 512 groups, of 32 or of 64
+    /// Fewer groups than these leave an H200 waiting, forward: 2048 channels of 16 states take a twentieth less with twice as
+    /// many lanes for four sequences, which are 256 groups, and a fifth less for one. With 512 groups, of 16 or of 32
     /// states, twice the lanes add an eighth and a fifth.
     const FEW_FORWARD: i64 = 400;
-    /// The same back: with 192 groups, twice the lanes take a seventh off, with 256 they add a third.
-    const FEW_BACKWARD: i64 = 200;
+    /// The same back: with 64 groups, twice the lanes take an eighth off, with 128 they add a tenth, with 192 they change
+    /// little, and with 256 they add two fifths.
+    const FEW_BACKWARD: i64 = 100;
 
     fn forward(sizes: Sizes) -> Self {
         let steps = if sizes.states <= 128 { 16 } else { 8 };
@@ -466,10 +467,10 @@ mod tests {
         };
         for (sequences, channels, states, forward, backward) in [
             (1, 2048, 16, 8, 8),
-            (3, 2048, 16, 8, 8),
+            (2, 2048, 16, 8, 4),
             (4, 2048, 16, 8, 4),
-            (199, 32, 16, 8, 8),
-            (200, 32, 16, 8, 4),
+            (99, 32, 16, 8, 8),
+            (100, 32, 16, 8, 4),
             (399, 32, 16, 8, 4),
             (400, 32, 16, 4, 4),
             (200, 33, 16, 4, 4),
