@@ -4,6 +4,7 @@ use anyhow::Result;
 use mlx_primitives::{
     Backend, Dispatch,
     dispatch::Target,
+    kernel::inference,
     scan::{SelectiveScanOptions, SelectiveStepOptions, selective_scan, selective_state_update},
 };
 use mlx_rs::{
@@ -79,7 +80,8 @@ fn forward(shape: [i32; 3], dtype: Dtype, dispatch: Dispatch) -> Result<Case> {
         dtype,
         work: Work::Bytes(inputs.iter().map(Array::nbytes).sum::<usize>() + inputs[0].nbytes()),
         inputs,
-        ours: ours(move |x| scan(x, dispatch)),
+        // No gradient follows.
+        ours: ours(move |x| inference(|| scan(x, dispatch))),
         baselines: vec![
             ("doubling", mlx(by_doubling)),
             ("compiled", compiled(by_doubling)),
