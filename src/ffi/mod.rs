@@ -32,6 +32,6 @@ pub(crate) use self::{
     custom_vjp::{Vjp, custom_vjp},
     machine::{device_name, mlx_version},
     quantize::{Packed, QuantFormat, QuantMode, dequantize, quantize, quantized_matmul},
-    stream::{DeviceKind, cuda_is_available, current_device, metal_is_available},
+    stream::{DeviceKind, cuda_is_available, current_device, metal_is_available, synchronize},
     vector::exactly,
 };

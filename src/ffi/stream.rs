@@ -53,6 +53,14 @@ pub(crate) fn cuda_is_available() -> Result<bool> {
     flag(|res| unsafe { mlx_sys::mlx_cuda_is_available(res) })
 }
 
+/// Waits until that stream has done all that it was given, and MLX has let go of what that read: a GPU tells of results
+/// first, and buffers are given back on a thread of MLX's a little later.
+pub(crate) fn synchronize() -> Result<()> {
+    let stream = current();
+    // SAFETY: the stream is alive for the whole call.
+    check(|| unsafe { mlx_sys::mlx_synchronize(stream.as_ptr()) })
+}
+
 /// The stream that an mlx-rs operation would use here.
 pub(super) fn current() -> Stream {
     // Asking for it makes C calls whose failure mlx-rs does not expect.
@@ -82,7 +90,12 @@ mod tests {
 
     use std::sync::Mutex;
 
-    use mlx_rs::{Device as MlxDevice, with_device, with_stream};
+    use mlx_rs::{
+        Array, Device as MlxDevice,
+        memory::active_memory,
+        transforms::{async_eval, eval},
+        with_device, with_stream,
+    };
 
     use super::*;
 
@@ -104,6 +117,20 @@ mod tests {
         MlxDevice::set_default(&before);
         assert_eq!([here.unwrap(), there.unwrap()], [DeviceKind::Cpu; 2]);
         assert_eq!(current_device().unwrap() == DeviceKind::Gpu, gpu());
+    }
+
+    #[test]
+    fn a_stream_that_was_waited_for_holds_nothing() {
+        let _held = DEFAULT.lock().unwrap();
+        let x = Array::ones::<f32>(&[1 << 24]).unwrap();
+        eval([&x]).unwrap();
+        let doubled = x.add(&x).unwrap();
+        async_eval([&doubled]).unwrap();
+        synchronize().unwrap();
+        let before = active_memory().unwrap();
+        drop(x);
+        // Of 64 MB, whatever other tests take meanwhile.
+        assert!(active_memory().unwrap() + (32 << 20) <= before);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{
     scheduler::{Batch, Key},
 };
 use crate::{
-    cache::PagedKvOptions, check::Check, error::Result, kernel::inference,
+    cache::PagedKvOptions, check::Check, error::Result, ffi::synchronize, kernel::inference,
     sampling::LogProbabilities,
 };
 
@@ -88,8 +88,12 @@ impl<M: CausalModel> Runner<M> {
         self.samplers.draw(texts, &logits, &masks, alive)
     }
 
-    /// Hands a step to the device, which must have ended the one before: MLX writes into blocks in place only where nothing
-    /// that still runs reads them.
+    /// Waits until nothing holds what a step has read that is finished: MLX writes into blocks in place only then.
+    pub(super) fn let_go(&self) -> Result<()> {
+        Ok(synchronize()?)
+    }
+
+    /// Hands a step to the device, which must have ended the one before, and let it go.
     pub(super) fn hand_over(&self, result: &StepResult) -> Result<()> {
         match result {
             StepResult::Read(hidden) => self.reader.submit([hidden]),

@@ -165,7 +165,7 @@ impl<M: CausalModel> Worker<M> {
     fn go_on(&mut self, before: Option<Step>, next: Built) -> Built {
         let Some(Step { batch, result, span }) = before else { return self.hand_over(next?) };
         let drawn = span.in_scope(|| caught(&batch, || self.runner.finish(result)))?;
-        let next = next.and_then(|next| self.hand_over(next));
+        let next = next.and_then(|next| self.follow(next));
         span.in_scope(|| self.tell(&batch, drawn))?;
         next
     }
@@ -290,6 +290,14 @@ impl<M: CausalModel> Worker<M> {
         };
         let result = span.in_scope(|| caught(&batch, build))?;
         Ok(Step { batch, result, span })
+    }
+
+    /// Hands a step over that was put together while another ran, which has ended.
+    fn follow(&self, step: Option<Step>) -> Built {
+        if let Some(Step { batch, .. }) = &step {
+            caught(batch, || self.runner.let_go())?;
+        }
+        self.hand_over(step)
     }
 
     fn hand_over(&self, step: Option<Step>) -> Built {
