@@ -61,11 +61,8 @@ static COPY: Kernel = Kernel {
     inputs: &[Argument::of("T", "x", &["N"])],
     outputs: &[Argument::of("T", "y", &["N"])],
     constants: &[],
-    fragments: &[File {
-        path: "common/chunk.metal",
-        text: include_str!("../../metal/common/chunk.metal"),
-    }],
-    file: File { path: "bench/copy.metal", text: include_str!("../../metal/bench/copy.metal") },
+    fragments: &[File::new("common/chunk.metal", include_str!("../../metal/common/chunk.metal"))],
+    file: File::new("bench/copy.metal", include_str!("../../metal/bench/copy.metal")),
 };
 
 const COPY_GROUP: u32 = 256;

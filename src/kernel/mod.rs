@@ -30,11 +30,11 @@
 //!     constants: &[],
 //!     fragments: &[],
 //!     // A file of its own, by `include_str!`, in anything longer.
-//!     file: File {
-//!         path: "double.metal",
-//!         text: "uint i = thread_position_in_grid.x;\n\
-//!                if (i < uint(x_shape[0])) y[i] = x[i] + x[i];\n",
-//!     },
+//!     file: File::new(
+//!         "double.metal",
+//!         "uint i = thread_position_in_grid.x;\n\
+//!          if (i < uint(x_shape[0])) y[i] = x[i] + x[i];\n",
+//!     ),
 //! };
 //!
 //! let x = array!([1.0, 2.0, 3.0]);
@@ -71,11 +71,6 @@ pub use launch::Launch;
 pub(crate) use rows::Rows;
 pub use text::File;
 pub(crate) use text::metal;
-
-use std::{
-    collections::HashMap,
-    sync::{LazyLock, Mutex, PoisonError},
-};
 
 use mlx_rs::{Array, Dtype};
 
@@ -161,13 +156,7 @@ impl Kernel {
 
     /// Whether its threadgroup memory is an array that gets its size from the launch, on devices that tell these apart.
     pub(crate) fn has_large_array(&self) -> bool {
-        // A text is searched once, not at every call.
-        static KNOWN: LazyLock<Mutex<HashMap<usize, bool>>> = LazyLock::new(Mutex::default);
-        let text = self.file.text;
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        *known
-            .entry(text.as_ptr().addr())
-            .or_insert_with(|| text.contains("LARGE_THREADGROUP_ARRAY("))
+        self.file.has_large_array
     }
 
     /// The most threadgroup memory that it may take on every device of this kind, in bytes.

@@ -12,15 +12,17 @@ pub struct File {
     pub path: &'static str,
     /// What it holds.
     pub text: &'static str,
+    /// Known from the start, for every call asks for it.
+    pub(super) has_large_array: bool,
 }
 
 /// The file at this path below `metal/`.
 macro_rules! metal {
     ($path:literal) => {
-        $crate::kernel::File {
-            path: $path,
-            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/metal/", $path)),
-        }
+        $crate::kernel::File::new(
+            $path,
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/metal/", $path)),
+        )
     };
 }
 pub(crate) use metal;
@@ -29,6 +31,12 @@ const METAL: File = metal!("targets/metal.h");
 const CUDA: File = metal!("targets/cuda.h");
 
 impl File {
+    /// A text, and the path that compilers name in their messages.
+    pub const fn new(path: &'static str, text: &'static str) -> Self {
+        let has_large_array = contains(text.as_bytes(), b"LARGE_THREADGROUP_ARRAY(");
+        Self { path, text, has_large_array }
+    }
+
     /// The text from `line` on, such that compilers count lines as the file does; without comments and indentation, for
     /// where it is handed over as it is, MLX copies it at every call.
     fn numbered(text: &str, path: &str, line: usize) -> String {
@@ -74,6 +82,26 @@ impl Kernel {
     }
 }
 
+/// What `str::contains` tells, for constants.
+const fn contains(text: &[u8], word: &[u8]) -> bool {
+    let mut rest = text;
+    while rest.len() >= word.len() {
+        if begins_with(rest, word) {
+            return true;
+        }
+        rest = rest.split_at(1).1;
+    }
+    false
+}
+
+const fn begins_with(text: &[u8], word: &[u8]) -> bool {
+    let mut at = 0;
+    while at < word.len() && text[at] == word[at] {
+        at += 1;
+    }
+    at == word.len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,11 +111,11 @@ mod tests {
         inputs: &[],
         outputs: &[],
         constants: &[],
-        fragments: &[File { path: "common/two.metal", text: "// fragment\n" }],
-        file: File {
-            path: "double.metal",
-            text: "// helpers\nint two; // 2\n// ---- body ----\n  y[i] = twice(x[i]);\n",
-        },
+        fragments: &[File::new("common/two.metal", "// fragment\n")],
+        file: File::new(
+            "double.metal",
+            "// helpers\nint two; // 2\n// ---- body ----\n  y[i] = twice(x[i]);\n",
+        ),
     };
 
     #[test]
@@ -102,14 +130,26 @@ mod tests {
     }
 
     #[test]
+    fn a_large_array_is_seen_wherever_it_stands() {
+        for (text, expected) in [
+            ("LARGE_THREADGROUP_ARRAY(T, x, [1]);", true),
+            ("a\n  LARGE_THREADGROUP_ARRAY(", true),
+            ("THREADGROUP_ARRAY(T, x, [1]); LARGE_THREADGROUP_ARRAY", false),
+            ("", false),
+        ] {
+            assert_eq!(File::new("x.metal", text).has_large_array, expected, "{text}");
+        }
+    }
+
+    #[test]
     fn a_file_without_the_mark_is_all_body() {
-        let bare = Kernel { file: File { path: "bare.metal", text: "y[i] = x[i];" }, ..DOUBLE };
+        let bare = Kernel { file: File::new("bare.metal", "y[i] = x[i];"), ..DOUBLE };
         assert_eq!(bare.body(), "\n#line 1 \"bare.metal\"\ny[i] = x[i];\n");
     }
 
     #[test]
     fn another_text_has_another_name() {
-        let other = Kernel { file: File { path: "double.metal", text: "y[i] = x[i];" }, ..DOUBLE };
+        let other = Kernel { file: File::new("double.metal", "y[i] = x[i];"), ..DOUBLE };
         let name = DOUBLE.unique_name(Target::Cuda);
         assert!(name.starts_with("double_"));
         assert_eq!(name, DOUBLE.unique_name(Target::Cuda));

@@ -27,11 +27,8 @@ static COPY: Kernel = Kernel {
     inputs: &[Argument::of("T", "x", &["N"])],
     outputs: &[Argument::of("T", "y", &["N"])],
     constants: &[],
-    fragments: &[File {
-        path: "common/chunk.metal",
-        text: include_str!("../../metal/common/chunk.metal"),
-    }],
-    file: File { path: "bench/copy.metal", text: include_str!("../../metal/bench/copy.metal") },
+    fragments: &[File::new("common/chunk.metal", include_str!("../../metal/common/chunk.metal"))],
+    file: File::new("bench/copy.metal", include_str!("../../metal/bench/copy.metal")),
 };
 
 fn copy(x: &Array) -> Array {
@@ -77,15 +74,15 @@ static GATHER: Kernel = Kernel {
     outputs: &[Argument::of("T", "y", &["N", "D"])],
     constants: &[],
     fragments: &[],
-    file: File {
-        path: "test/gather.metal",
-        text: "const uint i = thread_position_in_grid.x;\n\
+    file: File::new(
+        "test/gather.metal",
+        "const uint i = thread_position_in_grid.x;\n\
                const uint width = x_shape[1];\n\
                if (i < uint(x_shape[0]) * width) {\n\
                const long at = long(i / width) * x_strides[0] + long(i % width) * x_strides[1];\n\
                y[i] = x[at] + bias[i % width];\n\
                }\n",
-    },
+    ),
 };
 
 fn gather(x: &Array, bias: &Array) -> Array {
@@ -126,10 +123,10 @@ fn a_mistake_in_the_text_is_told_with_its_file_and_line() {
     static BROKEN: Kernel = Kernel {
         name: "broken",
         fragments: &[],
-        file: File {
-            path: "test/broken.metal",
-            text: "// A mistake.\n// ---- body ----\ny[thread_position_in_grid.x] = nonsense;\n",
-        },
+        file: File::new(
+            "test/broken.metal",
+            "// A mistake.\n// ---- body ----\ny[thread_position_in_grid.x] = nonsense;\n",
+        ),
         ..COPY
     };
     if !host::install() {

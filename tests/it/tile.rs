@@ -14,8 +14,7 @@ use crate::support::{
     tensor::Tensor,
 };
 
-const TILE: File =
-    File { path: "common/tile.metal", text: include_str!("../../metal/common/tile.metal") };
+const TILE: File = File::new("common/tile.metal", include_str!("../../metal/common/tile.metal"));
 
 static MATMUL: Kernel = Kernel {
     name: "matmul",
@@ -23,10 +22,7 @@ static MATMUL: Kernel = Kernel {
     outputs: &[Argument::of("T", "visited", &["M", "N"]), Argument::of("T", "stored", &["M", "N"])],
     constants: &["TRANSPOSED"],
     fragments: &[TILE],
-    file: File {
-        path: "tests/kernels/matmul.metal",
-        text: include_str!("../kernels/matmul.metal"),
-    },
+    file: File::new("tests/kernels/matmul.metal", include_str!("../kernels/matmul.metal")),
 };
 
 /// Rows of `a`, columns of `a`, columns of the product: whole tiles, and some more or less.

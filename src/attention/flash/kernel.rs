@@ -57,29 +57,14 @@ static FORWARD: Kernel = Kernel {
     ],
     outputs: &[Argument::of("T", "y", &["B", "X", "Y", "V"]), LSE],
     constants: CONSTANTS,
-    fragments: &[
-        metal!("common/chunk.metal"),
-        metal!("common/tile.metal"),
-        metal!("common/staging.metal"),
-        metal!("common/base.metal"),
-        metal!("common/scores.metal"),
-        metal!("common/attend_rows.metal"),
-    ],
+    fragments: FRAGMENTS.split_at(6).0,
     file: metal!("attention/flash.metal"),
 };
 
 static FORWARD_OF_TEAMS: Kernel = Kernel {
     name: "flash_attention_of_teams",
     constants: TEAM_CONSTANTS,
-    fragments: &[
-        metal!("common/chunk.metal"),
-        metal!("common/tile.metal"),
-        metal!("common/staging.metal"),
-        metal!("common/base.metal"),
-        metal!("common/scores.metal"),
-        metal!("common/attend_rows.metal"),
-        metal!("common/team.metal"),
-    ],
+    fragments: FRAGMENTS,
     file: metal!("attention/flash_team.metal"),
     ..FORWARD
 };
@@ -92,7 +77,7 @@ static BACKWARD_QUERIES: Kernel = Kernel {
         Argument::fixed(Dtype::Float32, "dslopes", &["B", "H", "R"]),
     ],
     constants: BACKWARD_CONSTANTS,
-    fragments: BACKWARD_FRAGMENTS,
+    fragments: FRAGMENTS.split_at(5).0,
     file: metal!("attention/flash_backward_queries.metal"),
 };
 
@@ -104,14 +89,23 @@ static BACKWARD_KEYS: Kernel = Kernel {
         Argument::of("T", "dvalues", &["B", "Z", "W", "V"]),
     ],
     constants: BACKWARD_CONSTANTS,
-    fragments: BACKWARD_FRAGMENTS,
+    fragments: FRAGMENTS.split_at(5).0,
     file: metal!("attention/flash_backward_keys.metal"),
 };
 
 const BACKWARD_INPUTS: &[Argument] =
     &[QUERIES, KEYS, VALUES, MASK, SLOPES, QUERY_STARTS, KEY_STARTS, DY, LSE, DELTA];
 
-const BACKWARD_FRAGMENTS: &[File] = FORWARD.fragments.split_at(5).0;
+/// Each uses those before it: the gradient the first five, single simdgroups six, teams all.
+const FRAGMENTS: &[File] = &[
+    metal!("common/chunk.metal"),
+    metal!("common/tile.metal"),
+    metal!("common/staging.metal"),
+    metal!("common/base.metal"),
+    metal!("common/scores.metal"),
+    metal!("common/attend_rows.metal"),
+    metal!("common/team.metal"),
+];
 
 /// Those of the forward kernel.
 #[rustfmt::skip]

@@ -16,7 +16,7 @@ static SCALE: Kernel = Kernel {
     ],
     constants: &["EPS", "SCALED"],
     fragments: &[],
-    file: File { path: "scale.metal", text: "" },
+    file: File::new("scale.metal", ""),
 };
 
 fn plan() -> Plan {
