@@ -73,9 +73,11 @@ const int end = sight_of<LEFT, RIGHT, SEGMENTED>(last_row, rows, keys_count, que
 const bool whole_keys = all_keys.size % 8 == 0 && begins_a_chunk(keys);
 const bool whole_values = all_values.size % 8 == 0 && begins_a_chunk(values);
 threadgroup T* staged_queries = staged + 2 * BUFFER;
-stage_panels<T, ROWS, SIZE, THREADS>(
-    staged_queries, queries, all_queries, batch, head, first_row,
-    all_queries.size % 8 == 0 && begins_a_chunk(queries), index);
+if (begin < end) {
+  stage_panels<T, ROWS, SIZE, THREADS>(
+      staged_queries, queries, all_queries, batch, head, first_row,
+      all_queries.size % 8 == 0 && begins_a_chunk(queries), index);
+}
 
 for (int start = begin - KEYS; start < end; start += KEYS) {
   const int coming = start + KEYS;

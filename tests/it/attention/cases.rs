@@ -280,6 +280,7 @@ pub(crate) const MANY_ROWS: &[Case] = &[
         mask: Some(additive(&[50], f32::NEG_INFINITY, some)),
         ..causal("a cap of next to nothing", [1, 2, 1, 40, 50, 16, 16])
     },
+    causal("many rows that see nothing", [1, 2, 1, 300, 40, 64, 64]),
     causal("many rows of wide heads", [2, 2, 1, 200, 190, 128, 72]),
     Case { left: Some(64), ..causal("many rows, causal window", [1, 1, 1, 300, 290, 64, 64]) },
     windowed("many rows, window", [1, 1, 1, 260, 400, 16, 80], Some(9), Some(70)),
