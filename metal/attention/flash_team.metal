@@ -97,9 +97,7 @@ for (int start = begin - KEYS; start < end; start += KEYS) {
   threadgroup T* staged_values = staged_keys + KEYS * SIZE;
 
   Tile<float> scores[KEY_TILES];
-  begin_products();
   multiply_rows<T, ROWS, KEYS, SIZE>(scores, staged_queries + team * 64 * 64, staged_keys, simdgroup % 4);
-  finish_products();
 
   float shifts[2] = {0.0f, 0.0f};
   if (CAPPED) cap_products<T>(scores, cap_scale);
@@ -115,8 +113,6 @@ for (int start = begin - KEYS; start < end; start += KEYS) {
   rise(running, results, scores, shifts, rate);
   Tile<T> weights[KEY_TILES];
   weigh(weights, running, scores, shifts, rate);
-  begin_products();
   multiply_weights<T, KEYS, VALUE_SIZE>(results, weights, staged_values);
-  finish_products();
 }
 conclude<T>(y, lse, running, results, sink, all_results, batch, head, my_rows, lane);

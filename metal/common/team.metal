@@ -1,11 +1,10 @@
 // Products by a team of four simdgroups, each of which has 16 of 64 rows: as NVIDIA's Hopper takes them, where one
 // instruction of all four reads its factors from threadgroup memory by itself, and by tiles of each simdgroup elsewhere.
 //
-//   publish_copies();  threadgroup_barrier(...);
-//   begin_products();  multiply_rows(...);  finish_products();  ... sums ...
+//   stage_panels(...);  publish_copies();  threadgroup_barrier(...);  multiply_rows(...);  multiply_weights(...);
 //
 // Factors are half or bfloat; sums are float. All four simdgroups make every call, and all or none of them take a branch
-// that has one. Between begin and finish nobody touches sums or what they are multiplied with.
+// that has one.
 //
 // What is staged here lies in panels of 64 columns, each of all rows, and starts on 1024 bytes: in each, eight rows of
 // eight chunks are what Hopper's instruction takes at once, and its chunks go round by the row, so that the same chunk of
@@ -64,9 +63,6 @@ METAL_FUNC void publish_copies() {
   metal::publish_to_products();
 }
 
-METAL_FUNC void begin_products() { metal::begin_products(); }
-METAL_FUNC void finish_products() { metal::finish_products(); }
-
 // Makes `products` those of the 64 rows at `left` and the COLUMNS rows at `right`, of SIZE numbers each; `left` lies in
 // panels of ROWS rows. `place`: which of its team a simdgroup is.
 template <typename T, int ROWS, int COLUMNS, int SIZE>
@@ -74,6 +70,7 @@ METAL_FUNC void multiply_rows(
     thread Tile<float> (&products)[COLUMNS / 16], const T* left, const T* right, uint) {
   const metal::Panel rows = metal::panel_at(left);
   const metal::Panel columns = metal::panel_at(right);
+  metal::begin_products(products, COLUMNS / 16);
   UNROLL
   for (int d = 0; d < SIZE / 16; d++) {
     const int chunk = d % 4 * 2;
@@ -83,6 +80,7 @@ METAL_FUNC void multiply_rows(
           products + 4 * n, rows + d / 4 * ROWS * 8 + chunk, columns + (d / 4 * COLUMNS + n * 64) * 8 + chunk, d > 0, T());
     }
   }
+  metal::finish_products(products, COLUMNS / 16);
 }
 
 // Adds to `sums` the products of weights and the ROWS rows at `values`, of SIZE numbers each.
@@ -90,22 +88,26 @@ template <typename T, int ROWS, int SIZE>
 METAL_FUNC void multiply_weights(
     thread Tile<float> (&sums)[SIZE / 16], thread Tile<T> (&weights)[ROWS / 16], const T* values) {
   const metal::Panel rows = metal::panel_at(values);
+  uint4 quarters[ROWS / 16];
   UNROLL
   for (int t = 0; t < ROWS / 16; t++) {
-    uint quarters[4];
-    memcpy(quarters, weights[t].values, sizeof(quarters));
+    memcpy(&quarters[t], weights[t].values, sizeof(uint4));
+    metal::forget(quarters[t]);
+  }
+  metal::begin_products(sums, SIZE / 16);
+  UNROLL
+  for (int t = 0; t < ROWS / 16; t++) {
     UNROLL
     for (int p = 0; p < SIZE / 64; p++) {
-      metal::multiply_by_panel(sums + 4 * p, quarters, rows + (p * ROWS + t * 16) * 8, T());
+      metal::multiply_by_panel(sums + 4 * p, quarters[t], rows + (p * ROWS + t * 16) * 8, T());
     }
   }
+  metal::finish_products(sums, SIZE / 16);
 }
 
 #else
 
 METAL_FUNC void publish_copies() { finish_copies(); }
-METAL_FUNC void begin_products() {}
-METAL_FUNC void finish_products() {}
 
 #ifdef METAL_CUDA
 

@@ -172,11 +172,6 @@ METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lowe
 // ---- matrices of four warps, for common/team.metal: the instructions of Hopper alone, which run on while their warps do
 // something else
 
-METAL_FUNC void begin_products() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
-METAL_FUNC void finish_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
-  asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
-}
 // What threads have written reaches these instructions by another way than threads.
 METAL_FUNC void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
 
@@ -194,6 +189,25 @@ METAL_FUNC Panel panel_at(const void* panel) {
       "+f"(tile.values[4]), "+f"(tile.values[5]), "+f"(tile.values[6]), "+f"(tile.values[7])
 #define METAL_SUM_OPERANDS(sums)                                                                    \
   METAL_TILE_OPERANDS(sums[0]), METAL_TILE_OPERANDS(sums[1]), METAL_TILE_OPERANDS(sums[2]), METAL_TILE_OPERANDS(sums[3])
+// The compiler knows nothing of registers that are written while their warps go on: what it does with sums before the first
+// instruction and after the last stays there.
+template <typename Tile>
+METAL_FUNC void hold(Tile* sums, int tiles) {
+  UNROLL
+  for (int t = 0; t < tiles; t++) asm volatile("" : METAL_TILE_OPERANDS(sums[t]) : : "memory");
+}
+template <typename Tile>
+METAL_FUNC void begin_products(Tile* sums, int tiles) {
+  hold(sums, tiles);
+  asm volatile("wgmma.fence.sync.aligned;" : : : "memory");
+}
+template <typename Tile>
+METAL_FUNC void finish_products(Tile* sums, int tiles) {
+  asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
+  asm volatile("wgmma.wait_group.sync.aligned 0;" : : : "memory");
+  hold(sums, tiles);
+}
+
 #define METAL_SUMS                                                                                  \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                         \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
@@ -209,11 +223,11 @@ METAL_FUNC Panel panel_at(const void* panel) {
                  : "l"(rows), "l"(columns), "r"(int(add)));                                         \
   }                                                                                                 \
   template <typename Tile>                                                                          \
-  METAL_FUNC void multiply_by_panel(Tile* sums, const uint* left, Panel panel, type) {              \
+  METAL_FUNC void multiply_by_panel(Tile* sums, uint4 left, Panel panel, type) {                    \
     asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." name "." name " " METAL_SUMS         \
                  ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                         \
                  : METAL_SUM_OPERANDS(sums)                                                         \
-                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(panel));             \
+                 : "r"(left.x), "r"(left.y), "r"(left.z), "r"(left.w), "l"(panel));                 \
   }
 METAL_PRODUCTS(__half, "f16")
 METAL_PRODUCTS(__nv_bfloat16, "bf16")
