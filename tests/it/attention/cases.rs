@@ -282,6 +282,9 @@ pub(crate) const MANY_ROWS: &[Case] = &[
     },
     causal("many rows that see nothing", [1, 2, 1, 300, 40, 64, 64]),
     causal("many rows of wide heads", [2, 2, 1, 200, 190, 128, 72]),
+    causal("many rows of odd heads", [1, 2, 1, 130, 70, 36, 1]),
+    causal("many rows of heads in part of a panel", [1, 2, 1, 150, 140, 100, 36]),
+    Case { strided: true, ..causal("many strided rows", [1, 4, 2, 140, 150, 64, 64]) },
     Case { left: Some(64), ..causal("many rows, causal window", [1, 1, 1, 300, 290, 64, 64]) },
     windowed("many rows, window", [1, 1, 1, 260, 400, 16, 80], Some(9), Some(70)),
     Case {
