@@ -38,8 +38,8 @@ pub struct GenerationEngineOptions {
     /// Whether the host puts a step together while the device runs the one before, whose tokens it does not know then. A text
     /// that ends by a token or string to stop at is read once in vain; a new request waits a step longer, and does not find
     /// what that step reads. Not while there is a drafter, a request with a constraint, or hardly a block left. On an H200
-    /// one stream of a small model gained half as much again, and 32 at once nothing to a half. Default: no, as long as its
-    /// tests have run on a CPU alone.
+    /// one stream of a small model gained a quarter, and 32 at once a tenth to four tenths, while each step still copied its
+    /// blocks. Default: no, as long as what it does now has met no GPU.
     pub run_ahead: bool,
     /// Who goes first. Default: whoever came first.
     pub policy: Policy,

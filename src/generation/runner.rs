@@ -93,7 +93,8 @@ impl<M: CausalModel> Runner<M> {
         Ok(synchronize()?)
     }
 
-    /// Hands a step to the device, which must have ended the one before, and let it go.
+    /// Hands a step to the device, which must have ended the one before, and let it go: to put a step together takes longer
+    /// than that does.
     pub(super) fn hand_over(&self, result: &StepResult) -> Result<()> {
         match result {
             StepResult::Read(hidden) => self.reader.submit([hidden]),

@@ -8,7 +8,7 @@ thread_local! {
 
 /// Runs `f`, in which operations leave out what MLX would need to transform their kernels: gradients, derivatives in
 /// forward mode and vectorization. A call's graph has fewer nodes then, to build and to hand over, and
-/// [`selective_scan`](crate::scan::selective_scan) writes no states for a gradient.
+/// [`selective_scan`](crate::scan::selective_scan) writes hardly any states for a gradient.
 ///
 /// What `f` returns must not depend on an array that is being differentiated or vectorized; MLX says that it cannot
 /// transform a custom kernel otherwise. On a CPU, where there are no kernels, nothing changes.

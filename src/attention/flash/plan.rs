@@ -105,7 +105,7 @@ impl Teams {
     const ROWS: i32 = 128;
     /// Columns of a panel.
     const PANEL: i32 = 64;
-    /// Beyond this neither registers nor threadgroup memory would let two groups share a core.
+    /// Beyond this neither registers nor threadgroup memory would let two groups share a core of a Hopper.
     const MAX_SIZE: i32 = 128;
 
     /// Where rows fill a group and a device has the memory; a host that acts out kernels for tests has.

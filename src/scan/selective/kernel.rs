@@ -384,8 +384,8 @@ fn backward(
 /// Of `db`, `dc`, `da`, `dskip` and `dbias`, each in parts along its first axis.
 fn sums(parts: [Array; 5]) -> Result<[Array; 5]> {
     let [db, _, da, dskip, _] = &parts;
-    // MLX's sums were seen to be slow on NVIDIA's GPUs alone, and of one part there is none to compute.
-    if db.dim(0) == 1 && da.dim(0) == 1 || Target::current()? == Target::Metal {
+    // MLX's sums were seen to be slow on NVIDIA's GPUs alone, and of one block of channels there is little to sum.
+    if db.dim(0) == 1 || Target::current()? == Target::Metal {
         let [db, dc, da, dskip, dbias] = parts.map(|parts| parts.sum_axis(0, false));
         return Ok([db?, dc?, da?, dskip?, dbias?]);
     }

@@ -90,8 +90,9 @@ pub struct SelectiveStepOptions<'a> {
 /// ```
 ///
 /// # Backends
-/// `Kernel` reads each input once and keeps the states in registers; for its gradient it also writes them every
-/// 16 steps, but not within [`inference`](crate::kernel::inference), and the gradient's kernel computes those between anew.
+/// `Kernel` reads each input once and keeps the states in registers; for its gradient, whose kernel computes those between
+/// anew, it also writes them every 16 steps, or within [`inference`](crate::kernel::inference) the first of each sequence
+/// alone.
 /// `Auto` takes it where it was measured to win, for no fewer steps than `MLX_PRIMITIVES_MIN_SEQ_FOR_METAL` says. `Reference`
 /// goes through blocks of 64 steps, and holds `[B, 64, D, N]` at a time. MLX has no op for it.
 ///
