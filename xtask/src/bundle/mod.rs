@@ -58,9 +58,11 @@ fn fill(stage: &Path, cuda: &Path, arch: u32) -> Result<()> {
     for (name, executable) in programs::build()? {
         fs::copy(&executable, bin.join(name))?;
     }
-    let run = stage.join("run.sh");
-    fs::write(&run, launcher::SCRIPT)?;
-    fs::set_permissions(&run, fs::Permissions::from_mode(0o755))?;
+    for (name, script) in launcher::SCRIPTS {
+        let script_file = stage.join(name);
+        fs::write(&script_file, script)?;
+        fs::set_permissions(&script_file, fs::Permissions::from_mode(0o755))?;
+    }
     Progress::during("blanking other GPUs' code", 0, |_| {
         let mut library = fs::read(cuda.join("mlx/lib/libmlx.so"))?;
         let kept = fatbin::keep_only(&mut library, arch)?;
@@ -75,7 +77,7 @@ fn pack(stage: &Path, cuda: &Path, to: &Path) -> Result<()> {
     let mut tar = Command::new("tar");
     tar.args(["--create", "--owner=0", "--group=0", "--use-compress-program=xz -T0 -7"]);
     tar.arg(format!("--transform=s,^,{NAME}/,")).arg("--file").arg(to);
-    tar.arg("-C").arg(stage).args(["run.sh", "bin", "mlx/lib"]);
+    tar.arg("-C").arg(stage).args(launcher::SCRIPTS.map(|(name, _)| name)).args(["bin", "mlx/lib"]);
     // What the wheel itself holds of that it needs: a BLAS, and headers for kernels compiled at
     // run time. NVIDIA's libraries are the target machine's.
     let headers = ["cccl", "cute", "cutlass"].map(|name| format!("mlx/include/{name}"));
