@@ -25,7 +25,6 @@ constexpr int TILES = SIZE / 16;
 constexpr int VALUE_TILES = VALUE_SIZE / 16;
 constexpr int KEY_TILES = KEYS / 16;
 constexpr int BUFFER = KEYS * (STRIDE + VALUE_STRIDE);
-constexpr bool CAPPED = SOFT_CAP != 0;
 THREADGROUP_ARRAY(T, staged, [BUFFERS * BUFFER]);
 
 const Heads all_queries = heads_of<TOKEN_MAJOR>(queries_shape);
@@ -49,12 +48,8 @@ const int last_row = metal::min(first_row + ROWS, rows) - 1;
 const int my_rows = first_row + simdgroup * 16;
 const int my_last_row = metal::min(my_rows + 16, rows) - 1;
 
-const float cap = as_type<float>(SOFT_CAP);
-const float scale = as_type<float>(SCALE);
-const float rate = M_LOG2E_F * (CAPPED ? cap : scale);
-const float cap_scale = CAPPED ? scale / cap : 1.0f;
-const float slope = ALIBI ? M_LOG2E_F * slopes[(slopes_shape[0] == 1 ? 0 : batch) * heads + head] : 0.0f;
-const float fall = slope / rate;
+const Measure measure = measure_of<SCALE, SOFT_CAP>(
+    ALIBI ? slopes[(slopes_shape[0] == 1 ? 0 : batch) * heads + head] : 0.0f);
 const float sink = SINKS ? M_LOG2E_F * sinks[head] : -INFINITY;
 const int segments = SEGMENTED ? query_starts_shape[0] - 1 : 0;
 
@@ -124,20 +119,10 @@ for (int start = begin - (BUFFERS - 1) * KEYS; start < end; start += KEYS) {
     }
   }
 
-  float shifts[2] = {0.0f, 0.0f};
-  if (CAPPED) cap_products<T>(scores, cap_scale);
-  if (ALIBI && start + KEYS <= top.diagonal + 1) {
-    lean_before(scores, shifts, sights, fall, slope, start, lane);
-  } else if (ALIBI) {
-    lean(scores, sights, fall, start, lane);
-  }
-  if (MASKED || start < bottom.first || start + KEYS > top.last) {
-    hide<MASKED>(
-        scores, sights, start, M_LOG2E_F / rate, mask, mask_shape, batch, head, my_rows, rows, lane);
-  }
-  rise(running, results, scores, shifts, rate);
   Tile<T> weights[KEY_TILES];
-  weigh(weights, running, scores, shifts, rate);
+  weigh_products<SOFT_CAP != 0, ALIBI, MASKED>(
+      weights, running, results, scores, sights, top, bottom, measure, start, mask, mask_shape, batch, head, my_rows, rows,
+      lane);
   UNROLL
   for (int t = 0; t < KEY_TILES; t++) {
     UNROLL

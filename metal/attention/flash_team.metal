@@ -20,7 +20,6 @@ constexpr int KEYS = 64;
 constexpr int VALUE_TILES = VALUE_SIZE / 16;
 constexpr int KEY_TILES = KEYS / 16;
 constexpr int BUFFER = KEYS * (SIZE + VALUE_SIZE);
-constexpr bool CAPPED = SOFT_CAP != 0;
 LARGE_THREADGROUP_ARRAY(T, staged, [2 * BUFFER + ROWS * SIZE]);
 
 const Heads all_queries = heads_of<TOKEN_MAJOR>(queries_shape);
@@ -46,12 +45,8 @@ const int team = simd_broadcast(uint(simdgroup / 4), 0);
 const int team_rows = first_row + team * 64;
 const int my_rows = team_rows + simdgroup % 4 * 16;
 
-const float cap = as_type<float>(SOFT_CAP);
-const float scale = as_type<float>(SCALE);
-const float rate = M_LOG2E_F * (CAPPED ? cap : scale);
-const float cap_scale = CAPPED ? scale / cap : 1.0f;
-const float slope = ALIBI ? M_LOG2E_F * slopes[(slopes_shape[0] == 1 ? 0 : batch) * heads + head] : 0.0f;
-const float fall = slope / rate;
+const Measure measure = measure_of<SCALE, SOFT_CAP>(
+    ALIBI ? slopes[(slopes_shape[0] == 1 ? 0 : batch) * heads + head] : 0.0f);
 const float sink = SINKS ? M_LOG2E_F * sinks[head] : -INFINITY;
 const int segments = SEGMENTED ? query_starts_shape[0] - 1 : 0;
 
@@ -99,20 +94,10 @@ for (int start = begin - KEYS; start < end; start += KEYS) {
   Tile<float> scores[KEY_TILES];
   multiply_rows<T, ROWS, KEYS, SIZE>(scores, staged_queries + team * 64 * 64, staged_keys, simdgroup % 4);
 
-  float shifts[2] = {0.0f, 0.0f};
-  if (CAPPED) cap_products<T>(scores, cap_scale);
-  if (ALIBI && start + KEYS <= top.diagonal + 1) {
-    lean_before(scores, shifts, sights, fall, slope, start, lane);
-  } else if (ALIBI) {
-    lean(scores, sights, fall, start, lane);
-  }
-  if (MASKED || start < bottom.first || start + KEYS > top.last) {
-    hide<MASKED>(
-        scores, sights, start, M_LOG2E_F / rate, mask, mask_shape, batch, head, my_rows, rows, lane);
-  }
-  rise(running, results, scores, shifts, rate);
   Tile<T> weights[KEY_TILES];
-  weigh(weights, running, scores, shifts, rate);
+  weigh_products<SOFT_CAP != 0, ALIBI, MASKED>(
+      weights, running, results, scores, sights, top, bottom, measure, start, mask, mask_shape, batch, head, my_rows, rows,
+      lane);
   multiply_weights<T, KEYS, VALUE_SIZE>(results, weights, staged_values);
 }
 conclude<T>(y, lse, running, results, sink, all_results, batch, head, my_rows, lane);

@@ -4,6 +4,27 @@
 // what is subtracted, in one instruction. What is held of it is the product of query and key, its share of the cap where
 // there is one, and what ALiBi and a mask add, in that measure.
 
+// `slope` is ALiBi's, and `fall` the same as scores hold it; `cap_scale` makes a product a share of the cap.
+struct Measure {
+  float rate;
+  float cap_scale;
+  float slope;
+  float fall;
+};
+
+// SCALE, SOFT_CAP: bits of floats, no cap where zero.
+template <int SCALE, int SOFT_CAP>
+METAL_FUNC Measure measure_of(float slope) {
+  const float scale = as_type<float>(SCALE);
+  const float cap = SOFT_CAP == 0 ? scale : as_type<float>(SOFT_CAP);
+  Measure measure;
+  measure.rate = M_LOG2E_F * cap;
+  measure.cap_scale = scale / cap;
+  measure.slope = M_LOG2E_F * slope;
+  measure.fall = measure.slope / measure.rate;
+  return measure;
+}
+
 // The softmax of the two rows that a lane has of a tile.
 struct Running {
   float most[2];
@@ -153,6 +174,30 @@ METAL_FUNC void weigh(
       weights[t].set(e, T(weight));
     }
   }
+}
+
+// From products of sixteen queries from `first_row` on with the keys from `start` on to weights of these keys. `top` and
+// `bottom`: what the first and the last see of the queries that take the same way.
+template <
+    bool CAPPED, bool ALIBI, bool MASKED, typename T, int COUNT, int VALUE_TILES, typename Mask, typename Shape>
+METAL_FUNC void weigh_products(
+    thread Tile<T> (&weights)[COUNT], thread Running& running, thread Tile<float> (&results)[VALUE_TILES],
+    thread Tile<float> (&scores)[COUNT], thread const Sight (&sights)[2], Sight top, Sight bottom, Measure measure,
+    int start, Mask mask, Shape mask_shape, int batch, int head, int first_row, int rows, uint lane) {
+  constexpr int KEYS = 16 * COUNT;
+  float shifts[2] = {0.0f, 0.0f};
+  if (CAPPED) cap_products<T>(scores, measure.cap_scale);
+  if (ALIBI && start + KEYS <= top.diagonal + 1) {
+    lean_before(scores, shifts, sights, measure.fall, measure.slope, start, lane);
+  } else if (ALIBI) {
+    lean(scores, sights, measure.fall, start, lane);
+  }
+  if (MASKED || start < bottom.first || start + KEYS > top.last) {
+    const float unit = M_LOG2E_F / measure.rate;
+    hide<MASKED>(scores, sights, start, unit, mask, mask_shape, batch, head, first_row, rows, lane);
+  }
+  rise(running, results, scores, shifts, measure.rate);
+  weigh(weights, running, scores, shifts, measure.rate);
 }
 
 // Writes the result and the log-sum-exp of a lane's two rows of the sixteen from `first_row` on. `sink`: in units of
