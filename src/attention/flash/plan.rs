@@ -183,10 +183,13 @@ mod tests {
     }
 
     #[test]
-    fn two_groups_of_teams_share_a_core() {
-        let launch = Teams { sizes: [128, 128] }.launch(4096, 32, 4);
-        assert!(launch.threadgroup_bytes <= Launch::most_large_threadgroup_bytes(Target::Cuda));
-        assert_eq!((launch.groups, launch.group), ([32, 32, 4], [256, 1, 1]));
+    fn every_group_of_teams_has_the_memory_that_its_text_takes() {
+        for (sizes, bytes) in [([128, 128], 98_304), ([64, 64], 49_152), ([64, 128], 65_536)] {
+            let launch = Teams { sizes }.launch(4096, 32, 4);
+            assert_eq!((launch.groups, launch.group), ([32, 32, 4], [256, 1, 1]));
+            assert_eq!(launch.threadgroup_bytes, bytes, "{sizes:?}");
+            assert!(bytes <= Launch::most_large_threadgroup_bytes(Target::Cuda));
+        }
     }
 
     #[test]
