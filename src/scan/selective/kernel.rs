@@ -166,6 +166,10 @@ impl Geometry {
     /// little, and with 256 they add two fifths.
     const FEW_BACKWARD: i64 = 100;
 
+    fn period() -> i32 {
+        if kernel::is_inference() { Self::NO_PERIOD } else { Self::PERIOD }
+    }
+
     fn forward(sizes: Sizes) -> Self {
         let steps = if sizes.states <= 128 { 16 } else { 8 };
         Self::new(sizes, Self::shares(sizes.states), steps)
@@ -293,7 +297,7 @@ fn places(sizes: Sizes, rule: &Rule, period: i32) -> Vec<[i32; 2]> {
 /// `[B, L, D]` of the dtype of `u`, and the final states, f32.
 pub(super) fn scan(problem: &Problem) -> Result<[Array; 2]> {
     let (sizes, rule) = (problem.sizes, problem.rule.clone());
-    let period = if kernel::is_inference() { Geometry::NO_PERIOD } else { Geometry::PERIOD };
+    let period = Geometry::period();
     let places = places(sizes, &rule, period);
     let (rule_back, places_back, rule_of_reference) = (rule.clone(), places.clone(), rule.clone());
     let saved = places.last().map_or(0, |last| last[1]);
@@ -484,6 +488,12 @@ mod tests {
             assert_eq!(lanes(Geometry::forward, sequences, channels, states), forward, "{what}");
             assert_eq!(lanes(Geometry::backward, sequences, channels, states), backward, "{what}");
         }
+    }
+
+    #[test]
+    fn a_gradient_is_prepared_for_unless_none_may_follow() {
+        assert_eq!(kernel::inference(Geometry::period), Geometry::NO_PERIOD);
+        assert_eq!(Geometry::period(), Geometry::PERIOD);
     }
 
     #[test]
