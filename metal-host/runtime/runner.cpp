@@ -3,8 +3,8 @@
 //   runner KERNEL JOB OUTPUT
 //
 // KERNEL is a library with the function `msl_entry`. JOB is a `Header`, then for each buffer a `BufferHeader` and,
-// of an input or a filled output, its bytes. OUTPUT gets the outputs' bytes one after the other. Exit code 2: a
-// finding, told on stderr; 3: the job makes no sense.
+// of an input or a filled output, its bytes. OUTPUT gets the bytes of the outputs, then those of written inputs. Exit code 2:
+// a finding, told on stderr; 3: the job makes no sense.
 #include <dlfcn.h>
 
 #include <cstdint>
@@ -24,7 +24,7 @@ struct Header {
 };
 static_assert(sizeof(Header) == 40);
 
-enum Kind : uint64_t { kInput = 0, kOutput = 1, kFilledOutput = 2 };
+enum Kind : uint64_t { kInput = 0, kOutput = 1, kFilledOutput = 2, kWrittenInput = 3 };
 
 struct BufferHeader {
   uint64_t kind;
@@ -89,20 +89,25 @@ static void run(MslEntry entry, const Header& header, const std::vector<Buffer>&
   group.finish();
 }
 
+static void write_buffer(FILE* file, const Buffer& buffer, unsigned place) {
+  size_t bytes = buffer.header.bytes;
+  long byte = sanitizer::first_uninitialised(buffer.memory, bytes);
+  if (byte >= 0) {
+    sanitizer::tell_origin(static_cast<char*>(buffer.memory) + byte);
+    report::finding("output", nullptr, std::to_string(place) + " " + std::to_string(byte));
+  }
+  if (fwrite(buffer.memory, 1, bytes, file) != bytes) give_up("cannot write the outputs");
+}
+
 static void write_outputs(const char* path, const std::vector<Buffer>& buffers) {
   FILE* file = fopen(path, "wb");
   if (!file) give_up("cannot write the outputs");
-  unsigned output = 0;
+  unsigned place = 0;
   for (const Buffer& buffer : buffers) {
-    if (buffer.header.kind == kInput) continue;
-    size_t bytes = buffer.header.bytes;
-    long byte = sanitizer::first_uninitialised(buffer.memory, bytes);
-    if (byte >= 0) {
-      sanitizer::tell_origin(static_cast<char*>(buffer.memory) + byte);
-      report::finding("output", nullptr, std::to_string(output) + " " + std::to_string(byte));
-    }
-    if (fwrite(buffer.memory, 1, bytes, file) != bytes) give_up("cannot write the outputs");
-    output++;
+    if (buffer.header.kind == kOutput || buffer.header.kind == kFilledOutput) write_buffer(file, buffer, place++);
+  }
+  for (const Buffer& buffer : buffers) {
+    if (buffer.header.kind == kWrittenInput) write_buffer(file, buffer, place++);
   }
   if (fclose(file) != 0) give_up("cannot write the outputs");
 }

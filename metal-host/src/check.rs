@@ -45,7 +45,7 @@ impl Default for Check {
 const SANITIZER_THREADS: u64 = 224;
 
 impl Host {
-    /// Runs the kernel in every way that may show a mistake, and returns its outputs.
+    /// Runs the kernel in every way that may show a mistake, and returns what [`Host::run`] does.
     ///
     /// First in the first build, which by default has no sanitizers, under every schedule and with every poison: the
     /// outputs must be equal bit for bit, but for float outputs that are added to atomically, whose sums may differ
@@ -132,7 +132,7 @@ impl Ladder<'_> {
     fn compare(&self, run: &Run, first: &[Vec<u8>], other: &[Vec<u8>], kind: Kind) -> Result<()> {
         let source = self.kernel.source;
         let (_, schedule, poison) = self.first();
-        for (output, (first, other)) in source.outputs.iter().zip(first.iter().zip(other)) {
+        for (output, (first, other)) in source.returned().zip(first.iter().zip(other)) {
             let adds_floats = source.atomic_outputs && output.element.is_float();
             if kind == Kind::ScheduleDependent && adds_floats {
                 continue;

@@ -29,7 +29,8 @@ impl Host {
         Ok(Host { compiler: Compiler::new(&cache.into())? })
     }
 
-    /// Runs the kernel once, on the bytes of its inputs, and returns the bytes of its outputs.
+    /// Runs the kernel once, on the bytes of its inputs, and returns the bytes of its outputs, then
+    /// those of the inputs that are [written](crate::Input::written).
     ///
     /// # Errors
     /// Every [`Error`] but [`Error::NoCompiler`]. A finding is one that a single run can make: outputs that

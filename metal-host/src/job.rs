@@ -99,7 +99,10 @@ impl Job<'_> {
     fn buffer(&self, slot: Slot) -> (u64, usize, Cow<'_, [u8]>) {
         let input = |bytes: Cow<'static, [u8]>| (INPUT, bytes.len(), bytes);
         match slot {
-            Slot::Input(index) => (INPUT, self.inputs[index].len(), self.inputs[index].into()),
+            Slot::Input(index) => {
+                let kind = if self.source.inputs[index].written { WRITTEN_INPUT } else { INPUT };
+                (kind, self.inputs[index].len(), self.inputs[index].into())
+            }
             Slot::Shape(index) => {
                 let shape = self.source.inputs[index].shape.iter();
                 input(shape.flat_map(|&axis| (axis as i32).to_ne_bytes()).collect())
@@ -124,21 +127,21 @@ impl Job<'_> {
         }
     }
 
-    /// The outputs, which the runner wrote one after the other.
+    /// What the runner wrote, one after the other.
     fn split(&self, mut bytes: &[u8]) -> Vec<Vec<u8>> {
-        let lengths = self.source.outputs.iter().map(|output| output.bytes().unwrap_or_default());
         let take = |length: usize| {
-            let (output, rest) = bytes.split_at(length.min(bytes.len()));
+            let (array, rest) = bytes.split_at(length.min(bytes.len()));
             bytes = rest;
-            output.to_vec()
+            array.to_vec()
         };
-        lengths.map(take).collect()
+        self.source.returned().map(|array| array.bytes).map(take).collect()
     }
 }
 
 const INPUT: u64 = 0;
 const OUTPUT: u64 = 1;
 const FILLED_OUTPUT: u64 = 2;
+const WRITTEN_INPUT: u64 = 3;
 
 /// Waits for `child`, but not longer than `limit`: a kernel that waits for another thread's write never ends.
 fn wait(mut child: Child, limit: Duration) -> io::Result<Option<ExitStatus>> {

@@ -72,10 +72,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// `0 12`, an output and a byte of it; before it MemorySanitizer told which store the byte came from.
+    /// `0 12`, what is returned and a byte of it; before it MemorySanitizer told which store the byte came from.
     fn output(&self, source: &Source, at: &str) -> Option<Found> {
         let (output, byte) = at.split_once(' ')?;
-        let output = source.outputs.get(output.parse::<usize>().ok()?)?;
+        let output = source.returned().nth(output.parse().ok()?)?;
         let element = byte.parse::<usize>().ok()? / output.element.bytes();
         let element = format!("element {element} of `{}`", output.name);
         let stored = self.said.split_once("Uninitialized value was stored to memory at");

@@ -21,6 +21,31 @@ pub struct Source {
     pub atomic_outputs: bool,
 }
 
+/// An array whose bytes a run returns.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Returned<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) element: Element,
+    pub(crate) bytes: usize,
+}
+
+impl Source {
+    /// The outputs, then the inputs that are written.
+    pub(crate) fn returned(&self) -> impl Iterator<Item = Returned<'_>> {
+        let outputs = self.outputs.iter().map(|Output { name, element, shape }| Returned {
+            name,
+            element: *element,
+            bytes: bytes(*element, shape).unwrap_or_default(),
+        });
+        let written = self.inputs.iter().filter(|input| input.written).map(|input| Returned {
+            name: &input.name,
+            element: input.element,
+            bytes: input.bytes().unwrap_or_default(),
+        });
+        outputs.chain(written)
+    }
+}
+
 /// An array that a kernel reads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Input {
@@ -33,6 +58,8 @@ pub struct Input {
     /// How many elements lie between neighbours along each axis, where rows do not follow each other. MLX passes such an
     /// input only to a kernel without `ensure_row_contiguous`.
     pub strides: Option<Vec<usize>>,
+    /// Whether the kernel writes some of its elements where they lie, which MLX does not know of.
+    pub written: bool,
 }
 
 /// An array that a kernel writes.
@@ -49,12 +76,17 @@ pub struct Output {
 impl Input {
     /// An input called `name`.
     pub fn new(name: impl Into<String>, element: Element, shape: impl Into<Vec<usize>>) -> Self {
-        Input { name: name.into(), element, shape: shape.into(), strides: None }
+        Input { name: name.into(), element, shape: shape.into(), strides: None, written: false }
     }
 
     /// The same with these strides; its bytes are then all from its first element to its last.
     pub fn with_strides(self, strides: impl Into<Vec<usize>>) -> Self {
         Input { strides: Some(strides.into()), ..self }
+    }
+
+    /// The same as an array whose bytes a run returns too, after those of the outputs.
+    pub fn written(self) -> Input {
+        Input { written: true, ..self }
     }
 
     /// Whether MLX passes it in the address space `constant`: it has fewer than 8 elements.

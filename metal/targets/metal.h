@@ -1,4 +1,4 @@
-// What the kernels' own words mean to Apple's compiler. Another target defines them before it reads this.
+// What the kernels' own words mean to Apple's compiler. A host that acts it out defines some before it reads this.
 #ifndef THREADGROUP_ARRAY
 
 // Declares an array that a threadgroup shares: THREADGROUP_ARRAY(float, tile, [16][33]);
@@ -15,3 +15,6 @@
 #define UNROLL _Pragma("clang loop unroll(full)")
 
 #endif
+
+// An input that the kernel writes where it lies, though MLX declares it const.
+#define WRITTEN(T, name) ((device T*)(name))

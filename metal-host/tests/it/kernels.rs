@@ -1,6 +1,6 @@
 //! Right kernels: every build agrees, and the numbers are those of loops in f64.
 
-use metal_host::{Check, Element, Input, Launch, Output, Source, Template};
+use metal_host::{Check, Element, Input, Launch, METAL_TARGET, Output, Source, Template};
 
 use crate::support::{FLOATS, assert_close, decode, encode, host, kernel, numbers, rounding};
 
@@ -173,4 +173,43 @@ fn sums_of_floats_in_any_order_are_let_pass() {
     let size: f64 = values.iter().map(|x| x.abs()).sum();
     let bound = |_| size * 1000.0 * rounding(Element::F32);
     assert_close("sum", &decode(Element::F32, &outputs[0]), &[values.iter().sum()], bound);
+}
+
+/// Writes every second element of `pool` where it lies, by a pointer that MLX declares `const`.
+fn writes_in_place(stored: &str) -> Source {
+    Source {
+        name: "writes_in_place".into(),
+        inputs: vec![
+            Input::new("x", Element::F32, [8]),
+            Input::new("pool", Element::F32, [16]).written(),
+        ],
+        outputs: vec![Output::new("y", Element::F32, [8])],
+        header: METAL_TARGET.into(),
+        body: format!(
+            "const uint i = thread_position_in_grid.x;\nWRITTEN(float, pool)[2 * i] = {stored};\ny[i] = -x[i];"
+        ),
+        ..Source::default()
+    }
+}
+
+#[test]
+fn a_written_input_is_returned_after_the_outputs() {
+    let Some(host) = host() else { return };
+    let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_ne_bytes()).collect::<Vec<_>>();
+    let x: Vec<f32> = (1..9).map(|i| i as f32).collect();
+    let launch = Launch { grid: [8, 1, 1], group: [8, 1, 1] };
+    let inputs = [bytes(&x), bytes(&[0.5; 16])];
+    let inputs: Vec<_> = inputs.iter().map(Vec::as_slice).collect();
+    let outputs = host.check(&writes_in_place("x[i]"), launch, &inputs, &Check::default()).unwrap();
+    let pool: Vec<f32> = x.iter().flat_map(|&x| [x, 0.5]).collect();
+    let negated: Vec<f32> = x.iter().map(|x| -x).collect();
+    assert_eq!(outputs, [bytes(&negated), bytes(&pool)]);
+
+    let racing = writes_in_place("pool[0]");
+    let error = host.check(&racing, launch, &inputs, &Check::default()).unwrap_err();
+    assert!(error.to_string().contains("race"), "{error}");
+    let unset = "({ THREADGROUP_ARRAY(float, none, [1]); none[0]; })";
+    let error = host.check(&writes_in_place(unset), launch, &inputs, &Check::default());
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("element 0 of `pool`"), "{error}");
 }
