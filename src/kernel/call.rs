@@ -112,7 +112,8 @@ fn passed(kernel: &Kernel, argument: &Argument, array: &Array) -> Result<Array> 
     if array.ndim() == 0 {
         return Ok(array.reshape(&[1])?);
     }
-    let as_it_lies = argument.strided || kernel.takes_rows() || array.size() == 1;
+    let as_it_lies =
+        argument.strided || argument.written || kernel.takes_rows() || array.size() == 1;
     Ok(if as_it_lies { array.clone() } else { array.contiguous()? })
 }
 

@@ -11,7 +11,8 @@ use super::Call;
 /// Meant for tests: it may evaluate the inputs, so a kernel that it runs works neither inside
 /// `mlx_rs::transforms::compile::compile` nor lazily.
 pub trait Host: Send + Sync {
-    /// The outputs of `call`, or why there are none.
+    /// The outputs of `call`, or why there are none. Inputs that [are written](super::Argument::is_written) are so where they
+    /// lie.
     ///
     /// # Errors
     /// Whatever the text, or a checker that watched it run, has to complain of.

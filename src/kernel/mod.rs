@@ -111,6 +111,8 @@ pub struct Argument {
     pub shape: &'static [&'static str],
     /// Whether the text reads it by strides; only inputs are.
     pub strided: bool,
+    /// Whether the text writes it where it lies; only inputs are.
+    pub(crate) written: bool,
 }
 
 impl Argument {
@@ -120,12 +122,12 @@ impl Argument {
         name: &'static str,
         shape: &'static [&'static str],
     ) -> Self {
-        Self { name, element: Element::Floating(element), shape, strided: false }
+        Self { name, element: Element::Floating(element), shape, strided: false, written: false }
     }
 
     /// An array of these axes, whose elements are always of `dtype`.
     pub const fn fixed(dtype: Dtype, name: &'static str, shape: &'static [&'static str]) -> Self {
-        Self { name, element: Element::Is(dtype), shape, strided: false }
+        Self { name, element: Element::Is(dtype), shape, strided: false, written: false }
     }
 
     /// An input of these axes, whose elements may have any type; the text calls it `element`.
@@ -134,7 +136,7 @@ impl Argument {
         name: &'static str,
         shape: &'static [&'static str],
     ) -> Self {
-        Self { name, element: Element::Any(element), shape, strided: false }
+        Self { name, element: Element::Any(element), shape, strided: false, written: false }
     }
 
     /// The same as an input that is passed as it lies in memory, without a copy: its element `[i, j]` is at
@@ -146,12 +148,29 @@ impl Argument {
     pub const fn strided(self) -> Self {
         Self { strided: true, ..self }
     }
+
+    /// The same as an input some of whose elements the kernel writes where they lie, which MLX does not know of. The text gets
+    /// at it by `WRITTEN(T, name)`.
+    #[must_use]
+    pub(crate) const fn written(self) -> Self {
+        Self { written: true, ..self }
+    }
+
+    /// Whether the text writes it where it lies.
+    pub const fn is_written(&self) -> bool {
+        self.written
+    }
 }
 
 impl Kernel {
     /// Whether MLX makes all inputs row-contiguous: it does so for all of them or for none.
     pub(crate) fn takes_rows(&self) -> bool {
         !self.inputs.iter().any(|input| input.strided)
+    }
+
+    /// Whether one of its inputs is written where it lies.
+    pub(crate) fn writes_inputs(&self) -> bool {
+        self.inputs.iter().any(Argument::is_written)
     }
 
     /// Whether its threadgroup memory is an array that gets its size from the launch, on devices that tell these apart.

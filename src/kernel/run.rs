@@ -30,14 +30,50 @@ impl Kernel {
     ) -> crate::Result<[Array; M]> {
         Ok(exactly(Call::new(self, inputs, plan)?.run()?)?)
     }
+
+    /// The same for a kernel that [writes inputs](super::Argument::written).
+    ///
+    /// # Safety
+    /// As for [`Call::run_in_place`].
+    ///
+    /// # Errors
+    /// As [`Call::new`] and [`Call::run_in_place`].
+    pub(crate) unsafe fn call_in_place<const M: usize>(
+        &'static self,
+        inputs: &[&Array],
+        plan: Plan,
+    ) -> crate::Result<[Array; M]> {
+        let call = Call::new(self, inputs, plan)?;
+        // SAFETY: the caller vouches for it.
+        Ok(exactly(unsafe { call.run_in_place() }?)?)
+    }
 }
 
 impl Call {
     /// Launches a kernel of this crate on the current stream; lazily, but for a host.
     ///
     /// # Errors
-    /// Where the stream's device cannot run kernels. A fault in the text is found when an output is evaluated.
+    /// Where the stream's device cannot run kernels, or the kernel writes an input. A fault in the text is found when an output
+    /// is evaluated.
     pub(crate) fn run(&self) -> Result<Vec<Array>> {
+        if self.kernel().writes_inputs() {
+            return Err(Exception::custom(format!("[{}] it writes an input", self.kernel().name)));
+        }
+        // SAFETY: no input is written.
+        unsafe { self.run_in_place() }
+    }
+
+    /// Launches a kernel of this crate that may [write inputs](super::Argument::written), behind MLX's back; lazily, but for a
+    /// host.
+    ///
+    /// # Safety
+    /// A written input must have memory of its own, of which nobody else holds an array, now or when the kernel runs. An
+    /// operation that shall see what was written must take an output of the kernel, or what was made of one, by which MLX knows
+    /// to wait; one that shall not must have been handed over before.
+    ///
+    /// # Errors
+    /// Where the stream's device cannot run kernels.
+    pub(crate) unsafe fn run_in_place(&self) -> Result<Vec<Array>> {
         let target = Target::current()?;
         if let Some(reason) = super::obstacle(target) {
             return Err(Exception::custom(format!("[{}] {reason}", self.kernel().name)));
@@ -57,10 +93,14 @@ impl Call {
     /// For these arrays and this plan the text must stay inside the arrays, write no input, write every element of every
     /// output, and have no two threads touch one element without a barrier between, if one of them writes.
     ///
+    /// Of the crate's own kernels, one [writes inputs](super::Argument::is_written). Such an input must have memory of its own,
+    /// of which nobody else holds an array.
+    ///
     /// # Errors
     /// As for the crate's own kernels: where the stream's device cannot run any.
     pub unsafe fn run_unchecked(&self) -> Result<Vec<Array>> {
-        self.run()
+        // SAFETY: the caller vouches for it.
+        unsafe { self.run_in_place() }
     }
 
     /// The threadgroup memory that the launch has to ask for; other arrays have their size in the text.

@@ -67,7 +67,10 @@ impl kernel::Host for Ladder {
             self.host.run(&source, launch, &bytes, run)
         };
         let outputs = outputs.map_err(|error| Exception::custom(error.to_string()))?;
-        call.outputs().iter().zip(&outputs).map(|(spec, bytes)| array_of(spec, bytes)).collect()
+        let (outputs, written) = outputs.split_at(call.outputs().len());
+        let inputs = kernel_inputs(call).filter(|(argument, _)| argument.is_written());
+        inputs.zip(written).for_each(|((_, array), bytes)| write_back(array, bytes));
+        call.outputs().iter().zip(outputs).map(|(spec, bytes)| array_of(spec, bytes)).collect()
     }
 }
 
@@ -123,6 +126,7 @@ fn kernel_inputs(call: &Call) -> impl Iterator<Item = (&Argument, &Array)> {
 
 fn input(argument: &Argument, array: &Array) -> Input {
     let input = Input::new(argument.name, element(array.dtype()), sizes(array.shape()));
+    let input = if argument.is_written() { input.written() } else { input };
     match strides(argument, array) {
         Some(strides) => input.with_strides(strides),
         None => input,
@@ -151,6 +155,16 @@ fn passed_bytes(argument: &Argument, array: &Array) -> Result<Vec<u8>> {
         bytes[at..at + size].copy_from_slice(element);
     }
     Ok(bytes)
+}
+
+/// Writes an evaluated array that lies in rows where it lies, as a kernel would.
+fn write_back(array: &Array, bytes: &[u8]) {
+    assert_eq!(array.nbytes(), bytes.len());
+    // SAFETY: the array is alive; evaluated, it has memory.
+    let memory = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) }.cast_mut();
+    // SAFETY: the memory holds so many bytes, and whoever runs such a kernel has promised that nobody else reads or writes
+    // them meanwhile.
+    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len()) };
 }
 
 fn output(argument: &Argument, spec: &OutputSpec) -> Output {
