@@ -193,3 +193,49 @@ fn every_file_says_what_it_is() {
         }
     }
 }
+
+/// No machine without CUDA's compiler would notice otherwise.
+#[test]
+fn what_kernels_call_of_metal_is_there_on_nvidia_too() {
+    let header = include_str!("../../metal/targets/cuda.h");
+    let there: BTreeSet<_> = words(header).collect();
+    for kernel in kernels() {
+        for file in kernel.fragments.iter().chain([&kernel.file]) {
+            let lines = file.text.lines().map(|line| line.split("//").next().unwrap());
+            let text = lines.collect::<Vec<_>>().join("\n");
+            let called = text.split("metal::").skip(1).filter_map(|rest| words(rest).next());
+            let places = words(&text).filter(|word| PLACES.contains(word));
+            let missing: Vec<_> =
+                called.chain(places).filter(|word| !there.contains(word)).collect();
+            assert!(missing.is_empty(), "{}: {missing:?}", file.path);
+        }
+    }
+}
+
+/// What MSL tells a thread of where it is.
+const PLACES: [&str; 20] = [
+    "dispatch_quadgroups_per_threadgroup",
+    "dispatch_simdgroups_per_threadgroup",
+    "dispatch_threads_per_threadgroup",
+    "grid_origin",
+    "grid_size",
+    "quadgroup_index_in_threadgroup",
+    "quadgroups_per_threadgroup",
+    "simdgroup_index_in_threadgroup",
+    "simdgroups_per_threadgroup",
+    "thread_execution_width",
+    "thread_index_in_quadgroup",
+    "thread_index_in_simdgroup",
+    "thread_index_in_threadgroup",
+    "thread_position_in_grid",
+    "thread_position_in_threadgroup",
+    "threadgroup_position_in_grid",
+    "threadgroups_per_grid",
+    "threads_per_grid",
+    "threads_per_simdgroup",
+    "threads_per_threadgroup",
+];
+
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty())
+}
