@@ -155,13 +155,33 @@ pub fn paged_attention_with_lse(
         context_lengths.as_ref(),
         &options,
     )?;
-    let backend = options.dispatch.resolve(&problem)?;
-    let [output, lse] = match backend {
+    let problem = match options.query_starts {
+        Some(_) => problem.with_rising_starts()?,
+        None => problem,
+    };
+    let [output, lse] = attend(&problem, options.dispatch)?;
+    Ok((output, lse))
+}
+
+/// [`paged_attention`] where the host knows that `query_starts` do not fall.
+pub(crate) fn paged_attention_in_order(
+    queries: &Array,
+    blocks: [&Array; 2],
+    block_tables: &Array,
+    context_lengths: &Array,
+    options: &PagedAttentionOptions<'_>,
+) -> Result<Array> {
+    let problem = Problem::new(queries, blocks, block_tables, context_lengths, options)?;
+    let [output, _] = attend(&problem, options.dispatch)?;
+    Ok(output)
+}
+
+fn attend(problem: &Problem, dispatch: Dispatch) -> Result<[Array; 2]> {
+    match dispatch.resolve(problem)? {
         _ if problem.is_empty() => problem.nothing(),
-        Backend::Kernel => kernel::attend(&problem),
+        Backend::Kernel => kernel::attend(problem),
         Backend::Builtin | Backend::Reference => {
             reference::attend(&problem.operands.as_ref(), &problem.rule)
         }
-    }?;
-    Ok((output, lse))
+    }
 }

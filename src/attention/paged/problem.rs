@@ -182,6 +182,13 @@ impl Problem {
         Ok(Self { operands, rule })
     }
 
+    /// The same with starts that do not fall: else a query would be of two sequences at once, and two groups of threads would
+    /// race for its result.
+    pub(super) fn with_rising_starts(self) -> Result<Self> {
+        let starts = self.operands.starts.cummax(0, false, true)?;
+        Ok(Self { operands: Operands { starts, ..self.operands }, ..self })
+    }
+
     /// Whether no query sees a key, or there is nothing to fill.
     pub(super) fn is_empty(&self) -> bool {
         let Operands { queries, keys, values, tables, .. } = &self.operands;
@@ -230,8 +237,7 @@ fn starts(check: Check, queries: &Array, sequences: i32, given: Option<&Array>) 
     };
     check.dtype_among("query_starts", starts, &[Dtype::Int32])?;
     check.shape("query_starts", starts, axes![sequences + 1])?;
-    // Numbers that fall would give a query to two sequences at once, and two groups of threads would race for its result.
-    Ok(starts.cummax(0, false, true)?)
+    Ok(starts.clone())
 }
 
 /// Those that blocks of 8 bits must have, and others must not.

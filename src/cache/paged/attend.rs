@@ -16,7 +16,7 @@ use super::{
 use crate::{
     attention::{
         BlockForm, FlashAttentionOptions, PagedAttentionOptions, Window, flash_attention,
-        paged_attention,
+        paged_attention_in_order,
     },
     check::axes,
     dispatch::{Backend, Context, Dispatch, Target},
@@ -162,7 +162,8 @@ fn over_blocks(
         dispatch,
     };
     let (tables, lengths) = (&step.block_tables, &step.context_lengths);
-    paged_attention(queries, keys.blocks()?, values.blocks()?, tables, lengths, options)
+    let blocks = [&keys.blocks()?, &values.blocks()?];
+    paged_attention_in_order(queries, blocks, tables, lengths, &options)
 }
 
 /// The same by attention over keys side by side: single tokens together, longer stretches one after another.
