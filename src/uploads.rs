@@ -23,6 +23,8 @@ enum Contents {
     Float(u32),
     Int(i32),
     Unsigned(u32),
+    /// Of f32, of this shape.
+    Zeros(Vec<i32>),
     F32,
     F16,
     Bf16,
@@ -31,6 +33,10 @@ enum Contents {
 impl Contents {
     fn upload(&self) -> Array {
         match self {
+            Self::Zeros(shape) => {
+                let count = shape.iter().product::<i32>().unsigned_abs() as usize;
+                Array::from_slice(&vec![0.0_f32; count], shape)
+            }
             Self::F32 => Array::from_slice(&[0.0_f32], &[1]),
             Self::F16 => Array::from_slice(&[f16::ZERO], &[1]),
             Self::Bf16 => Array::from_slice(&[bf16::ZERO], &[1]),
@@ -66,6 +72,11 @@ pub(crate) fn int(value: i32) -> Array {
 /// A 0-d uint32.
 pub(crate) fn unsigned(value: u32) -> Array {
     kept(Contents::Unsigned(value))
+}
+
+/// Zeros of this shape, f32.
+pub(crate) fn zeros(shape: &[i32]) -> Array {
+    kept(Contents::Zeros(shape.to_vec()))
 }
 
 /// A vector of one zero; f32 where `dtype` is none of f16, bf16 and int32.
@@ -136,6 +147,8 @@ mod tests {
             let places = [(); 2].map(|()| float(value).as_slice::<f32>().as_ptr());
             assert_eq!(places[0], places[1]);
         }
+        assert_eq!(zeros(&[1, 2]).as_slice::<f32>(), [0.0, 0.0]);
+        assert_eq!(zeros(&[2, 1]).shape(), [2, 1]);
         assert_eq!([int(-3), int(4)].map(|array| array.as_slice::<i32>()[0]), [-3, 4]);
         assert_eq!(int(4).ndim(), 0);
         let large = unsigned(u32::MAX);

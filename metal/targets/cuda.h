@@ -10,6 +10,7 @@
 #define LARGE_THREADGROUP_ARRAY(type, name, extents)      \
   extern __shared__ __align__(1024) unsigned char name##_bytes[]; \
   type* const name = reinterpret_cast<type*>(name##_bytes)
+#define WRITTEN(type, name) (const_cast<type*>(name))
 #define UNROLL _Pragma("unroll")
 
 // CUDA has one generic address space.
@@ -269,6 +270,7 @@ METAL_FUNC float tanh(float x) { return tanhf(x); }
 METAL_FUNC float fabs(float x) { return fabsf(x); }
 METAL_FUNC float floor(float x) { return floorf(x); }
 METAL_FUNC float ceil(float x) { return ceilf(x); }
+METAL_FUNC float rint(float x) { return rintf(x); }
 METAL_FUNC float pow(float x, float y) { return powf(x, y); }
 METAL_FUNC float fma(float x, float y, float z) { return fmaf(x, y, z); }
 METAL_FUNC bool isnan(float x) { return x != x; }

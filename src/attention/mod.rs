@@ -15,7 +15,9 @@ pub mod sparse;
 
 pub(crate) use decode::KERNELS as DECODE_KERNELS;
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
-pub(crate) use paged::{KERNELS as PAGED_KERNELS, paged_attention_in_order};
+pub(crate) use paged::{
+    APPEND_KERNELS, KERNELS as PAGED_KERNELS, append, paged_attention_in_order,
+};
 
 pub use bias::{
     AlibiBiasOptions, RelativePositionBias, RelativePositionBiasBuilder, RelativePositionBiasInput,

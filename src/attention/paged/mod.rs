@@ -1,10 +1,12 @@
 //! Attention over keys and values that lie in blocks of a pool.
 
+pub(crate) mod append;
 mod form;
 mod kernel;
 mod problem;
 mod reference;
 
+pub(crate) use append::KERNELS as APPEND_KERNELS;
 pub use form::BlockForm;
 pub(crate) use kernel::KERNELS;
 

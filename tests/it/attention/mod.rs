@@ -1,3 +1,4 @@
+mod append;
 mod asked;
 mod bias;
 mod block_layout;

@@ -1,0 +1,156 @@
+//! New tokens into blocks, where these lie.
+
+use mlx_rs::{Array, Dtype};
+
+use super::BlockForm;
+use crate::{
+    check::Check,
+    dispatch::Context,
+    error::Result,
+    kernel::{self, Argument, Constant, Kernel, Launch, Plan, metal},
+    uploads,
+};
+
+const CHECK: Check = Check::op("append_to_blocks");
+
+/// The kernels of this operation.
+pub(crate) const KERNELS: &[&Kernel] = &[&APPEND, &COPY];
+
+const KEY_POOL: Argument =
+    Argument::any("E", "key_pool", &["1", "S", "heads of keys", "D"]).written();
+const VALUE_POOL: Argument =
+    Argument::any("F", "value_pool", &["1", "S", "heads of keys", "V"]).written();
+const KEY_SCALES: Argument =
+    Argument::fixed(Dtype::Float32, "key_scales", &["1", "scales of keys", "scaled heads of keys"])
+        .written();
+const VALUE_SCALES: Argument = Argument::fixed(
+    Dtype::Float32,
+    "value_scales",
+    &["1", "scales of values", "scaled heads of values"],
+)
+.written();
+
+static APPEND: Kernel = Kernel {
+    name: "append_to_blocks",
+    inputs: &[
+        Argument::of("T", "queries", &["N", "H", "or H", "D"]).strided(),
+        Argument::of("T", "keys", &["N", "K", "or K", "D"]).strided(),
+        Argument::of("T", "values", &["N", "K", "or K", "V"]).strided(),
+        Argument::fixed(Dtype::Int32, "slots", &["C"]),
+        KEY_POOL,
+        VALUE_POOL,
+        KEY_SCALES,
+        VALUE_SCALES,
+    ],
+    outputs: &[Argument::of("T", "passed", &["N", "H", "or H", "D"])],
+    constants: &["KEYS_SCALED", "VALUES_SCALED"],
+    fragments: &[metal!("common/chunk.metal")],
+    file: metal!("attention/append.metal"),
+};
+
+static COPY: Kernel = Kernel {
+    name: "copy_blocks",
+    inputs: &[
+        Argument::fixed(Dtype::Int32, "from", &["M"]),
+        Argument::fixed(Dtype::Int32, "to", &["M"]),
+        Argument::fixed(Dtype::Int32, "slots", &["C"]),
+        KEY_POOL,
+        VALUE_POOL,
+        KEY_SCALES,
+        VALUE_SCALES,
+    ],
+    outputs: &[Argument::fixed(Dtype::Int32, "passed", &["C"])],
+    constants: &["KEYS_SCALED", "VALUES_SCALED", "BLOCK"],
+    fragments: &[metal!("common/chunk.metal")],
+    file: metal!("attention/copy_blocks.metal"),
+};
+
+/// Fewer would be passed where a kernel cannot write.
+const LEAST: usize = 8;
+const SIMDGROUPS: u32 = 4;
+/// A block is some kilobytes.
+const GROUPS_OF_COPY: u32 = 4;
+
+/// Keys, or values, of a pool: numbers, `[1, SLOTS, H_kv, _]`, and in forms that have some scales, `[1, SLOTS, H_kv]`.
+pub(crate) type Pool<'a> = &'a [Array];
+
+/// Why there is no such kernel for these, if there is none.
+pub(crate) fn refusal(context: &Context, pools: [Pool; 2]) -> Option<&'static str> {
+    let small = pools.into_iter().flatten().any(|array| array.size() < LEAST);
+    let small = small.then_some("the kernel takes no pool of fewer than 8 numbers");
+    context.obstacle.or(small).or_else(|| kernel::refusal(pools.into_iter().flatten()))
+}
+
+/// Writes the keys and values of new tokens into the slots of a pool, and returns the queries.
+///
+/// All are a row for each token in one layout or the other, `[T, H, 1, _]` or `[T, 1, H, _]`, and `slots`, i32, are those of the
+/// first tokens; the others go nowhere.
+///
+/// # Safety
+/// The arrays of the pools must have memory of their own, in rows, of which nobody else holds an array, now or when this is
+/// computed. Whoever attends to them afterwards must do so with the queries that this returns, and whoever shall see them as
+/// they were must have been handed over before.
+///
+/// # Errors
+/// When shapes or dtypes do not fit, where [`refusal`] has a reason, or when MLX fails.
+pub(crate) unsafe fn append(
+    [queries, keys, values]: [&Array; 3],
+    slots: &Array,
+    pools: [Pool; 2],
+) -> Result<Array> {
+    let [key_pool, value_pool] = pools;
+    let [heads, key_heads] = [queries, keys].map(|array| array.dim(1) * array.dim(2));
+    let of_pool = key_pool[0].dim(2);
+    CHECK.value(key_heads == of_pool, "keys", format_args!("have {of_pool} heads"), key_heads)?;
+    let [key_scales, value_scales] = pools.map(scales);
+    let inputs =
+        [queries, keys, values, slots, &key_pool[0], &value_pool[0], &key_scales, &value_scales];
+    let heads = (heads + 2 * key_heads).unsigned_abs();
+    let simdgroups = queries.dim(0).unsigned_abs().saturating_mul(heads);
+    let launch = Launch {
+        groups: [simdgroups.div_ceil(SIMDGROUPS), 1, 1],
+        group: [32 * SIMDGROUPS, 1, 1],
+        threadgroup_bytes: 0,
+    };
+    let plan = Plan { constants: are_scaled(pools).to_vec(), extents: Vec::new(), launch };
+    // SAFETY: the caller vouches for the pools; scales that nobody writes are shared.
+    let [passed] = unsafe { APPEND.call_in_place(&inputs, plan) }?;
+    Ok(passed)
+}
+
+/// Copies blocks of a pool, each of `block_size` slots, `from` some `to` others, each `[M]`, i32, and returns `slots`.
+///
+/// # Safety
+/// As for [`append`], for which the slots are; and no block may be both copied from and to, or to twice.
+///
+/// # Errors
+/// When shapes or dtypes do not fit, where [`refusal`] has a reason, or when MLX fails.
+pub(crate) unsafe fn copy(
+    [from, to]: [&Array; 2],
+    slots: &Array,
+    pools: [Pool; 2],
+    block_size: i32,
+) -> Result<Array> {
+    let [key_pool, value_pool] = pools;
+    let [key_scales, value_scales] = pools.map(scales);
+    let inputs = [from, to, slots, &key_pool[0], &value_pool[0], &key_scales, &value_scales];
+    let mut constants = are_scaled(pools).to_vec();
+    constants.push(Constant::Int(block_size));
+    let launch = Launch {
+        groups: [GROUPS_OF_COPY, from.dim(0).unsigned_abs(), 1],
+        group: [32 * SIMDGROUPS, 1, 1],
+        threadgroup_bytes: 0,
+    };
+    let plan = Plan { constants, extents: Vec::new(), launch };
+    // SAFETY: as in `append`.
+    let [passed] = unsafe { COPY.call_in_place(&inputs, plan) }?;
+    Ok(passed)
+}
+
+fn are_scaled(pools: [Pool; 2]) -> [Constant; 2] {
+    pools.map(|pool| Constant::Bool(BlockForm::of(pool[0].dtype()).is_scaled()))
+}
+
+fn scales(pool: Pool) -> Array {
+    pool.get(1).cloned().unwrap_or_else(|| uploads::zeros(&[1, LEAST as i32, 1]))
+}

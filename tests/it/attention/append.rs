@@ -1,0 +1,301 @@
+//! New tokens into the blocks of a pool, by the kernel alone.
+
+use mlx_primitives::{
+    kernel::{Call, Constant, Kernel, Launch, Plan},
+    kernels,
+};
+use mlx_rs::{Array, Dtype};
+
+use crate::support::{
+    FLOATING,
+    compare::{Tolerance, assert_close},
+    host,
+    sample::{normal, strided},
+    tensor::Tensor,
+};
+
+fn kernel(name: &str) -> &'static Kernel {
+    kernels().find(|kernel| kernel.name == name).unwrap()
+}
+
+/// Tokens, heads, heads of keys, the sizes of a key and of a value.
+type Sizes = [i32; 5];
+
+/// What a pool holds before.
+const BEFORE: f32 = 0.5;
+
+/// The slots of all tokens but the last; two of them are none.
+const SLOTS: [i32; 6] = [7, 0, -1, 3, 9, 10];
+const POOL_SLOTS: i32 = 10;
+
+struct Pool {
+    numbers: Array,
+    scales: Array,
+    dtype: Dtype,
+}
+
+impl Pool {
+    fn new(dtype: Dtype, heads: i32, size: i32) -> Self {
+        let fill = |shape: &[i32], dtype: Dtype| {
+            let one = match dtype {
+                Dtype::Int8 | Dtype::Uint8 => 3.0,
+                _ => BEFORE,
+            };
+            let array = mlx_rs::ops::full::<f32>(shape, Array::from_f32(one)).unwrap();
+            let array = array.as_dtype(dtype).unwrap();
+            array.eval().unwrap();
+            array
+        };
+        let scales = if scaled(dtype) { [1, POOL_SLOTS, heads] } else { [1, 8, 1] };
+        let numbers = fill(&[1, POOL_SLOTS, heads, size], dtype);
+        Self { numbers, scales: fill(&scales, Dtype::Float32), dtype }
+    }
+
+    /// The scale and the numbers of a head in a slot, as they are stored.
+    fn head(&self, slot: i32, head: i32) -> (f64, Vec<f64>) {
+        let [_, _, heads, size] = [0, 1, 2, 3].map(|axis| self.numbers.dim(axis) as usize);
+        let row = slot as usize * heads + head as usize;
+        let numbers = Tensor::of(&self.numbers.as_dtype(Dtype::Float32).unwrap());
+        let scale =
+            if scaled(self.dtype) { self.scales.as_slice::<f32>()[row].into() } else { 1.0 };
+        let row = numbers.rows().nth(row).unwrap();
+        assert_eq!(row.len(), size);
+        (scale, row.to_vec())
+    }
+}
+
+fn scaled(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::Int8 | Dtype::Uint8)
+}
+
+/// The value of each e4m3 float: 1 sign, 4 exponent and 3 fraction bits, with a bias of 7; no infinities.
+fn e4m3(bits: u8) -> f64 {
+    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
+    let size = match exponent {
+        _ if bits & 0x7f == 0x7f => f64::NAN,
+        0 => fraction / 8.0 * 2.0_f64.powi(-6),
+        _ => (1.0 + fraction / 8.0) * 2.0_f64.powi(exponent - 7),
+    };
+    if bits & 0x80 == 0 { size } else { -size }
+}
+
+/// Asserts that `stored` stands for a head of `numbers`, each as near as there is one.
+fn assert_stored(what: &str, dtype: Dtype, (scale, stored): &(f64, Vec<f64>), numbers: &[f64]) {
+    if !scaled(dtype) {
+        assert_eq!(stored, numbers, "{what}");
+        return;
+    }
+    let largest = if dtype == Dtype::Int8 { 127.0 } else { 448.0 };
+    let peak = numbers.iter().map(|x| x.abs()).fold(0.0, f64::max);
+    let expected = (peak / largest).max(1e-30);
+    assert!((scale / expected - 1.0).abs() < 1e-6, "{what}: {scale} for {expected}");
+    for (&stored, &number) in stored.iter().zip(numbers) {
+        let wanted = number / scale;
+        let (found, nearest) = match dtype {
+            Dtype::Int8 => (stored, wanted.round()),
+            _ => {
+                let all = (0..=255).map(e4m3).filter(|x| !x.is_nan());
+                let nearer = |a: &f64, b: &f64| (a - wanted).abs().total_cmp(&(b - wanted).abs());
+                (e4m3(stored as u8), all.min_by(nearer).unwrap())
+            }
+        };
+        // In the middle between two, either is as near.
+        let off = (found - wanted).abs() - (nearest - wanted).abs();
+        assert!(off.abs() <= 1e-5 * peak / scale, "{what}: {found} for {wanted}");
+    }
+}
+
+/// Of all tokens together.
+fn count_of_heads(rows: &Array) -> usize {
+    rows.size() / rows.dim(3) as usize
+}
+
+fn append(tokens: [&Array; 3], slots: &Array, pools: &[Pool; 2]) -> Array {
+    let [keys, values] = pools;
+    let [queries, key_rows, value_rows] = tokens;
+    let inputs = [
+        queries,
+        key_rows,
+        value_rows,
+        slots,
+        &keys.numbers,
+        &values.numbers,
+        &keys.scales,
+        &values.scales,
+    ];
+    let simdgroups = (count_of_heads(queries) + 2 * count_of_heads(key_rows)) as u32;
+    let launch =
+        Launch { groups: [simdgroups.div_ceil(4), 1, 1], group: [128, 1, 1], threadgroup_bytes: 0 };
+    let constants = pools.each_ref().map(|pool| Constant::Bool(scaled(pool.dtype))).to_vec();
+    let plan = Plan { constants, extents: Vec::new(), launch };
+    let call = Call::new(kernel("append_to_blocks"), &inputs, plan).unwrap();
+    // SAFETY: the pools are of this test alone, and the launch has a simdgroup for each head of each token.
+    let passed = unsafe { call.run_unchecked() }.unwrap().remove(0);
+    passed.eval().unwrap();
+    passed
+}
+
+fn check(sizes: Sizes, dtype: Dtype, stored: [Dtype; 2], slice: bool) {
+    let what = format!("{sizes:?} {dtype:?} {stored:?} {slice}");
+    let [count, heads, key_heads, size, value_size] = sizes;
+    let tokens = [(heads, size), (key_heads, size), (key_heads, value_size)];
+    let tokens = [0, 1, 2].map(|n: usize| {
+        let (heads, size) = tokens[n];
+        let shape = if slice { [count, 1, heads, size] } else { [count, heads, 1, size] };
+        let array = normal(7 + n as u64, &shape, dtype);
+        if slice { strided(&array) } else { array }
+    });
+    let pools =
+        [Pool::new(stored[0], key_heads, size), Pool::new(stored[1], key_heads, value_size)];
+    let slots = Array::from_slice(&SLOTS[..count as usize - 1], &[count - 1]);
+    let passed = append(tokens.each_ref(), &slots, &pools);
+    assert_close(&what, &passed, &Tensor::of(&tokens[0]), Tolerance::EXACT);
+
+    for (pool, rows) in pools.iter().zip(&tokens[1..]) {
+        let rows = Tensor::of(rows);
+        let mut rows = rows.rows();
+        let mut left: Vec<i32> = (0..POOL_SLOTS).collect();
+        for &slot in &SLOTS[..count as usize - 1] {
+            for head in 0..key_heads {
+                let numbers = rows.next().unwrap();
+                if left.contains(&slot) {
+                    let what = format!("{what}: slot {slot}, head {head}");
+                    assert_stored(&what, pool.dtype, &pool.head(slot, head), numbers);
+                }
+            }
+            left.retain(|&other| other != slot);
+        }
+        let untouched = Pool::new(pool.dtype, key_heads, pool.numbers.dim(3));
+        for slot in left {
+            for head in 0..key_heads {
+                assert_eq!(
+                    pool.head(slot, head),
+                    untouched.head(slot, head),
+                    "{what}: slot {slot}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_go_where_they_belong_and_nowhere_else() {
+    if !host::install() {
+        return;
+    }
+    for dtype in FLOATING {
+        for (sizes, slice) in
+            [([7, 4, 2, 16, 16], false), ([7, 3, 1, 5, 9], true), ([2, 2, 2, 128, 64], true)]
+        {
+            check(sizes, dtype, [dtype; 2], slice);
+        }
+    }
+}
+
+#[test]
+fn eight_bits_hold_what_is_nearest() {
+    if !host::install() {
+        return;
+    }
+    use Dtype::{Float32, Int8, Uint8};
+    for stored in [[Int8, Uint8], [Uint8, Int8]] {
+        for (sizes, slice) in [([7, 4, 2, 40, 16], false), ([3, 2, 1, 128, 7], true)] {
+            check(sizes, Float32, stored, slice);
+        }
+    }
+    check([3, 2, 1, 64, 32], Dtype::Bfloat16, [Int8, Dtype::Bfloat16], false);
+    check([3, 2, 1, 64, 32], Dtype::Float16, [Dtype::Float16, Uint8], false);
+}
+
+#[test]
+fn heads_of_nothing_and_of_no_number_are_stored_too() {
+    if !host::install() {
+        return;
+    }
+    let row = |last: f32| {
+        let numbers = (0..31).map(|n| n as f32 - 15.0).chain([last]).collect::<Vec<_>>();
+        Array::from_slice(&numbers, &[1, 1, 1, 32])
+    };
+    for dtype in [Dtype::Int8, Dtype::Uint8] {
+        for (keys, is_number) in [
+            (mlx_rs::ops::zeros::<f32>(&[1, 1, 1, 32]).unwrap(), true),
+            (row(f32::NAN), false),
+            (row(f32::INFINITY), false),
+        ] {
+            let pools = [Pool::new(dtype, 1, 32), Pool::new(dtype, 1, 32)];
+            append([&keys, &keys, &keys], &Array::from_slice(&[4], &[1]), &pools);
+            let (scale, stored) = pools[0].head(4, 0);
+            for stored in stored {
+                let stored = if dtype == Dtype::Int8 { stored } else { e4m3(stored as u8) };
+                let found = stored * scale;
+                assert!(if is_number { found == 0.0 } else { found.is_nan() }, "{dtype:?} {found}");
+            }
+        }
+    }
+}
+
+/// A pool in which every number tells its place, and what it is made of: `[1, SLOTS, H, D]` or `[1, SLOTS, H]`.
+fn numbered(dtype: Dtype, shape: &[i32]) -> Array {
+    let count = shape.iter().product::<i32>();
+    let numbers = (0..count).map(|n| (n % 101) as f32).collect::<Vec<_>>();
+    let array = Array::from_slice(&numbers, shape).as_dtype(dtype).unwrap();
+    array.eval().unwrap();
+    array
+}
+
+fn check_copies(dtype: Dtype, block: i32, heads: i32, sizes: [i32; 2]) {
+    let slots = 6 * block;
+    let with_scales = |slots: i32| if scaled(dtype) { [1, slots, heads] } else { [1, 8, 1] };
+    let [size, value_size] = sizes;
+    let pools = || {
+        [
+            numbered(dtype, &[1, slots, heads, size]),
+            numbered(dtype, &[1, slots, heads, value_size]),
+            numbered(Dtype::Float32, &with_scales(slots)),
+            numbered(Dtype::Float32, &with_scales(slots)),
+        ]
+    };
+    // The last copies nothing from nowhere.
+    let (from, to) = ([4, 1, 1, 6], [0, 5, 3, 2]);
+    let token_slots = Array::from_slice(&[9, 8, 7], &[3]);
+    let written = pools();
+    let [from_array, to_array] = [from, to].map(|blocks| Array::from_slice(&blocks, &[4]));
+    let mut inputs = vec![&from_array, &to_array, &token_slots];
+    inputs.extend(&written);
+    let is_scaled = Constant::Bool(scaled(dtype));
+    let constants = vec![is_scaled, is_scaled, Constant::Int(block)];
+    let launch = Launch { groups: [2, 4, 1], group: [64, 1, 1], threadgroup_bytes: 0 };
+    let plan = Plan { constants, extents: Vec::new(), launch };
+    let call = Call::new(kernel("copy_blocks"), &inputs, plan).unwrap();
+    // SAFETY: the pools are of this test alone, and no block is copied from and to.
+    let passed = unsafe { call.run_unchecked() }.unwrap().remove(0);
+    passed.eval().unwrap();
+    assert_eq!(passed.as_slice::<i32>(), [9, 8, 7]);
+
+    let arrays = if scaled(dtype) { 4 } else { 2 };
+    for (written, before) in written.iter().zip(&pools()).take(arrays) {
+        let flat = |array: &Array| {
+            Tensor::of(&array.as_dtype(Dtype::Float32).unwrap().flatten(None, None).unwrap())
+        };
+        let (written, before) = (flat(written), flat(before));
+        let (written, before) = (written.rows().next().unwrap(), before.rows().next().unwrap());
+        let of_block = written.len() / 6;
+        for (block, found) in (0..6).zip(written.chunks(of_block)) {
+            let copied = from.iter().zip(&to).find(|(from, to)| **to == block && **from < 6);
+            let source = copied.map_or(block, |(from, _)| *from) as usize;
+            let expected = &before[source * of_block..][..of_block];
+            assert_eq!(found, expected, "{dtype:?} {block} {sizes:?}: block {block}");
+        }
+    }
+}
+
+#[test]
+fn blocks_are_copied_where_they_lie() {
+    if !host::install() {
+        return;
+    }
+    for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Int8, Dtype::Uint8] {
+        check_copies(dtype, 16, 2, [8, 16]);
+        check_copies(dtype, 3, 1, [5, 7]);
+    }
+}
