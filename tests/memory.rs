@@ -10,7 +10,8 @@ use mlx_primitives::{
         chunked_cross_attention, flash_attention, sliding_window_attention,
     },
     generation::{
-        CausalModel, GenerationEngine, GenerationEngineOptions, GenerationRequest, LayerKv,
+        CausalModel, FinishReason, GenerationEngine, GenerationEngineOptions, GenerationRequest,
+        LayerKv,
     },
     layers::{Attention, AttentionInput, GatedFeedForward},
 };
@@ -158,7 +159,8 @@ fn steps_write_their_tokens_in_place() {
         };
         let engine = GenerationEngine::new(OneLayer::new(), options).unwrap();
         let request = || GenerationRequest::new(vec![1, 2, 3], 100);
-        engine.generate(request()).unwrap();
+        let texts = engine.generate(request()).unwrap();
+        assert_eq!(texts[0].reason, FinishReason::Length);
         memory::clear_cache().unwrap();
         memory::reset_peak_memory().unwrap();
         let before = held();

@@ -58,7 +58,8 @@ pub trait CausalModel {
     /// # Shapes
     /// `[B, S]`, u32, to `[B, S, dims]`. The engine calls it with a row for each token of all sequences, `[T, 1]`, each at
     /// the position that its cache says ([`KvCache::offset`]). A step that still runs may draw them, where the engine
-    /// [runs ahead](super::GenerationEngineOptions::run_ahead): to read them here waits for it.
+    /// [runs ahead](super::GenerationEngineOptions::run_ahead): to read them here waits for it. What a cache attends to has to
+    /// be part of the result: a GPU writes the tokens on the way there.
     ///
     /// # Errors
     /// As the model has it. The requests whose tokens these were then fail with it.

@@ -31,7 +31,10 @@ impl<M: CausalModel> Reader<M> {
     /// Takes empty caches of these sizes in place of any that it has.
     pub(super) fn reset(&mut self, kvs: &[PagedKvOptions]) -> Result<()> {
         self.kvs.clear();
-        self.kvs = kvs.iter().map(PagedKv::new).collect::<Result<_>>()?;
+        // SAFETY: no array of a cache leaves the reader, and whoever reads runs one step after the other, or follows one with
+        // the next that awaits its tokens.
+        let kv = |options| Ok(unsafe { PagedKv::new(options)?.sole() });
+        self.kvs = kvs.iter().map(kv).collect::<Result<_>>()?;
         self.settle([])
     }
 
@@ -69,6 +72,11 @@ impl<M: CausalModel> Reader<M> {
     /// Hands these arrays to the device, and what the step wrote.
     pub(super) fn submit<'a>(&'a self, arrays: impl IntoIterator<Item = &'a Array>) -> Result<()> {
         Ok(async_eval(arrays.into_iter().chain(self.written()))?)
+    }
+
+    /// Whether the step that was read last writes all its tokens where they go, whatever else is underway.
+    pub(super) fn reads_in_place(&self) -> bool {
+        self.kvs.iter().all(PagedKv::was_written_in_place)
     }
 
     fn written(&self) -> impl Iterator<Item = &Array> {

@@ -9,8 +9,8 @@ use mlx_rs::{
 
 use super::{
     dense::{Call, Dense, Rows},
-    held::Held,
-    kv::CHECK,
+    held::{self, Held},
+    kv::{CHECK, PagedKv},
     step::PagedStep,
 };
 use crate::{
@@ -35,14 +35,78 @@ pub(super) fn check(queries: &Array, options: &FlashAttentionOptions) -> Result<
     options.alibi_slopes.map_or(Ok(()), |slopes| CHECK.shape("alibi_slopes", slopes, axes![heads]))
 }
 
+/// A step on one layer.
+pub(super) struct Appended {
+    /// The blocks with its tokens.
+    pub(super) held: [Held; 2],
+    /// What its queries see.
+    pub(super) attended: Array,
+    /// Whether a kernel writes the tokens where they go.
+    pub(super) in_place: bool,
+}
+
+/// The blocks with the tokens of a step written, and what their queries see in them. Queries, keys and values are a row for
+/// each token, in the layout of `options`. `in_place`: whether a kernel may write, if what attends allows it.
+pub(super) fn append_and_attend(
+    tokens: [&Array; 3],
+    kv: &PagedKv,
+    step: &PagedStep,
+    options: &FlashAttentionOptions,
+    in_place: bool,
+) -> Result<Appended> {
+    let context = Context::current()?;
+    let held = kv.held();
+    let way = way(held, step, options, &context);
+    if in_place && way.follows_queries(held, &context) {
+        match appended_in_place(tokens, held, step, options, &way) {
+            Err(Error::Unavailable { .. }) => (),
+            attended => {
+                return Ok(Appended { held: held.clone(), attended: attended?, in_place: true });
+            }
+        }
+    }
+    let [queries, keys, values] = tokens;
+    let held = with_tokens(&kv.copied(step)?, step, [keys, values])?;
+    let attended = attend(queries, &held, step, options, way)?;
+    Ok(Appended { held, attended, in_place: false })
+}
+
+/// The blocks with the tokens of a step written: copies, where somebody else holds them.
+pub(super) fn with_tokens(
+    [keys, values]: &[Held; 2],
+    step: &PagedStep,
+    [of_keys, of_values]: [&Array; 2],
+) -> Result<[Held; 2]> {
+    Ok([keys.with_tokens(step, of_keys)?, values.with_tokens(step, of_values)?])
+}
+
+/// Attends to blocks into which a kernel writes the tokens first.
+fn appended_in_place(
+    tokens: [&Array; 3],
+    held: &[Held; 2],
+    step: &PagedStep,
+    options: &FlashAttentionOptions,
+    way: &Way,
+) -> Result<Array> {
+    // SAFETY: nobody else holds these blocks, as whoever called them sole has promised, and the way that attends takes the
+    // queries together with them.
+    let queries = unsafe { held::append(tokens, step, held) }?;
+    if let Way::Run(slots) = way {
+        return over_run(&queries, held, slots.clone(), options);
+    }
+    let by_kernel = Dispatch::Only(Backend::Kernel);
+    in_rows(&queries, options, |rows| over_blocks(rows, held, step, options, by_kernel))
+}
+
 /// Of `queries`, a row for each token in the layout of `options`, over the blocks of a step whose tokens are written.
-pub(super) fn attend(
+fn attend(
     queries: &Array,
     held: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
+    way: Way,
 ) -> Result<Array> {
-    match way(held, step, options, &Context::current()?) {
+    match way {
         Way::Run(slots) => over_run(queries, held, slots, options),
         Way::Gathered => in_rows(queries, options, |rows| over_gathered(rows, held, step, options)),
         Way::Blocks(dispatch) => {
@@ -68,6 +132,26 @@ enum Way {
     Blocks(Dispatch),
     /// By its kernel, and where that refuses, over gathered keys.
     BlocksOrGathered,
+}
+
+impl Way {
+    /// Whether one operation takes queries and blocks together, so that it waits for whatever made the queries. MLX's does on an
+    /// NVIDIA GPU, where it copies no keys, for heads that it never attends to by plain ops.
+    fn follows_queries(&self, [keys, values]: &[Held; 2], context: &Context) -> bool {
+        let fused = |held: &Held| {
+            let [.., size] = held.shape();
+            is_fused_by_mlx(held) && [64, 96, 128].contains(&size)
+        };
+        match self {
+            Self::Run(_) => {
+                let [size, value_size] = [keys, values].map(|held| held.shape()[3]);
+                context.target == Target::Cuda && fused(keys) && size == value_size
+            }
+            Self::Gathered => false,
+            Self::Blocks(dispatch) => *dispatch == Dispatch::Only(Backend::Kernel),
+            Self::BlocksOrGathered => true,
+        }
+    }
 }
 
 fn way(

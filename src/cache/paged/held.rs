@@ -11,7 +11,12 @@ use mlx_rs::{
 };
 
 use super::step::PagedStep;
-use crate::{attention::BlockForm, error::Result, layout::Layout};
+use crate::{
+    attention::{BlockForm, append},
+    dispatch::Context,
+    error::Result,
+    layout::Layout,
+};
 
 #[derive(Debug, Clone)]
 pub(super) struct Held {
@@ -119,4 +124,32 @@ impl Held {
         let written = self.arrays.iter().zip(parts).map(|(array, part)| write(array, part));
         Ok(Self { arrays: written.collect::<Result<_>>()?, ..*self })
     }
+}
+
+/// Whether a kernel writes blocks where they lie, and a step's copies.
+pub(super) fn can_append(context: &Context, held: &[Held; 2], step: &PagedStep) -> bool {
+    let refused = append::refusal(context, held.each_ref().map(Held::arrays));
+    refused.is_none() && !step.copies_overlap
+}
+
+/// Makes the copies of a step and writes its tokens where they go, and returns their queries; `rows` are queries, keys and
+/// values.
+///
+/// # Safety
+/// As for [`append::append`], and [`can_append`] must have said so.
+pub(super) unsafe fn append(
+    rows: [&Array; 3],
+    step: &PagedStep,
+    held: &[Held; 2],
+) -> Result<Array> {
+    let pools = held.each_ref().map(Held::arrays);
+    let slots = match &step.copies {
+        // SAFETY: the caller vouches for the blocks, and copies do not overlap.
+        Some(copies) => unsafe {
+            &append::copy(copies.each_ref(), &step.slots, pools, step.block_size)?
+        },
+        None => &step.slots,
+    };
+    // SAFETY: the caller vouches for the blocks, and the slots come after copies.
+    unsafe { append::append(rows, slots, pools) }
 }

@@ -3,8 +3,8 @@
 use mlx_rs::{Array, Dtype};
 
 use super::{
-    attend,
-    held::Held,
+    attend::{self, Appended},
+    held::{self, Held},
     pool::{PagedPool, check_slots},
     sequence::SequenceId,
     step::PagedStep,
@@ -12,6 +12,7 @@ use super::{
 use crate::{
     attention::{BlockForm, FlashAttentionOptions, KvCache},
     check::Check,
+    dispatch::Context,
     error::Result,
     layout::Layout,
     rope::RopeOffset,
@@ -66,6 +67,10 @@ pub struct PagedKv {
     /// Keys and values.
     held: [Held; 2],
     copied: Option<Copied>,
+    /// Whether nobody else ever holds one of these arrays.
+    sole: bool,
+    /// Whether the last step was.
+    in_place: bool,
 }
 
 /// What a step copies, gathered before.
@@ -91,7 +96,32 @@ impl PagedKv {
         CHECK.floating_dtype("dtype", dtype)?;
         let zeros = |form, size| Held::zeros(form, [blocks, block_size, num_kv_heads, size], dtype);
         let held = [zeros(options.keys, head_dim)?, zeros(options.values, value_dim)?];
-        Ok(Self { held, copied: None })
+        Ok(Self { held, copied: None, sole: false, in_place: false })
+    }
+
+    /// The same, written in place also while the device still reads it for steps before: by a kernel where one runs, which MLX
+    /// does not know to write. Attention has to follow from the queries that it is given, as that of a [`PagedLayer`] does.
+    ///
+    /// # Safety
+    /// Nobody may hold one of [`Self::arrays`], or what [`Self::key_blocks`] and the like return, when a step is put together or
+    /// computed. A step must be computed, or given up together with these blocks, before another is handed over that does not
+    /// depend on what it draws.
+    pub(crate) unsafe fn sole(self) -> Self {
+        Self { sole: true, ..self }
+    }
+
+    pub(super) fn held(&self) -> &[Held; 2] {
+        &self.held
+    }
+
+    /// Whether a kernel may make a step's copies and write its tokens where they go.
+    pub(super) fn can_append(&self, context: &Context, step: &PagedStep) -> bool {
+        self.sole && held::can_append(context, &self.held, step)
+    }
+
+    /// Whether the last step was put together such that MLX copies no pool for it, whatever reads that when it is computed.
+    pub(crate) fn was_written_in_place(&self) -> bool {
+        self.in_place
     }
 
     /// `[BLOCKS, BLOCK, H_kv, D]`, of the dtype of their form.
@@ -147,6 +177,9 @@ impl PagedKv {
     /// When MLX fails.
     pub fn gather(&mut self, step: &PagedStep) -> Result<Vec<Array>> {
         let Some([from, _]) = &step.copies else { return Ok(Vec::new()) };
+        if self.can_append(&Context::current()?, step) {
+            return Ok(Vec::new());
+        }
         let blocks = self.gathered(from)?;
         self.copied = Some(Copied { step: step.number, blocks: blocks.clone() });
         Ok(blocks.concat())
@@ -154,7 +187,7 @@ impl PagedKv {
 
     /// The cache of this layer for one step: queries, keys and values are `[T, 1, heads, D]`, a row for each token.
     pub fn layer<'a>(&'a mut self, step: &'a PagedStep) -> PagedLayer<'a> {
-        PagedLayer { kv: self, step }
+        PagedLayer { kv: self, step, attended: false }
     }
 
     /// The keys and values of a sequence in numbers, `[1, S, H_kv, D]` and `[1, S, H_kv, D_v]`: what another cache goes on
@@ -185,21 +218,19 @@ impl PagedKv {
     /// When they do not fit the step or the blocks. Nothing is changed then.
     pub fn write(&mut self, step: &PagedStep, keys: &Array, values: &Array) -> Result<()> {
         self.check_tokens(step, keys, values, Layout::Bshd)?;
-        let written = self.written(step, [keys, values])?;
+        let written = attend::with_tokens(&self.copied(step)?, step, [keys, values])?;
         (self.held, self.copied) = (written, None);
         Ok(())
     }
 
-    /// The blocks with the copies of a step made and its tokens written.
-    fn written(&self, step: &PagedStep, [of_keys, of_values]: [&Array; 2]) -> Result<[Held; 2]> {
-        let [keys, values] = match &step.copies {
-            Some(copies) => &self.with_copies(step, copies)?,
-            None => &self.held,
-        };
-        Ok([keys.with_tokens(step, of_keys)?, values.with_tokens(step, of_values)?])
+    /// The blocks with the copies of a step made.
+    pub(super) fn copied(&self, step: &PagedStep) -> Result<[Held; 2]> {
+        match &step.copies {
+            Some(copies) => self.with_copies(step, copies),
+            None => Ok(self.held.clone()),
+        }
     }
 
-    /// The blocks with the copies of a step made.
     fn with_copies(&self, step: &PagedStep, [from, to]: &[Array; 2]) -> Result<[Held; 2]> {
         let [keys, values] = &self.held;
         let [of_keys, of_values] =
@@ -262,6 +293,7 @@ impl PagedKv {
 pub struct PagedLayer<'a> {
     kv: &'a mut PagedKv,
     step: &'a PagedStep,
+    attended: bool,
 }
 
 impl KvCache for PagedLayer<'_> {
@@ -279,9 +311,13 @@ impl KvCache for PagedLayer<'_> {
         let (kv, step) = (&mut *self.kv, self.step);
         kv.check(step, [queries, keys, values], options.layout)?;
         attend::check(queries, &options)?;
-        let written = kv.written(step, [keys, values])?;
-        let attended = attend::attend(queries, &written, step, &options)?;
-        (kv.held, kv.copied) = (written, None);
+        let tokens = [queries, keys, values];
+        // What attends a second time would write what the first may not have read yet.
+        let in_place = !self.attended && kv.can_append(&Context::current()?, step);
+        let Appended { held, attended, in_place } =
+            attend::append_and_attend(tokens, kv, step, &options, in_place)?;
+        (kv.held, kv.copied, kv.in_place) = (held, None, in_place);
+        self.attended = true;
         Ok(attended)
     }
 }

@@ -29,6 +29,8 @@ pub struct PagedStep {
     pub(super) query_starts: Array,
     /// From which blocks to which, each `[C]`, i32.
     pub(super) copies: Option<[Array; 2]>,
+    /// Whether a block is copied from that is copied to as well.
+    pub(super) copies_overlap: bool,
     pub(super) spans: Vec<Span>,
     pub(super) block_size: i32,
     /// Which step of its pool it is.
@@ -158,6 +160,8 @@ impl Plan {
             true => None,
             false => Some([part(&from)?, part(&to)?]),
         };
+        let overlaps = |(_, to): &(i32, i32)| self.copies.iter().any(|(from, _)| from == to);
+        let copies_overlap = self.copies.iter().any(overlaps);
         Ok(PagedStep {
             slots: part(&slots)?,
             positions: part(&positions)?,
@@ -165,6 +169,7 @@ impl Plan {
             context_lengths: part(&lengths)?,
             query_starts: part(&starts)?,
             copies,
+            copies_overlap,
             spans: self.spans,
             block_size: self.block_size,
             number: self.number,

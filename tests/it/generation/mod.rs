@@ -4,6 +4,7 @@ mod constraint;
 mod forms;
 #[cfg(feature = "llguidance")]
 mod grammar;
+mod in_place;
 mod model;
 mod refusal;
 mod speculation;
