@@ -88,13 +88,18 @@ impl<M: CausalModel> Runner<M> {
         self.samplers.draw(texts, &logits, &masks, alive)
     }
 
+    /// Whether a step may be handed over while the one before is underway, and MLX copies no blocks for it.
+    pub(super) fn follows_at_once(&self, batch: &Batch) -> bool {
+        !batch.awaiting.is_empty() && self.reader.reads_in_place()
+    }
+
     /// Waits until nothing holds what a step has read that is finished: MLX writes into blocks in place only then.
     pub(super) fn let_go(&self) -> Result<()> {
         Ok(synchronize()?)
     }
 
-    /// Hands a step to the device, which must have ended the one before, and let it go: to put a step together takes longer
-    /// than that does.
+    /// Hands a step to the device, which must have ended the one before, and let it go, unless it
+    /// [follows at once](Self::follows_at_once).
     pub(super) fn hand_over(&self, result: &StepResult) -> Result<()> {
         match result {
             StepResult::Read(hidden) => self.reader.submit([hidden]),

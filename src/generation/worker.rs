@@ -160,12 +160,14 @@ impl<M: CausalModel> Worker<M> {
         true
     }
 
-    /// Waits for the step that is underway, hands the next one over, and tells of what the one before has drawn. Where that
-    /// fails, the next step is lost with the caches, and let go before there are new ones.
+    /// Waits for the step that is underway, hands the next one over, before that if it can, and tells of what the one before
+    /// has drawn. Where that fails, the next step is lost with the caches, and let go before there are new ones.
     fn go_on(&mut self, before: Option<Step>, next: Built) -> Built {
         let Some(Step { batch, result, span }) = before else { return self.hand_over(next?) };
+        let at_once = matches!(&next, Ok(Some(next)) if self.runner.follows_at_once(&next.batch));
+        let next = if at_once { next.and_then(|next| self.hand_over(next)) } else { next };
         let drawn = span.in_scope(|| caught(&batch, || self.runner.finish(result)))?;
-        let next = next.and_then(|next| self.follow(next));
+        let next = if at_once { next } else { next.and_then(|next| self.follow(next)) };
         span.in_scope(|| self.tell(&batch, drawn))?;
         next
     }
