@@ -1,7 +1,7 @@
 """What mlx-lm writes of the models and requests of examples/throughput.rs, for its table in the README.
 
     pip install mlx-lm==0.32.2 "mlx[cuda13]==0.32.2"
-    MLX_CUDA_GRAPH_CACHE_SIZE=20000 python benches/mlx_lm.py --shape smollm2-135m --batch 32 64
+    MLX_CUDA_GRAPH_CACHE_SIZE=20000 python benches/beside_mlx_lm.py --shape smollm2-135m --batch 32 64
 
 Random weights, greedy. Of one stream: a prompt of 512 tokens and 64 more; of many requests: 32 to 511 tokens that get 32 to
 159, and all new tokens over the time that it takes. The first round of each is cold.
