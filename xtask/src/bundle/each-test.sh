@@ -20,6 +20,6 @@ export -f one
 
 mkdir -p "$logs"
 "$run" test-it --list "$@" | sed -n 's/: test$//p' |
-  xargs -P "${JOBS:-8}" -I{} bash -c 'one "$1"' _ {} | tee "$logs/summary.txt" | grep -v "^ok " || true
+  xargs -P "${JOBS:-8}" -I{} bash -c 'one "$1"' _ {} | tee "$logs/summary.txt" | grep --line-buffered -v "^ok " || true
 echo "$(grep -c "^ok " "$logs/summary.txt") passed, $(grep -c "^FAILED" "$logs/summary.txt") failed; see $logs"
 ! grep -q "^FAILED" "$logs/summary.txt"
