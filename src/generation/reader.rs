@@ -12,6 +12,7 @@ use crate::{
     cache::{PagedKv, PagedKvOptions, PagedLayer, PagedStep},
     check::{Check, axes},
     error::Result,
+    kernel::Sole,
     uploads,
 };
 
@@ -31,9 +32,10 @@ impl<M: CausalModel> Reader<M> {
     /// Takes empty caches of these sizes in place of any that it has.
     pub(super) fn reset(&mut self, kvs: &[PagedKvOptions]) -> Result<()> {
         self.kvs.clear();
-        // SAFETY: no array of a cache leaves the reader, and whoever reads runs one step after the other, or follows one with
-        // the next that awaits its tokens.
-        let kv = |options| Ok(unsafe { PagedKv::new(options)?.sole() });
+        // SAFETY: the caches are made here, and none of their arrays leaves them. What attends to them takes what a kernel
+        // passes on. A step is handed over when the one before has ended, or awaits its tokens.
+        let promise = unsafe { Sole::promise() };
+        let kv = |options| Ok(PagedKv::new(options)?.sole(promise));
         self.kvs = kvs.iter().map(kv).collect::<Result<_>>()?;
         self.settle([])
     }

@@ -69,6 +69,7 @@ pub use inference::inference;
 pub(crate) use inference::is_on as is_inference;
 pub use launch::Launch;
 pub(crate) use rows::Rows;
+pub(crate) use run::Sole;
 pub use text::File;
 pub(crate) use text::metal;
 

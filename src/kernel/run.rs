@@ -31,21 +31,37 @@ impl Kernel {
         Ok(exactly(Call::new(self, inputs, plan)?.run()?)?)
     }
 
-    /// The same for a kernel that [writes inputs](super::Argument::written).
-    ///
-    /// # Safety
-    /// As for [`Call::run_in_place`].
+    /// The same for a kernel that [writes inputs](super::Argument::written), on arrays for which that is promised.
     ///
     /// # Errors
     /// As [`Call::new`] and [`Call::run_in_place`].
-    pub(crate) unsafe fn call_in_place<const M: usize>(
+    pub(crate) fn call_in_place<const M: usize>(
         &'static self,
         inputs: &[&Array],
         plan: Plan,
+        _: Sole,
     ) -> crate::Result<[Array; M]> {
         let call = Call::new(self, inputs, plan)?;
-        // SAFETY: the caller vouches for it.
+        // SAFETY: whoever has made the promise vouches for it.
         Ok(exactly(unsafe { call.run_in_place() }?)?)
+    }
+}
+
+/// The promise that arrays are nobody else's, so that kernels may write them where they lie, behind MLX's back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sole(());
+
+impl Sole {
+    /// Makes the promise.
+    ///
+    /// # Safety
+    /// Of each array that a kernel writes by it:
+    /// - it has memory of its own, in rows, and no array of that leaves this crate;
+    /// - an operation that shall see what was written takes an output of that kernel, or what was made of one: MLX does not know
+    ///   to wait otherwise;
+    /// - one that shall not see it was handed over before, or nothing comes of it.
+    pub(crate) const unsafe fn promise() -> Self {
+        Self(())
     }
 }
 
@@ -67,9 +83,7 @@ impl Call {
     /// host.
     ///
     /// # Safety
-    /// A written input must have memory of its own, of which nobody else holds an array, now or when the kernel runs. An
-    /// operation that shall see what was written must take an output of the kernel, or what was made of one, by which MLX knows
-    /// to wait; one that shall not must have been handed over before.
+    /// What [`Sole::promise`] asks for, of each input that is written.
     ///
     /// # Errors
     /// Where the stream's device cannot run kernels.

@@ -7,7 +7,7 @@ use crate::{
     check::Check,
     dispatch::Context,
     error::Result,
-    kernel::{self, Argument, Constant, Kernel, Launch, Plan, metal},
+    kernel::{self, Argument, Constant, Kernel, Launch, Plan, Sole, metal},
     uploads,
 };
 
@@ -86,17 +86,15 @@ pub(crate) fn refusal(context: &Context, pools: [Pool; 2]) -> Option<&'static st
 /// All are a row for each token in one layout or the other, `[T, H, 1, _]` or `[T, 1, H, _]`, and `slots`, i32, are those of the
 /// first tokens; the others go nowhere.
 ///
-/// # Safety
-/// The arrays of the pools must have memory of their own, in rows, of which nobody else holds an array, now or when this is
-/// computed. Whoever attends to them afterwards must do so with the queries that this returns, and whoever shall see them as
-/// they were must have been handed over before.
+/// Whoever attends to the pools afterwards must do so with the queries that this returns.
 ///
 /// # Errors
 /// When shapes or dtypes do not fit, where [`refusal`] has a reason, or when MLX fails.
-pub(crate) unsafe fn append(
+pub(crate) fn append(
     [queries, keys, values]: [&Array; 3],
     slots: &Array,
     pools: [Pool; 2],
+    sole: Sole,
 ) -> Result<Array> {
     let [key_pool, value_pool] = pools;
     let [heads, key_heads] = [queries, keys].map(|array| array.dim(1) * array.dim(2));
@@ -113,23 +111,23 @@ pub(crate) unsafe fn append(
         threadgroup_bytes: 0,
     };
     let plan = Plan { constants: are_scaled(pools).to_vec(), extents: Vec::new(), launch };
-    // SAFETY: the caller vouches for the pools; scales that nobody writes are shared.
-    let [passed] = unsafe { APPEND.call_in_place(&inputs, plan) }?;
+    let [passed] = APPEND.call_in_place(&inputs, plan, sole)?;
     Ok(passed)
 }
 
 /// Copies blocks of a pool, each of `block_size` slots, `from` some `to` others, each `[M]`, i32, and returns `slots`.
 ///
-/// # Safety
-/// As for [`append`], for which the slots are; and no block may be both copied from and to, or to twice.
+/// No block may be both copied from and to, or to twice, and whoever writes to the pools afterwards must take the slots that
+/// this returns.
 ///
 /// # Errors
 /// When shapes or dtypes do not fit, where [`refusal`] has a reason, or when MLX fails.
-pub(crate) unsafe fn copy(
+pub(crate) fn copy(
     [from, to]: [&Array; 2],
     slots: &Array,
     pools: [Pool; 2],
     block_size: i32,
+    sole: Sole,
 ) -> Result<Array> {
     let [key_pool, value_pool] = pools;
     let [key_scales, value_scales] = pools.map(scales);
@@ -142,8 +140,7 @@ pub(crate) unsafe fn copy(
         threadgroup_bytes: 0,
     };
     let plan = Plan { constants, extents: Vec::new(), launch };
-    // SAFETY: as in `append`.
-    let [passed] = unsafe { COPY.call_in_place(&inputs, plan) }?;
+    let [passed] = COPY.call_in_place(&inputs, plan, sole)?;
     Ok(passed)
 }
 
@@ -151,6 +148,7 @@ fn are_scaled(pools: [Pool; 2]) -> [Constant; 2] {
     pools.map(|pool| Constant::Bool(BlockForm::of(pool[0].dtype()).is_scaled()))
 }
 
+/// Those of plain numbers nobody reads or writes.
 fn scales(pool: Pool) -> Array {
     pool.get(1).cloned().unwrap_or_else(|| uploads::zeros(&[1, LEAST as i32, 1]))
 }

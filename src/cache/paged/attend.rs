@@ -21,6 +21,7 @@ use crate::{
     check::axes,
     dispatch::{Backend, Context, Dispatch, Target},
     error::{Error, Result},
+    kernel::Sole,
     layout::Layout,
     uploads,
 };
@@ -46,19 +47,20 @@ pub(super) struct Appended {
 }
 
 /// The blocks with the tokens of a step written, and what their queries see in them. Queries, keys and values are a row for
-/// each token, in the layout of `options`. `in_place`: whether a kernel may write, if what attends allows it.
+/// each token, in the layout of `options`. A kernel writes them by the promise `sole`,
+/// where there is one and what attends allows it.
 pub(super) fn append_and_attend(
     tokens: [&Array; 3],
     kv: &PagedKv,
     step: &PagedStep,
     options: &FlashAttentionOptions,
-    in_place: bool,
+    sole: Option<Sole>,
 ) -> Result<Appended> {
     let context = Context::current()?;
     let held = kv.held();
     let way = way(held, step, options, &context);
-    if in_place && way.follows_queries(held, &context) {
-        match appended_in_place(tokens, held, step, options, &way) {
+    if let Some(sole) = sole.filter(|_| way.follows_queries(held, &context)) {
+        match in_place(tokens, held, step, options, &way, sole) {
             Err(Error::Unavailable { .. }) => (),
             attended => {
                 return Ok(Appended { held: held.clone(), attended: attended?, in_place: true });
@@ -80,17 +82,16 @@ pub(super) fn with_tokens(
     Ok([keys.with_tokens(step, of_keys)?, values.with_tokens(step, of_values)?])
 }
 
-/// Attends to blocks into which a kernel writes the tokens first.
-fn appended_in_place(
+/// Attends to blocks into which a kernel writes the tokens first, by a way that takes queries and blocks together.
+fn in_place(
     tokens: [&Array; 3],
     held: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
     way: &Way,
+    sole: Sole,
 ) -> Result<Array> {
-    // SAFETY: nobody else holds these blocks, as whoever called them sole has promised, and the way that attends takes the
-    // queries together with them.
-    let queries = unsafe { held::append(tokens, step, held) }?;
+    let queries = held::append(tokens, step, held, sole)?;
     if let Way::Run(slots) = way {
         return over_run(&queries, held, slots.clone(), options);
     }

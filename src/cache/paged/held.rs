@@ -15,6 +15,7 @@ use crate::{
     attention::{BlockForm, append},
     dispatch::Context,
     error::Result,
+    kernel::Sole,
     layout::Layout,
 };
 
@@ -133,23 +134,19 @@ pub(super) fn can_append(context: &Context, held: &[Held; 2], step: &PagedStep) 
 }
 
 /// Makes the copies of a step and writes its tokens where they go, and returns their queries; `rows` are queries, keys and
-/// values.
-///
-/// # Safety
-/// As for [`append::append`], and [`can_append`] must have said so.
-pub(super) unsafe fn append(
+/// values. [`can_append`] must have said so, and what attends afterwards must take these queries.
+pub(super) fn append(
     rows: [&Array; 3],
     step: &PagedStep,
     held: &[Held; 2],
+    sole: Sole,
 ) -> Result<Array> {
     let pools = held.each_ref().map(Held::arrays);
     let slots = match &step.copies {
-        // SAFETY: the caller vouches for the blocks, and copies do not overlap.
-        Some(copies) => unsafe {
-            &append::copy(copies.each_ref(), &step.slots, pools, step.block_size)?
-        },
+        Some(copies) => {
+            &append::copy(copies.each_ref(), &step.slots, pools, step.block_size, sole)?
+        }
         None => &step.slots,
     };
-    // SAFETY: the caller vouches for the blocks, and the slots come after copies.
-    unsafe { append::append(rows, slots, pools) }
+    append::append(rows, slots, pools, sole)
 }

@@ -14,6 +14,7 @@ use crate::{
     check::Check,
     dispatch::Context,
     error::Result,
+    kernel::Sole,
     layout::Layout,
     rope::RopeOffset,
     uploads,
@@ -67,8 +68,8 @@ pub struct PagedKv {
     /// Keys and values.
     held: [Held; 2],
     copied: Option<Copied>,
-    /// Whether nobody else ever holds one of these arrays.
-    sole: bool,
+    /// That nobody else ever holds one of these arrays.
+    sole: Option<Sole>,
     /// Whether the last step was.
     in_place: bool,
 }
@@ -96,27 +97,24 @@ impl PagedKv {
         CHECK.floating_dtype("dtype", dtype)?;
         let zeros = |form, size| Held::zeros(form, [blocks, block_size, num_kv_heads, size], dtype);
         let held = [zeros(options.keys, head_dim)?, zeros(options.values, value_dim)?];
-        Ok(Self { held, copied: None, sole: false, in_place: false })
+        Ok(Self { held, copied: None, sole: None, in_place: false })
     }
 
-    /// The same, written in place also while the device still reads it for steps before: by a kernel where one runs, which MLX
-    /// does not know to write. Attention has to follow from the queries that it is given, as that of a [`PagedLayer`] does.
-    ///
-    /// # Safety
-    /// Nobody may hold one of [`Self::arrays`], or what [`Self::key_blocks`] and the like return, when a step is put together or
-    /// computed. A step must be computed, or given up together with these blocks, before another is handed over that does not
-    /// depend on what it draws.
-    pub(crate) unsafe fn sole(self) -> Self {
-        Self { sole: true, ..self }
+    /// The same, written in place also while the device still reads it for steps before, by a kernel where one runs: nobody may
+    /// take an array of it from now on. A step must be computed, or given up together with these blocks, before another is handed
+    /// over that does not depend on what it draws.
+    pub(crate) fn sole(self, promise: Sole) -> Self {
+        Self { sole: Some(promise), ..self }
     }
 
     pub(super) fn held(&self) -> &[Held; 2] {
         &self.held
     }
 
-    /// Whether a kernel may make a step's copies and write its tokens where they go.
-    pub(super) fn can_append(&self, context: &Context, step: &PagedStep) -> bool {
-        self.sole && held::can_append(context, &self.held, step)
+    /// The promise by which a kernel makes a step's copies and writes its tokens where they go, if one may.
+    fn appends(&self, step: &PagedStep) -> Result<Option<Sole>> {
+        let context = Context::current()?;
+        Ok(self.sole.filter(|_| held::can_append(&context, &self.held, step)))
     }
 
     /// Whether the last step was put together such that MLX copies no pool for it, whatever reads that when it is computed.
@@ -177,7 +175,7 @@ impl PagedKv {
     /// When MLX fails.
     pub fn gather(&mut self, step: &PagedStep) -> Result<Vec<Array>> {
         let Some([from, _]) = &step.copies else { return Ok(Vec::new()) };
-        if self.can_append(&Context::current()?, step) {
+        if self.appends(step)?.is_some() {
             return Ok(Vec::new());
         }
         let blocks = self.gathered(from)?;
@@ -313,9 +311,9 @@ impl KvCache for PagedLayer<'_> {
         attend::check(queries, &options)?;
         let tokens = [queries, keys, values];
         // What attends a second time would write what the first may not have read yet.
-        let in_place = !self.attended && kv.can_append(&Context::current()?, step);
+        let sole = if self.attended { None } else { kv.appends(step)? };
         let Appended { held, attended, in_place } =
-            attend::append_and_attend(tokens, kv, step, &options, in_place)?;
+            attend::append_and_attend(tokens, kv, step, &options, sole)?;
         (kv.held, kv.copied, kv.in_place) = (held, None, in_place);
         self.attended = true;
         Ok(attended)
