@@ -21,7 +21,7 @@ const OPERATIONS: &[&[&Kernel]] = &[
     attention::FLASH_KERNELS,
     attention::DECODE_KERNELS,
     attention::PAGED_KERNELS,
-    attention::APPEND_KERNELS,
+    attention::IN_PLACE_KERNELS,
     scan::SCAN_KERNELS,
     scan::SELECTIVE_SCAN_KERNELS,
     sampling::SAMPLE_ROWS_KERNELS,

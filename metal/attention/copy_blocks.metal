@@ -2,7 +2,7 @@
 // and so comes after.
 //
 // from, to: [M] of int: the blocks that are read and those that are written, none of which is one of the others; what is no
-// block is left out. slots: [C] of int.
+// block is left out. slots: [C] of int. queries: [N, H, 1, D] or [N, 1, H, D] of T, unread: what is copied waits for them.
 // key_pool: [1, S, K, D] of E, value_pool: [1, S, K, V] of F, in rows, BLOCK slots to a block, and key_scales and value_scales,
 // [1, S, K] of float, if KEYS_SCALED and VALUES_SCALED: all written.
 // passed: as slots.

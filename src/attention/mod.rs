@@ -16,7 +16,7 @@ pub mod sparse;
 pub(crate) use decode::KERNELS as DECODE_KERNELS;
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
 pub(crate) use paged::{
-    APPEND_KERNELS, KERNELS as PAGED_KERNELS, append, paged_attention_in_order,
+    IN_PLACE_KERNELS, KERNELS as PAGED_KERNELS, in_place, paged_attention_in_order,
 };
 
 pub use bias::{

@@ -12,6 +12,7 @@ use crate::{
     cache::{PagedKv, PagedKvOptions, PagedLayer, PagedStep},
     check::{Check, axes},
     error::Result,
+    ffi::synchronize,
     kernel::Sole,
     uploads,
 };
@@ -32,6 +33,8 @@ impl<M: CausalModel> Reader<M> {
     /// Takes empty caches of these sizes in place of any that it has.
     pub(super) fn reset(&mut self, kvs: &[PagedKvOptions]) -> Result<()> {
         self.kvs.clear();
+        // What a failed step has left underway may hold the old ones.
+        synchronize()?;
         // SAFETY: the caches are made here, and none of their arrays leaves them. What attends to them takes what a kernel
         // passes on. A step is handed over when the one before has ended, or awaits its tokens.
         let promise = unsafe { Sole::promise() };

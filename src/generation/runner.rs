@@ -88,19 +88,17 @@ impl<M: CausalModel> Runner<M> {
         self.samplers.draw(texts, &logits, &masks, alive)
     }
 
-    /// Whether a step may be handed over while the one before is underway, and MLX copies no blocks for it.
+    /// Whether a step may be handed over while the one before is underway.
     pub(super) fn follows_at_once(&self, batch: &Batch) -> bool {
         !batch.awaiting.is_empty() && self.reader.reads_in_place()
     }
 
-    /// Waits until nothing holds what a step has read that is finished: MLX writes into blocks in place only then.
-    pub(super) fn let_go(&self) -> Result<()> {
-        Ok(synchronize()?)
-    }
-
-    /// Hands a step to the device, which must have ended the one before, and let it go, unless it
-    /// [follows at once](Self::follows_at_once).
+    /// Hands a step to the device, which must have ended the one before unless it [follows at once](Self::follows_at_once).
     pub(super) fn hand_over(&self, result: &StepResult) -> Result<()> {
+        if !self.reader.reads_in_place() {
+            // MLX writes into blocks in place only where nothing holds any longer what the step before has read.
+            synchronize()?;
+        }
         match result {
             StepResult::Read(hidden) => self.reader.submit([hidden]),
             StepResult::Draws(draws) => self.reader.submit(draws.arrays()),

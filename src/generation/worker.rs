@@ -167,7 +167,7 @@ impl<M: CausalModel> Worker<M> {
         let at_once = matches!(&next, Ok(Some(next)) if self.runner.follows_at_once(&next.batch));
         let next = if at_once { next.and_then(|next| self.hand_over(next)) } else { next };
         let drawn = span.in_scope(|| caught(&batch, || self.runner.finish(result)))?;
-        let next = if at_once { next } else { next.and_then(|next| self.follow(next)) };
+        let next = if at_once { next } else { next.and_then(|next| self.hand_over(next)) };
         span.in_scope(|| self.tell(&batch, drawn))?;
         next
     }
@@ -292,14 +292,6 @@ impl<M: CausalModel> Worker<M> {
         };
         let result = span.in_scope(|| caught(&batch, build))?;
         Ok(Step { batch, result, span })
-    }
-
-    /// Hands a step over that was put together while another ran, which has ended.
-    fn follow(&self, step: Option<Step>) -> Built {
-        if let Some(Step { batch, .. }) = &step {
-            caught(batch, || self.runner.let_go())?;
-        }
-        self.hand_over(step)
     }
 
     fn hand_over(&self, step: Option<Step>) -> Built {

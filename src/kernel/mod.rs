@@ -8,8 +8,8 @@
 //!
 //! What is taken care of here, once, for every kernel:
 //!
-//! - inputs are row-contiguous, but for those [`strided`](Argument::strided), and a 0-d array is passed as one of shape
-//!   `[1]`;
+//! - inputs are row-contiguous, but for those [`strided`](Argument::strided) and those [written](Argument::is_written), and a
+//!   0-d array is passed as one of shape `[1]`;
 //! - grids are whole groups, so that no device runs a part of one;
 //! - the types of its arrays, and its constants, are template arguments of the text;
 //! - an empty array, one of more than 2³¹ elements, and a launch that some GPU cannot run are errors.

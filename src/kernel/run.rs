@@ -59,7 +59,8 @@ impl Sole {
     /// - it has memory of its own, in rows, and no array of that leaves this crate;
     /// - an operation that shall see what was written takes an output of that kernel, or what was made of one: MLX does not know
     ///   to wait otherwise;
-    /// - one that shall not see it was handed over before, or nothing comes of it.
+    /// - one that shall not see it was handed over before, and the kernel takes something that was made of its result, or it has
+    ///   ended, or nothing comes of it.
     pub(crate) const unsafe fn promise() -> Self {
         Self(())
     }
@@ -107,8 +108,9 @@ impl Call {
     /// For these arrays and this plan the text must stay inside the arrays, write no input, write every element of every
     /// output, and have no two threads touch one element without a barrier between, if one of them writes.
     ///
-    /// Of the crate's own kernels, one [writes inputs](super::Argument::is_written). Such an input must have memory of its own,
-    /// of which nobody else holds an array.
+    /// Some of the crate's own kernels [write inputs](super::Argument::is_written) after all. Such an input must hold eight
+    /// elements or more, in rows, in memory of its own of which nobody else has an array, and what shall see the new elements
+    /// must take an output of this call.
     ///
     /// # Errors
     /// As for the crate's own kernels: where the stream's device cannot run any.

@@ -155,7 +155,7 @@ fn grouped_imports_are_seen() {
 }
 
 #[test]
-fn unsafe_code_has_two_homes() {
+fn unsafe_code_has_two_homes_and_makes_one_promise() {
     assert!(!strays(&["unsafe "], &[]).is_empty(), "the search finds what there is");
     let homes = ["ffi", "kernel", "generation/reader.rs"];
     assert_none(strays(&["unsafe "], &homes), "unsafe only in ffi/ and kernel/");

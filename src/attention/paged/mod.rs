@@ -1,13 +1,13 @@
 //! Attention over keys and values that lie in blocks of a pool.
 
-pub(crate) mod append;
 mod form;
+pub(crate) mod in_place;
 mod kernel;
 mod problem;
 mod reference;
 
-pub(crate) use append::KERNELS as APPEND_KERNELS;
 pub use form::BlockForm;
+pub(crate) use in_place::KERNELS as IN_PLACE_KERNELS;
 pub(crate) use kernel::KERNELS;
 
 use mlx_rs::Array;

@@ -59,7 +59,7 @@ pub(super) fn append_and_attend(
     let context = Context::current()?;
     let held = kv.held();
     let way = way(held, step, options, &context);
-    if let Some(sole) = sole.filter(|_| way.follows_queries(held, &context)) {
+    if let Some(sole) = sole.filter(|_| way.follows_queries(held, step, options, &context)) {
         match in_place(tokens, held, step, options, &way, sole) {
             Err(Error::Unavailable { .. }) => (),
             attended => {
@@ -91,7 +91,7 @@ fn in_place(
     way: &Way,
     sole: Sole,
 ) -> Result<Array> {
-    let queries = held::append(tokens, step, held, sole)?;
+    let queries = held::write_in_place(tokens, step, held, sole)?;
     if let Way::Run(slots) = way {
         return over_run(&queries, held, slots.clone(), options);
     }
@@ -136,17 +136,25 @@ enum Way {
 }
 
 impl Way {
-    /// Whether one operation takes queries and blocks together, so that it waits for whatever made the queries. MLX's does on an
-    /// NVIDIA GPU, where it copies no keys, for heads that it never attends to by plain ops.
-    fn follows_queries(&self, [keys, values]: &[Held; 2], context: &Context) -> bool {
-        let fused = |held: &Held| {
-            let [.., size] = held.shape();
-            is_fused_by_mlx(held) && [64, 96, 128].contains(&size)
-        };
+    /// Whether one operation takes queries and blocks together, so that it waits for whatever made the queries. On an NVIDIA GPU
+    /// MLX's does, and copies no keys before, for few queries of heads of which it has a kernel.
+    fn follows_queries(
+        &self,
+        [keys, values]: &[Held; 2],
+        step: &PagedStep,
+        options: &FlashAttentionOptions,
+        context: &Context,
+    ) -> bool {
+        // Where they do not matter, nothing is made of them.
+        if options.scale == Some(0.0) {
+            return false;
+        }
+        let [size, value_size] = [keys, values].map(|held| held.shape()[3]);
         match self {
             Self::Run(_) => {
-                let [size, value_size] = [keys, values].map(|held| held.shape()[3]);
-                context.target == Target::Cuda && fused(keys) && size == value_size
+                let has_kernel = is_fused_by_mlx(keys) && [64, 96, 128].contains(&size);
+                let few = step.rows() < 4;
+                context.target == Target::Cuda && has_kernel && size == value_size && few
             }
             Self::Gathered => false,
             Self::Blocks(dispatch) => *dispatch == Dispatch::Only(Backend::Kernel),
@@ -381,6 +389,54 @@ mod tests {
         ] {
             assert_eq!(chosen(&on(Target::Cuda), half, true, &asking)?, Way::BlocksOrGathered);
         }
+        Ok(())
+    }
+
+    /// Whether a kernel may write `rows` tokens of one sequence in heads of these sizes, where they attend so.
+    fn follows(
+        context: &Context,
+        (dtype, sizes): (Dtype, [i32; 2]),
+        rows: usize,
+        way: &Way,
+        options: &FlashAttentionOptions,
+    ) -> Result<bool> {
+        let mut pool = PagedPool::new(PagedPoolOptions::new(8))?;
+        let id = pool.open(&[], b"")?;
+        pool.append(id, &vec![1; rows])?;
+        let step = pool.step(&[id], 0)?;
+        let [keys, values] =
+            sizes.map(|size| Held::zeros(BlockForm::Plain, [8, 16, 2, size], dtype));
+        Ok(way.follows_queries(&[keys?, values?], &step, options, context))
+    }
+
+    #[test]
+    fn tokens_are_written_in_place_only_where_attention_waits_for_the_queries() -> Result<()> {
+        let none = FlashAttentionOptions::default();
+        let (cuda, half) = (on(Target::Cuda), (Dtype::Bfloat16, [128; 2]));
+        assert!(follows(&cuda, half, 3, &RUN, &none)?);
+        assert!(!follows(&cuda, half, 4, &RUN, &none)?, "an older GPU copies keys for so many");
+        assert!(!follows(&on(Target::Metal), half, 1, &RUN, &none)?);
+        for held in
+            [(Dtype::Float32, [128; 2]), (Dtype::Float16, [80; 2]), (Dtype::Float16, [128, 64])]
+        {
+            assert!(!follows(&cuda, held, 1, &RUN, &none)?, "{held:?}: MLX attends by plain ops");
+        }
+        for (way, expected) in [
+            (Way::Gathered, false),
+            (Way::Blocks(Dispatch::Only(Backend::Kernel)), true),
+            (Way::Blocks(Dispatch::Only(Backend::Reference)), false),
+            (Way::BlocksOrGathered, true),
+        ] {
+            for target in [Target::Cpu, Target::Cuda, Target::Metal] {
+                assert_eq!(
+                    follows(&on(target), half, 9, &way, &none)?,
+                    expected,
+                    "{way:?} on {target:?}"
+                );
+            }
+        }
+        let unscaled = FlashAttentionOptions { scale: Some(0.0), ..none };
+        assert!(!follows(&cuda, half, 1, &RUN, &unscaled)?, "no query matters");
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use mlx_rs::{
 
 use super::step::PagedStep;
 use crate::{
-    attention::{BlockForm, append},
+    attention::{BlockForm, in_place},
     dispatch::Context,
     error::Result,
     kernel::Sole,
@@ -127,15 +127,19 @@ impl Held {
     }
 }
 
-/// Whether a kernel writes blocks where they lie, and a step's copies.
-pub(super) fn can_append(context: &Context, held: &[Held; 2], step: &PagedStep) -> bool {
-    let refused = append::refusal(context, held.each_ref().map(Held::arrays));
+/// Whether a kernel makes a step's copies and writes its tokens where they go.
+pub(super) fn can_be_written_in_place(
+    context: &Context,
+    held: &[Held; 2],
+    step: &PagedStep,
+) -> bool {
+    let refused = in_place::refusal(context, held.each_ref().map(Held::arrays));
     refused.is_none() && !step.copies_overlap
 }
 
 /// Makes the copies of a step and writes its tokens where they go, and returns their queries; `rows` are queries, keys and
-/// values. [`can_append`] must have said so, and what attends afterwards must take these queries.
-pub(super) fn append(
+/// values. [`can_be_written_in_place`] must have said so, and what attends afterwards must take these queries.
+pub(super) fn write_in_place(
     rows: [&Array; 3],
     step: &PagedStep,
     held: &[Held; 2],
@@ -144,9 +148,10 @@ pub(super) fn append(
     let pools = held.each_ref().map(Held::arrays);
     let slots = match &step.copies {
         Some(copies) => {
-            &append::copy(copies.each_ref(), &step.slots, pools, step.block_size, sole)?
+            let block_size = step.block_size;
+            &in_place::copy(copies.each_ref(), rows[0], &step.slots, pools, block_size, sole)?
         }
         None => &step.slots,
     };
-    append::append(rows, slots, pools, sole)
+    in_place::append(rows, slots, pools, sole)
 }

@@ -70,7 +70,7 @@ pub struct PagedKv {
     copied: Option<Copied>,
     /// That nobody else ever holds one of these arrays.
     sole: Option<Sole>,
-    /// Whether the last step was.
+    /// Whether the last step was put together such that MLX copies no pool for it, whatever reads that when it is computed.
     in_place: bool,
 }
 
@@ -112,9 +112,9 @@ impl PagedKv {
     }
 
     /// The promise by which a kernel makes a step's copies and writes its tokens where they go, if one may.
-    fn appends(&self, step: &PagedStep) -> Result<Option<Sole>> {
+    fn writes_in_place(&self, step: &PagedStep) -> Result<Option<Sole>> {
         let context = Context::current()?;
-        Ok(self.sole.filter(|_| held::can_append(&context, &self.held, step)))
+        Ok(self.sole.filter(|_| held::can_be_written_in_place(&context, &self.held, step)))
     }
 
     /// Whether the last step was put together such that MLX copies no pool for it, whatever reads that when it is computed.
@@ -166,7 +166,7 @@ impl PagedKv {
     }
 
     /// Gathers the blocks that a step copies for sequences that have shared them so far, and returns them to be evaluated, of
-    /// all layers at once. Most steps copy none.
+    /// all layers at once. Most steps copy none, and where a kernel is likely to copy there is nothing to gather.
     ///
     /// This is for speed alone: what is read and written in one evaluation, MLX does not write in place, so a step whose copies
     /// were not evaluated before copies the pool.
@@ -175,7 +175,7 @@ impl PagedKv {
     /// When MLX fails.
     pub fn gather(&mut self, step: &PagedStep) -> Result<Vec<Array>> {
         let Some([from, _]) = &step.copies else { return Ok(Vec::new()) };
-        if self.appends(step)?.is_some() {
+        if self.in_place && self.writes_in_place(step)?.is_some() {
             return Ok(Vec::new());
         }
         let blocks = self.gathered(from)?;
@@ -311,7 +311,7 @@ impl KvCache for PagedLayer<'_> {
         attend::check(queries, &options)?;
         let tokens = [queries, keys, values];
         // What attends a second time would write what the first may not have read yet.
-        let sole = if self.attended { None } else { kv.appends(step)? };
+        let sole = if self.attended { None } else { kv.writes_in_place(step)? };
         let Appended { held, attended, in_place } =
             attend::append_and_attend(tokens, kv, step, &options, sole)?;
         (kv.held, kv.copied, kv.in_place) = (held, None, in_place);

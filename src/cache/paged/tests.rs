@@ -136,9 +136,13 @@ impl Checked {
     fn run(&mut self, step: &PagedStep) {
         let before = self.slots.clone();
         if let Some([from, to]) = &step.copies {
-            for (&from, &to) in from.as_slice::<i32>().iter().zip(to.as_slice::<i32>()) {
+            let copies = from.as_slice::<i32>().iter().zip(to.as_slice::<i32>());
+            for (&from, &to) in copies.rev() {
                 let [from, to] = [from, to].map(|block| block as usize * BLOCK);
-                self.slots[to..to + BLOCK].copy_from_slice(&before[from..from + BLOCK]);
+                // What does not overlap may be copied where it lies, in any order.
+                let source = if step.copies_overlap { &before } else { &self.slots };
+                let source = source[from..from + BLOCK].to_vec();
+                self.slots[to..to + BLOCK].copy_from_slice(&source);
             }
         }
         let (slots, positions) = (step.slots.as_slice::<i32>(), step.positions.as_slice::<i32>());

@@ -260,7 +260,8 @@ fn check_copies(dtype: Dtype, block: i32, heads: i32, sizes: [i32; 2]) {
     let token_slots = Array::from_slice(&[9, 8, 7], &[3]);
     let written = pools();
     let [from_array, to_array] = [from, to].map(|blocks| Array::from_slice(&blocks, &[4]));
-    let mut inputs = vec![&from_array, &to_array, &token_slots];
+    let queries = normal(3, &[3, 1, 2, 4], Dtype::Float32);
+    let mut inputs = vec![&from_array, &to_array, &queries, &token_slots];
     inputs.extend(&written);
     let is_scaled = Constant::Bool(scaled(dtype));
     let constants = vec![is_scaled, is_scaled, Constant::Int(block)];
@@ -297,5 +298,39 @@ fn blocks_are_copied_where_they_lie() {
     for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Int8, Dtype::Uint8] {
         check_copies(dtype, 16, 2, [8, 16]);
         check_copies(dtype, 3, 1, [5, 7]);
+    }
+}
+
+/// Every e4m3 float from 2^-9 to 448 and what lies between two neighbours: in the middle, where of both the one with an even
+/// fraction counts, and beside it. The largest is 448, so the scale is 1.
+#[test]
+fn e4m3_is_rounded_to_the_nearest_and_to_even() {
+    if !host::install() {
+        return;
+    }
+    let all: Vec<f64> = (0..0x7f).map(e4m3).collect();
+    let mut numbers = Vec::new();
+    let mut expected = Vec::new();
+    for (bits, pair) in (0_u8..).zip(all.windows(2)) {
+        let (low, middle) = (pair[0], (pair[0] + pair[1]) / 2.0);
+        let even = if bits % 2 == 0 { bits } else { bits + 1 };
+        let beside = middle * 1e-3;
+        for (number, stored) in
+            [(low, bits), (middle - beside, bits), (middle, even), (middle + beside, bits + 1)]
+        {
+            numbers.extend([number as f32, -number as f32]);
+            expected.extend([stored, stored | 0x80]);
+        }
+    }
+    numbers.push(448.0);
+    expected.push(0x7e);
+    let size = numbers.len() as i32;
+    let rows = Array::from_slice(&numbers, &[1, 1, 1, size]);
+    let pools = [Pool::new(Dtype::Uint8, 1, size), Pool::new(Dtype::Uint8, 1, size)];
+    append([&rows, &rows, &rows], &Array::from_slice(&[4], &[1]), &pools);
+    let (scale, stored) = pools[0].head(4, 0);
+    assert!((scale - 1.0).abs() < 1e-12, "{scale}");
+    for ((stored, expected), number) in stored.into_iter().zip(expected).zip(numbers) {
+        assert_eq!(stored as u8, expected, "{number}");
     }
 }

@@ -3,6 +3,7 @@
 use mlx_primitives::{
     Backend, Dispatch,
     attention::{BlockForm, FlashAttentionOptions, KvCache},
+    dispatch::Target,
     generation::{
         CausalModel, GenerationEngine, GenerationEngineOptions, GenerationRequest, LayerKv,
     },
@@ -21,13 +22,15 @@ const SIZE: i32 = 8;
 struct Tables {
     tables: [Array; 3],
     dispatch: Dispatch,
+    /// As often a layer attends in a step.
+    times: usize,
 }
 
 impl Tables {
-    fn new(dispatch: Dispatch) -> Self {
+    fn new(dispatch: Dispatch, times: usize) -> Self {
         let tables =
             [21, 22, 23].map(|seed| normal(seed, &[VOCABULARY, HEADS * SIZE], Dtype::Float32));
-        Self { tables, dispatch }
+        Self { tables, dispatch, times }
     }
 }
 
@@ -65,8 +68,10 @@ impl CausalModel for Tables {
                 dispatch: self.dispatch,
                 ..Default::default()
             };
-            let attended = cache.attend(&queries, &keys, &values, options)?;
-            x = x.add(attended.reshape(&[count, 1, HEADS * SIZE])?)?;
+            for _ in 0..self.times {
+                let attended = cache.attend(&queries, &keys, &values, options.clone())?;
+                x = x.add(attended.reshape(&[count, 1, HEADS * SIZE])?)?;
+            }
         }
         Ok(x)
     }
@@ -77,7 +82,7 @@ impl CausalModel for Tables {
 }
 
 fn texts(
-    dispatch: Dispatch,
+    model: Tables,
     form: BlockForm,
     run_ahead: bool,
     requests: &[GenerationRequest],
@@ -90,10 +95,13 @@ fn texts(
         run_ahead,
         ..Default::default()
     };
-    let engine = GenerationEngine::new(Tables::new(dispatch), options).unwrap();
+    let engine = GenerationEngine::new(model, options).unwrap();
     let texts = all_texts(&engine, requests).into_iter().flatten();
     texts.map(|text| text.tokens).collect()
 }
+
+const BY_REFERENCE: Dispatch = Dispatch::Only(Backend::Reference);
+const BY_KERNEL: Dispatch = Dispatch::Only(Backend::Kernel);
 
 #[test]
 fn texts_are_those_of_blocks_that_are_written_anew() {
@@ -106,11 +114,27 @@ fn texts_are_those_of_blocks_that_are_written_anew() {
         GenerationRequest { n, ..request }
     });
     for form in [BlockForm::Plain, BlockForm::Int8, BlockForm::Fp8] {
-        let expected = texts(Dispatch::Only(Backend::Reference), form, false, &requests);
+        let expected = texts(Tables::new(BY_REFERENCE, 1), form, false, &requests);
         assert_eq!(expected.len(), 5);
         for run_ahead in [false, true] {
-            let found = texts(Dispatch::Only(Backend::Kernel), form, run_ahead, &requests);
+            let found = texts(Tables::new(BY_KERNEL, 1), form, run_ahead, &requests);
             assert_eq!(found, expected, "{form:?}, run_ahead {run_ahead}");
         }
     }
+    // A GPU's tests of memory tell it there.
+    if Target::current().unwrap() == Target::Cpu {
+        assert!(host::has_run("append_to_blocks", &[1, HEADS, SIZE]));
+        assert!(host::has_run("copy_blocks", &[2]), "two copies for three choices");
+    }
+}
+
+#[test]
+fn a_layer_may_attend_again() {
+    if !host::install() {
+        return;
+    }
+    let requests = [request(prompt(1, 5), 4, params(5, 1.0))];
+    let [expected, found] = [BY_REFERENCE, BY_KERNEL]
+        .map(|dispatch| texts(Tables::new(dispatch, 2), BlockForm::Plain, true, &requests));
+    assert_eq!(found, expected);
 }

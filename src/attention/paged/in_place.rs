@@ -4,7 +4,7 @@ use mlx_rs::{Array, Dtype};
 
 use super::BlockForm;
 use crate::{
-    check::Check,
+    check::{Check, axes},
     dispatch::Context,
     error::Result,
     kernel::{self, Argument, Constant, Kernel, Launch, Plan, Sole, metal},
@@ -53,6 +53,7 @@ static COPY: Kernel = Kernel {
     inputs: &[
         Argument::fixed(Dtype::Int32, "from", &["M"]),
         Argument::fixed(Dtype::Int32, "to", &["M"]),
+        Argument::of("T", "queries", &["N", "H", "or H", "D of queries"]).strided(),
         Argument::fixed(Dtype::Int32, "slots", &["C"]),
         KEY_POOL,
         VALUE_POOL,
@@ -84,12 +85,11 @@ pub(crate) fn refusal(context: &Context, pools: [Pool; 2]) -> Option<&'static st
 /// Writes the keys and values of new tokens into the slots of a pool, and returns the queries.
 ///
 /// All are a row for each token in one layout or the other, `[T, H, 1, _]` or `[T, 1, H, _]`, and `slots`, i32, are those of the
-/// first tokens; the others go nowhere.
-///
-/// Whoever attends to the pools afterwards must do so with the queries that this returns.
+/// first tokens; the others go nowhere. Plain blocks are of the dtype of the tokens. Whoever attends to the pools afterwards must
+/// do so with the queries that this returns.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit, where [`refusal`] has a reason, or when MLX fails.
+/// When shapes or dtypes do not fit, or where [`refusal`] has a reason.
 pub(crate) fn append(
     [queries, keys, values]: [&Array; 3],
     slots: &Array,
@@ -100,16 +100,15 @@ pub(crate) fn append(
     let [heads, key_heads] = [queries, keys].map(|array| array.dim(1) * array.dim(2));
     let of_pool = key_pool[0].dim(2);
     CHECK.value(key_heads == of_pool, "keys", format_args!("have {of_pool} heads"), key_heads)?;
-    let [key_scales, value_scales] = pools.map(scales);
+    let stored = [queries.dtype(), Dtype::Int8, Dtype::Uint8];
+    CHECK.dtype_among("key_pool", &key_pool[0], &stored)?;
+    CHECK.dtype_among("value_pool", &value_pool[0], &stored)?;
+    let [key_scales, value_scales] = [scales(key_pool)?, scales(value_pool)?];
     let inputs =
         [queries, keys, values, slots, &key_pool[0], &value_pool[0], &key_scales, &value_scales];
-    let heads = (heads + 2 * key_heads).unsigned_abs();
-    let simdgroups = queries.dim(0).unsigned_abs().saturating_mul(heads);
-    let launch = Launch {
-        groups: [simdgroups.div_ceil(SIMDGROUPS), 1, 1],
-        group: [32 * SIMDGROUPS, 1, 1],
-        threadgroup_bytes: 0,
-    };
+    let heads_of_all = (heads + 2 * key_heads).unsigned_abs();
+    let simdgroups = queries.dim(0).unsigned_abs().saturating_mul(heads_of_all);
+    let launch = launch([simdgroups.div_ceil(SIMDGROUPS), 1, 1]);
     let plan = Plan { constants: are_scaled(pools).to_vec(), extents: Vec::new(), launch };
     let [passed] = APPEND.call_in_place(&inputs, plan, sole)?;
     Ok(passed)
@@ -118,37 +117,49 @@ pub(crate) fn append(
 /// Copies blocks of a pool, each of `block_size` slots, `from` some `to` others, each `[M]`, i32, and returns `slots`.
 ///
 /// No block may be both copied from and to, or to twice, and whoever writes to the pools afterwards must take the slots that
-/// this returns.
+/// this returns. The copies wait for `queries`, `[T, _, _, _]`, of which nothing is read.
 ///
 /// # Errors
-/// When shapes or dtypes do not fit, where [`refusal`] has a reason, or when MLX fails.
+/// When shapes or dtypes do not fit, or where [`refusal`] has a reason.
 pub(crate) fn copy(
     [from, to]: [&Array; 2],
+    queries: &Array,
     slots: &Array,
     pools: [Pool; 2],
     block_size: i32,
     sole: Sole,
 ) -> Result<Array> {
     let [key_pool, value_pool] = pools;
-    let [key_scales, value_scales] = pools.map(scales);
-    let inputs = [from, to, slots, &key_pool[0], &value_pool[0], &key_scales, &value_scales];
+    let [key_scales, value_scales] = [scales(key_pool)?, scales(value_pool)?];
+    let inputs =
+        [from, to, queries, slots, &key_pool[0], &value_pool[0], &key_scales, &value_scales];
     let mut constants = are_scaled(pools).to_vec();
     constants.push(Constant::Int(block_size));
-    let launch = Launch {
-        groups: [GROUPS_OF_COPY, from.dim(0).unsigned_abs(), 1],
-        group: [32 * SIMDGROUPS, 1, 1],
-        threadgroup_bytes: 0,
-    };
+    let launch = launch([GROUPS_OF_COPY, from.dim(0).unsigned_abs(), 1]);
     let plan = Plan { constants, extents: Vec::new(), launch };
     let [passed] = COPY.call_in_place(&inputs, plan, sole)?;
     Ok(passed)
 }
 
-fn are_scaled(pools: [Pool; 2]) -> [Constant; 2] {
-    pools.map(|pool| Constant::Bool(BlockForm::of(pool[0].dtype()).is_scaled()))
+fn launch(groups: [u32; 3]) -> Launch {
+    Launch { groups, group: [32 * SIMDGROUPS, 1, 1], threadgroup_bytes: 0 }
 }
 
-/// Those of plain numbers nobody reads or writes.
-fn scales(pool: Pool) -> Array {
-    pool.get(1).cloned().unwrap_or_else(|| uploads::zeros(&[1, LEAST as i32, 1]))
+fn are_scaled(pools: [Pool; 2]) -> [Constant; 2] {
+    pools.map(|pool| Constant::Bool(is_scaled(pool)))
+}
+
+fn is_scaled(pool: Pool) -> bool {
+    BlockForm::of(pool[0].dtype()).is_scaled()
+}
+
+/// The scales of a pool; of plain numbers some that nobody reads or writes.
+fn scales(pool: Pool) -> Result<Array> {
+    if !is_scaled(pool) {
+        return Ok(uploads::zeros(&[1, LEAST as i32, 1]));
+    }
+    let expected = "have scales";
+    let scales = CHECK.known(pool.get(1), "a pool of 8 bits", expected, "none")?;
+    CHECK.shape("scales", scales, axes![1, pool[0].dim(1), pool[0].dim(2)])?;
+    Ok(scales.clone())
 }
