@@ -35,7 +35,7 @@ pub enum Slot {
 }
 
 /// Every attribute that MLX looks for in a body, in its order, with its type.
-const ATTRIBUTES: [(&str, &str); 20] = [
+pub const ATTRIBUTES: [(&str, &str); 20] = [
     ("dispatch_quadgroups_per_threadgroup", "uint"),
     ("dispatch_simdgroups_per_threadgroup", "uint"),
     ("dispatch_threads_per_threadgroup", "uint3"),

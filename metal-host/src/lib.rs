@@ -23,7 +23,7 @@ mod check;
 pub use check::Check;
 pub use error::{Error, Finding, Kind, Place, Result};
 pub use files::METAL_TARGET;
-pub use generate::{Generated, Slot, generate};
+pub use generate::{ATTRIBUTES, Generated, Slot, generate};
 pub use host::Host;
 pub use launch::{Build, Launch, Run};
 pub use source::{Element, Input, Output, Source, Template};

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use metal_host::ATTRIBUTES;
 use mlx_primitives::{
     kernel::{Argument, Call, File, Kernel, Launch, Plan},
     kernels,
@@ -203,7 +204,8 @@ fn what_kernels_call_of_metal_is_there_on_nvidia_too() {
         for file in kernel.fragments.iter().chain([&kernel.file]) {
             let text = without_comments(file.text);
             let called = text.split("metal::").skip(1).filter_map(|rest| words(rest).next());
-            let places = words(&text).filter(|word| PLACES.contains(word));
+            let places =
+                words(&text).filter(|word| ATTRIBUTES.iter().any(|(name, _)| name == word));
             let missing: Vec<_> =
                 called.chain(places).filter(|word| !there.contains(word)).collect();
             assert!(missing.is_empty(), "{}: {missing:?}", file.path);
@@ -214,30 +216,6 @@ fn what_kernels_call_of_metal_is_there_on_nvidia_too() {
 fn without_comments(text: &str) -> String {
     text.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect()
 }
-
-/// What MSL tells a thread of where it is.
-const PLACES: [&str; 20] = [
-    "dispatch_quadgroups_per_threadgroup",
-    "dispatch_simdgroups_per_threadgroup",
-    "dispatch_threads_per_threadgroup",
-    "grid_origin",
-    "grid_size",
-    "quadgroup_index_in_threadgroup",
-    "quadgroups_per_threadgroup",
-    "simdgroup_index_in_threadgroup",
-    "simdgroups_per_threadgroup",
-    "thread_execution_width",
-    "thread_index_in_quadgroup",
-    "thread_index_in_simdgroup",
-    "thread_index_in_threadgroup",
-    "thread_position_in_grid",
-    "thread_position_in_threadgroup",
-    "threadgroup_position_in_grid",
-    "threadgroups_per_grid",
-    "threads_per_grid",
-    "threads_per_simdgroup",
-    "threads_per_threadgroup",
-];
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| !word.is_empty())
