@@ -47,8 +47,8 @@ pub(super) struct Appended {
 }
 
 /// The blocks with the tokens of a step written, and what their queries see in them. Queries, keys and values are a row for
-/// each token, in the layout of `options`. A kernel writes them by the promise `sole`,
-/// where there is one and what attends allows it.
+/// each token, in the layout of `options`. By the promise `sole`, if there is one, a kernel writes them, where what attends allows
+/// it.
 pub(super) fn append_and_attend(
     tokens: [&Array; 3],
     kv: &PagedKv,

@@ -159,3 +159,17 @@ fn without_a_gpu_a_launch_is_an_error_that_names_the_kernel() {
         "[scale] kernels run on a GPU, and the current stream is on the CPU"
     );
 }
+
+#[test]
+fn a_kernel_that_writes_an_input_is_run_by_promise_alone() {
+    static INCREMENT: Kernel = Kernel {
+        name: "increment",
+        inputs: &[Argument::of("T", "x", &["N"]).written()],
+        outputs: &[Argument::of("T", "y", &["N"])],
+        constants: &[],
+        ..SCALE
+    };
+    let plan = Plan { constants: Vec::new(), extents: Vec::new(), ..plan() };
+    let call = Call::new(&INCREMENT, &[&array(&[9], Dtype::Float32)], plan).unwrap();
+    assert_eq!(call.run().unwrap_err().what(), "[increment] it writes an input");
+}
