@@ -23,23 +23,22 @@ enum Contents {
     Float(u32),
     Int(i32),
     Unsigned(u32),
-    /// Of f32, of this shape.
-    Zeros(Vec<i32>),
-    F32,
-    F16,
-    Bf16,
+    /// Of this shape; f32 where the type is none of f16, bf16 and int32.
+    Zeros(Dtype, Vec<i32>),
 }
 
 impl Contents {
     fn upload(&self) -> Array {
         match self {
-            Self::Zeros(shape) => {
+            Self::Zeros(dtype, shape) => {
                 let count = shape.iter().product::<i32>().unsigned_abs() as usize;
-                Array::from_slice(&vec![0.0_f32; count], shape)
+                match dtype {
+                    Dtype::Float16 => Array::from_slice(&vec![f16::ZERO; count], shape),
+                    Dtype::Bfloat16 => Array::from_slice(&vec![bf16::ZERO; count], shape),
+                    Dtype::Int32 => Array::from_slice(&vec![0; count], shape),
+                    _ => Array::from_slice(&vec![0.0_f32; count], shape),
+                }
             }
-            Self::F32 => Array::from_slice(&[0.0_f32], &[1]),
-            Self::F16 => Array::from_slice(&[f16::ZERO], &[1]),
-            Self::Bf16 => Array::from_slice(&[bf16::ZERO], &[1]),
             Self::Float(bits) => Array::from_f32(f32::from_bits(*bits)),
             Self::Int(value) => Array::from_int(*value),
             Self::Unsigned(value) => Array::from_slice(&[*value], &[]),
@@ -74,19 +73,9 @@ pub(crate) fn unsigned(value: u32) -> Array {
     kept(Contents::Unsigned(value))
 }
 
-/// Zeros of this shape, f32.
-pub(crate) fn zeros(shape: &[i32]) -> Array {
-    kept(Contents::Zeros(shape.to_vec()))
-}
-
-/// A vector of one zero; f32 where `dtype` is none of f16, bf16 and int32.
-pub(crate) fn zero(dtype: Dtype) -> Array {
-    kept(match dtype {
-        Dtype::Float16 => Contents::F16,
-        Dtype::Bfloat16 => Contents::Bf16,
-        Dtype::Int32 => Contents::I32(vec![0]),
-        _ => Contents::F32,
-    })
+/// Zeros of this shape; f32 where `dtype` is none of f16, bf16 and int32.
+pub(crate) fn zeros(dtype: Dtype, shape: &[i32]) -> Array {
+    kept(Contents::Zeros(dtype, shape.to_vec()))
 }
 
 /// The array of before, where it is among the last that were asked for.
@@ -147,8 +136,12 @@ mod tests {
             let places = [(); 2].map(|()| float(value).as_slice::<f32>().as_ptr());
             assert_eq!(places[0], places[1]);
         }
-        assert_eq!(zeros(&[1, 2]).as_slice::<f32>(), [0.0, 0.0]);
-        assert_eq!(zeros(&[2, 1]).shape(), [2, 1]);
+        for dtype in [Dtype::Float32, Dtype::Float16, Dtype::Bfloat16, Dtype::Int32] {
+            let found = [[1, 2], [2, 1]].map(|shape| zeros(dtype, &shape));
+            assert_eq!(found.each_ref().map(Array::dtype), [dtype; 2]);
+            assert_eq!([found[0].shape(), found[1].shape()], [[1, 2], [2, 1]]);
+        }
+        assert_eq!(zeros(Dtype::Float32, &[2]).as_slice::<f32>(), [0.0, 0.0]);
         assert_eq!([int(-3), int(4)].map(|array| array.as_slice::<i32>()[0]), [-3, 4]);
         assert_eq!(int(4).ndim(), 0);
         let large = unsigned(u32::MAX);

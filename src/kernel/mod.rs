@@ -210,9 +210,9 @@ pub(crate) fn obstacle(target: Target) -> Option<&'static str> {
     }
 }
 
-/// What a kernel is given for an input that its constants leave unread.
-pub(crate) fn stand_in(dtype: Dtype) -> Array {
-    uploads::zero(dtype)
+/// What a kernel is given for an input of so many axes that its constants leave unread.
+pub(crate) fn stand_in(dtype: Dtype, axes: usize) -> Array {
+    uploads::zeros(dtype, &vec![1; axes])
 }
 
 /// Why no kernel can take these arrays, if none can.

@@ -113,7 +113,7 @@ pub(super) fn glu(problem: &Problem) -> Result<Array> {
 
 /// A bias of zeros.
 fn none_like(gate: &Array) -> Result<Array> {
-    Ok(broadcast_to(stand_in(gate.dtype()), &[gate.dim(-1)])?)
+    Ok(broadcast_to(stand_in(gate.dtype(), 1), &[gate.dim(-1)])?)
 }
 
 fn forward([gate, up]: &[Array; 2], kind: Activation) -> Result<[Array; 1]> {

@@ -182,11 +182,11 @@ pub(super) fn merged(
 
 /// `[B, H]`, f32, of `[H]` or `[B, H]`.
 pub(super) fn slopes_by_sequence(slopes: Option<&Array>, shape: [i32; 2]) -> Result<Array> {
-    let Some(slopes) = slopes else { return Ok(stand_in(Dtype::Float32).reshape(&[1, 1])?) };
+    let Some(slopes) = slopes else { return Ok(stand_in(Dtype::Float32, 2)) };
     Ok(broadcast_to(slopes.as_dtype(Dtype::Float32)?, &shape)?)
 }
 
 pub(super) fn floats_or_stand_in(array: Option<&Array>) -> Result<Array> {
     Ok(array
-        .map_or_else(|| Ok(stand_in(Dtype::Float32)), |array| array.as_dtype(Dtype::Float32))?)
+        .map_or_else(|| Ok(stand_in(Dtype::Float32, 1)), |array| array.as_dtype(Dtype::Float32))?)
 }

@@ -160,7 +160,7 @@ pub(super) fn attend(problem: &Problem) -> Result<Attended> {
         layout.swap_with_bhsd(&problem.keys)?,
         layout.swap_with_bhsd(&problem.values)?,
     ];
-    let none = Nothing::of(problem.dtype)?;
+    let none = Nothing::of(problem.dtype);
     let slopes =
         problem.alibi_slopes.map(|slopes| by_head(slopes, problem.dims.heads)).transpose()?;
     let sinks = problem.sinks.map(wide).transpose()?;
@@ -221,13 +221,13 @@ struct Nothing {
 }
 
 impl Nothing {
-    fn of(dtype: Dtype) -> Result<Self> {
-        Ok(Self {
-            mask: stand_in(dtype).reshape(&[1, 1, 1, 1])?,
-            slopes: stand_in(Dtype::Float32).reshape(&[1, 1])?,
-            sinks: stand_in(Dtype::Float32),
-            starts: stand_in(Dtype::Int32),
-        })
+    fn of(dtype: Dtype) -> Self {
+        Self {
+            mask: stand_in(dtype, 4),
+            slopes: stand_in(Dtype::Float32, 2),
+            sinks: stand_in(Dtype::Float32, 1),
+            starts: stand_in(Dtype::Int32, 1),
+        }
     }
 }
 

@@ -156,7 +156,7 @@ fn is_scaled(pool: Pool) -> bool {
 /// The scales of a pool; of plain numbers some that nobody reads or writes.
 fn scales(pool: Pool) -> Result<Array> {
     if !is_scaled(pool) {
-        return Ok(uploads::zeros(&[1, LEAST as i32, 1]));
+        return Ok(uploads::zeros(Dtype::Float32, &[1, LEAST as i32, 1]));
     }
     let expected = "have scales";
     let scales = CHECK.known(pool.get(1), "a pool of 8 bits", expected, "none")?;

@@ -176,8 +176,8 @@ impl Problem {
             lengths: context_lengths.clone(),
             key_scales,
             value_scales,
-            slopes: options.alibi_slopes.cloned().unwrap_or_else(|| stand_in(Dtype::Float32)),
-            sinks: options.sinks.cloned().unwrap_or_else(|| stand_in(Dtype::Float32)),
+            slopes: options.alibi_slopes.cloned().unwrap_or_else(|| stand_in(Dtype::Float32, 1)),
+            sinks: options.sinks.cloned().unwrap_or_else(|| stand_in(Dtype::Float32, 1)),
         };
         Ok(Self { operands, rule })
     }
@@ -253,7 +253,7 @@ fn scales(
     let found = if given.is_some() { "some" } else { "none" };
     check.value(given.is_some() == needed, name, expected, found)?;
     let Some(scales) = given else {
-        return Ok(stand_in(Dtype::Float32).reshape(&[1, 1, 1])?);
+        return Ok(stand_in(Dtype::Float32, 3));
     };
     check.dtype_among(name, scales, &[Dtype::Float32])?;
     let rows = if scales.ndim() == 3 && scales.dim(1) == 1 { 1 } else { blocks.dim(1) };

@@ -29,7 +29,7 @@ static FORWARD: Kernel = Kernel {
 pub(super) fn add_layer_norm(problem: &Problem) -> Result<[Array; 2]> {
     let affine = Affine::of(problem.weight, problem.bias, problem.eps);
     let [weight, bias] = [problem.weight, problem.bias]
-        .map(|array| array.cloned().unwrap_or_else(|| stand_in(Dtype::Float32)));
+        .map(|array| array.cloned().unwrap_or_else(|| stand_in(Dtype::Float32, 1)));
     differentiable(
         [problem.x, problem.residual, &weight, &bias],
         move |inputs| forward(inputs, affine),

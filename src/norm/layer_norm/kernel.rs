@@ -97,7 +97,7 @@ impl Affine {
 pub(super) fn layer_norm(problem: &Problem) -> Result<Array> {
     let affine = Affine::of(problem.weight, problem.bias, problem.eps);
     let [weight, bias] = [problem.weight, problem.bias]
-        .map(|array| array.cloned().unwrap_or_else(|| stand_in(Dtype::Float32)));
+        .map(|array| array.cloned().unwrap_or_else(|| stand_in(Dtype::Float32, 1)));
     let [y] = differentiable(
         [problem.x, &weight, &bias],
         move |inputs| Ok([forward(inputs, affine)?]),

@@ -36,7 +36,7 @@ pub(in crate::norm) const FORWARD_BYTES: u32 = 64;
 
 pub(super) fn rms_norm(problem: &Problem) -> Result<Array> {
     let (scaling, weighted) = (problem.scaling, problem.weight.is_some());
-    let weight = problem.weight.cloned().unwrap_or_else(|| stand_in(Dtype::Float32));
+    let weight = problem.weight.cloned().unwrap_or_else(|| stand_in(Dtype::Float32, 1));
     let [y] = differentiable(
         [problem.x, &weight],
         move |[x, weight]| Ok([forward(x, weight, weighted, scaling)?]),

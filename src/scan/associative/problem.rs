@@ -48,7 +48,13 @@ impl Problem {
     ) -> Result<Self> {
         check.floating("x", x)?;
         let frame = Frame::new(check, x, options)?;
-        Self::new(check, frame, Rule::Operator(operator), [&stand_in(Dtype::Float32), x], options)
+        Self::new(
+            check,
+            frame,
+            Rule::Operator(operator),
+            [&stand_in(Dtype::Float32, 1), x],
+            options,
+        )
     }
 
     pub(super) fn affine(

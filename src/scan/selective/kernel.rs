@@ -370,7 +370,7 @@ fn backward(
     let like = |sum: Array, like: &Array| -> Result<Array> {
         Ok(sum.reshape(like.shape())?.as_dtype(like.dtype())?)
     };
-    let none = || stand_in(Dtype::Float32);
+    let none = || stand_in(Dtype::Float32, 1);
     let [db, dc, da, dskip, dbias] = sums([db, dc, da, dskip, dbias])?;
     Ok([
         du.reshape(operands.u.shape())?,

@@ -132,7 +132,7 @@ impl Problem {
         let by_channel = [batch, length, channels];
         let by_state = [batch, length, groups, states];
         let or_nothing =
-            |array: Option<&Array>| array.cloned().unwrap_or_else(|| stand_in(Dtype::Float32));
+            |array: Option<&Array>| array.cloned().unwrap_or_else(|| stand_in(Dtype::Float32, 1));
         let z = z.map(|z| z.reshape(&by_channel)).transpose()?;
         let operands = Operands {
             u: given.u.reshape(&by_channel)?,
