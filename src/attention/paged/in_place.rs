@@ -106,10 +106,7 @@ pub(crate) fn append(
     let [key_scales, value_scales] = [scales(key_pool)?, scales(value_pool)?];
     let inputs =
         [queries, keys, values, slots, &key_pool[0], &value_pool[0], &key_scales, &value_scales];
-    let heads_of_all = (heads + 2 * key_heads).unsigned_abs();
-    let simdgroups = queries.dim(0).unsigned_abs().saturating_mul(heads_of_all);
-    let launch = launch([simdgroups.div_ceil(SIMDGROUPS), 1, 1]);
-    let plan = Plan { constants: are_scaled(pools).to_vec(), extents: Vec::new(), launch };
+    let plan = append_plan(queries.dim(0), heads + 2 * key_heads, pools.map(is_scaled));
     let [passed] = APPEND.call_in_place(&inputs, plan, sole)?;
     Ok(passed)
 }
@@ -133,20 +130,26 @@ pub(crate) fn copy(
     let [key_scales, value_scales] = [scales(key_pool)?, scales(value_pool)?];
     let inputs =
         [from, to, queries, slots, &key_pool[0], &value_pool[0], &key_scales, &value_scales];
-    let mut constants = are_scaled(pools).to_vec();
-    constants.push(Constant::Int(block_size));
-    let launch = launch([GROUPS_OF_COPY, from.dim(0).unsigned_abs(), 1]);
-    let plan = Plan { constants, extents: Vec::new(), launch };
+    let plan = copy_plan(from.dim(0), block_size, pools.map(is_scaled));
     let [passed] = COPY.call_in_place(&inputs, plan, sole)?;
     Ok(passed)
 }
 
-fn launch(groups: [u32; 3]) -> Launch {
-    Launch { groups, group: [32 * SIMDGROUPS, 1, 1], threadgroup_bytes: 0 }
+/// A simdgroup for each head of each token, of queries, keys and values.
+fn append_plan(tokens: i32, heads: i32, scaled: [bool; 2]) -> Plan {
+    let simdgroups = tokens.unsigned_abs().saturating_mul(heads.unsigned_abs());
+    plan([simdgroups.div_ceil(SIMDGROUPS), 1, 1], scaled.map(Constant::Bool).to_vec())
 }
 
-fn are_scaled(pools: [Pool; 2]) -> [Constant; 2] {
-    pools.map(|pool| Constant::Bool(is_scaled(pool)))
+/// Some groups for each copy.
+fn copy_plan(copies: i32, block_size: i32, [keys, values]: [bool; 2]) -> Plan {
+    let constants = vec![Constant::Bool(keys), Constant::Bool(values), Constant::Int(block_size)];
+    plan([GROUPS_OF_COPY, copies.unsigned_abs(), 1], constants)
+}
+
+fn plan(groups: [u32; 3], constants: Vec<Constant>) -> Plan {
+    let launch = Launch { groups, group: [32 * SIMDGROUPS, 1, 1], threadgroup_bytes: 0 };
+    Plan { constants, extents: Vec::new(), launch }
 }
 
 fn is_scaled(pool: Pool) -> bool {
@@ -162,4 +165,27 @@ fn scales(pool: Pool) -> Result<Array> {
     let scales = CHECK.known(pool.get(1), "a pool of 8 bits", expected, "none")?;
     CHECK.shape("scales", scales, axes![1, pool[0].dim(1), pool[0].dim(2)])?;
     Ok(scales.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_head_of_each_token_has_a_simdgroup() {
+        for (tokens, heads) in [(1, 3), (1, 40), (7, 48), (2048, 13)] {
+            let launch = append_plan(tokens, heads, [false; 2]).launch;
+            let simdgroups = launch.groups[0] * launch.group[0] / 32;
+            let needed = (tokens * heads) as u32;
+            assert!((needed..needed + SIMDGROUPS).contains(&simdgroups), "{tokens} {heads}");
+        }
+    }
+
+    #[test]
+    fn each_copy_has_groups_of_its_own() {
+        let plan = copy_plan(5, 16, [true, false]);
+        assert_eq!(plan.launch.groups, [GROUPS_OF_COPY, 5, 1]);
+        let constants = [Constant::Bool(true), Constant::Bool(false), Constant::Int(16)];
+        assert_eq!(plan.constants, constants);
+    }
 }
