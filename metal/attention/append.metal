@@ -9,21 +9,19 @@
 // passed: as queries.
 // Grid: along x a simdgroup for each head of queries, keys and values of a token. Threadgroup memory: none.
 
-METAL_FUNC bool is_nan(float x) { return (as_type<uint>(x) & 0x7fffffffu) > 0x7f800000u; }
-
 // The largest number of a stored head.
 METAL_FUNC float largest_of(int8_t) { return 127.0f; }
 METAL_FUNC float largest_of(uint8_t) { return 448.0f; }
 template <typename E>
 METAL_FUNC float largest_of(E) { return 1.0f; }
 
-METAL_FUNC int8_t stored_as(float x, int8_t) { return int8_t(is_nan(x) ? 0.0f : metal::rint(x)); }
+METAL_FUNC int8_t stored_as(float x, int8_t) { return int8_t(metal::isnan(x) ? 0.0f : metal::rint(x)); }
 
 // To the nearest e4m3 float, of two the even one.
 METAL_FUNC uint8_t stored_as(float x, uint8_t) {
   const uint bits = as_type<uint>(x);
   const uint sign = bits >> 24 & 0x80u;
-  if (is_nan(x)) return uint8_t(0x7f);
+  if (metal::isnan(x)) return uint8_t(0x7f);
   const uint size = bits & 0x7fffffffu;
   // Below 2^-6 numbers are 2^-9 apart. Above, the bits of a float but for those of its fraction that are left out, and with an
   // exponent that is 120 less.
@@ -42,22 +40,12 @@ METAL_FUNC From head_of(From from, Shape shape, Strides strides, uint token, uin
   return from + long(token) * strides[0] + long(head) * (shape[1] == 1 ? strides[2] : strides[1]);
 }
 
-template <typename T, typename From, typename To>
-METAL_FUNC void pass(From from, long step, To to, uint size, uint lane) {
-  constexpr uint AT_ONCE = Chunk<T>::SIZE;
-  if (step == 1 && size % AT_ONCE == 0 && begins_a_chunk(from) && begins_a_chunk(to)) {
-    for (uint i = lane * AT_ONCE; i < size; i += 32 * AT_ONCE) store_chunk<T>(to + i, load_chunk<T>(from + i));
-  } else {
-    for (uint i = lane; i < size; i += 32) to[i] = from[long(i) * step];
-  }
-}
-
 template <typename E, typename From>
-METAL_FUNC void pass_scaled(From from, long step, device E* to, device float* scale, uint size, uint lane) {
+METAL_FUNC void store_scaled(From from, long step, device E* to, device float* scale, uint size, uint lane) {
   float peak = 0.0f;
   for (uint i = lane; i < size; i += 32) {
     const float x = float(from[long(i) * step]);
-    peak = metal::max(peak, is_nan(x) ? INFINITY : metal::fabs(x));
+    peak = metal::max(peak, metal::isnan(x) ? INFINITY : metal::fabs(x));
   }
   // Of a head with a number that is none, nothing is left.
   const float rate = metal::max(metal::simd_max(peak) / largest_of(E(0)), 1e-30f);
@@ -77,12 +65,13 @@ if (token >= uint(queries_shape[0])) return;
 const uint part = place % parts;
 if (part < heads) {
   const uint size = queries_shape[3];
-  pass<T>(
+  copy_run<T>(
       head_of(queries, queries_shape, queries_strides, token, part),
       queries_strides[3],
       passed + (size_t(token) * heads + part) * size,
       size,
-      lane);
+      lane,
+      32);
   return;
 }
 if (token >= uint(slots_shape[0])) return;
@@ -95,16 +84,16 @@ if (is_key) {
   const auto from = head_of(keys, keys_shape, keys_strides, token, head);
   device E* to = WRITTEN(E, key_pool) + row * keys_shape[3];
   if (KEYS_SCALED) {
-    pass_scaled(from, keys_strides[3], to, WRITTEN(float, key_scales) + row, keys_shape[3], lane);
+    store_scaled(from, keys_strides[3], to, WRITTEN(float, key_scales) + row, keys_shape[3], lane);
   } else {
-    pass<T>(from, keys_strides[3], (device T*)to, keys_shape[3], lane);
+    copy_run<T>(from, keys_strides[3], (device T*)to, keys_shape[3], lane, 32);
   }
 } else {
   const auto from = head_of(values, values_shape, values_strides, token, head);
   device F* to = WRITTEN(F, value_pool) + row * values_shape[3];
   if (VALUES_SCALED) {
-    pass_scaled(from, values_strides[3], to, WRITTEN(float, value_scales) + row, values_shape[3], lane);
+    store_scaled(from, values_strides[3], to, WRITTEN(float, value_scales) + row, values_shape[3], lane);
   } else {
-    pass<T>(from, values_strides[3], (device T*)to, values_shape[3], lane);
+    copy_run<T>(from, values_strides[3], (device T*)to, values_shape[3], lane, 32);
   }
 }

@@ -7,7 +7,7 @@ use crate::{
     check::{Check, axes},
     dispatch::Context,
     error::Result,
-    kernel::{self, Argument, Constant, Kernel, Launch, Plan, Sole, metal},
+    kernel::{self, Argument, Constant, File, Kernel, Launch, Plan, Sole, metal},
     uploads,
 };
 
@@ -44,7 +44,7 @@ static APPEND: Kernel = Kernel {
     ],
     outputs: &[Argument::of("T", "passed", &["N", "H", "or H", "D"])],
     constants: &["KEYS_SCALED", "VALUES_SCALED"],
-    fragments: &[metal!("common/chunk.metal")],
+    fragments: FRAGMENTS,
     file: metal!("attention/append.metal"),
 };
 
@@ -62,9 +62,11 @@ static COPY: Kernel = Kernel {
     ],
     outputs: &[Argument::fixed(Dtype::Int32, "passed", &["C"])],
     constants: &["KEYS_SCALED", "VALUES_SCALED", "BLOCK"],
-    fragments: &[metal!("common/chunk.metal")],
+    fragments: FRAGMENTS,
     file: metal!("attention/copy_blocks.metal"),
 };
+
+const FRAGMENTS: &[File] = &[metal!("common/chunk.metal"), metal!("common/copy.metal")];
 
 /// Fewer would be passed where a kernel cannot write.
 const LEAST: usize = 8;
