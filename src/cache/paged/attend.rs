@@ -47,19 +47,20 @@ pub(super) struct Appended {
 }
 
 /// The blocks with the tokens of a step written, and what their queries see in them. Queries, keys and values are a row for
-/// each token, in the layout of `options`. By the promise `sole`, if there is one, a kernel writes them, where what attends allows
-/// it.
+/// each token, in the layout of `options`. A kernel writes them where it may, but not `again` in one step: that would write what
+/// the first time may not have read yet.
 pub(super) fn append_and_attend(
     tokens: [&Array; 3],
     kv: &PagedKv,
     step: &PagedStep,
     options: &FlashAttentionOptions,
-    sole: Option<Sole>,
+    again: bool,
 ) -> Result<Appended> {
     let context = Context::current()?;
     let held = kv.held();
     let way = way(held, step, options, &context);
-    if let Some(sole) = sole.filter(|_| way.follows_queries(held, step, options, &context)) {
+    let follows = !again && way.follows_queries(held, step, options, &context);
+    if let Some(sole) = kv.writes_in_place(step, &context).filter(|_| follows) {
         match in_place(tokens, held, step, options, &way, sole) {
             Err(Error::Unavailable { .. }) => (),
             attended => {

@@ -112,12 +112,11 @@ impl PagedKv {
     }
 
     /// The promise by which a kernel makes a step's copies and writes its tokens where they go, if one may.
-    fn writes_in_place(&self, step: &PagedStep) -> Result<Option<Sole>> {
-        let context = Context::current()?;
-        Ok(self.sole.filter(|_| held::can_be_written_in_place(&context, &self.held, step)))
+    pub(super) fn writes_in_place(&self, step: &PagedStep, context: &Context) -> Option<Sole> {
+        self.sole.filter(|_| held::can_be_written_in_place(context, &self.held, step))
     }
 
-    /// Whether the last step was put together such that MLX copies no pool for it, whatever reads that when it is computed.
+    /// Whether MLX copies no pool for the last step, whatever reads that when it is computed.
     pub(crate) fn was_written_in_place(&self) -> bool {
         self.in_place
     }
@@ -175,7 +174,7 @@ impl PagedKv {
     /// When MLX fails.
     pub fn gather(&mut self, step: &PagedStep) -> Result<Vec<Array>> {
         let Some([from, _]) = &step.copies else { return Ok(Vec::new()) };
-        if self.in_place && self.writes_in_place(step)?.is_some() {
+        if self.in_place && self.writes_in_place(step, &Context::current()?).is_some() {
             return Ok(Vec::new());
         }
         let blocks = self.gathered(from)?;
@@ -310,10 +309,8 @@ impl KvCache for PagedLayer<'_> {
         kv.check(step, [queries, keys, values], options.layout)?;
         attend::check(queries, &options)?;
         let tokens = [queries, keys, values];
-        // What attends a second time would write what the first may not have read yet.
-        let sole = if self.attended { None } else { kv.writes_in_place(step)? };
         let Appended { held, attended, in_place } =
-            attend::append_and_attend(tokens, kv, step, &options, sole)?;
+            attend::append_and_attend(tokens, kv, step, &options, self.attended)?;
         (kv.held, kv.copied, kv.in_place) = (held, None, in_place);
         self.attended = true;
         Ok(attended)
