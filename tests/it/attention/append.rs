@@ -9,7 +9,7 @@ use mlx_rs::{Array, Dtype};
 use crate::support::{
     FLOATING,
     compare::{Tolerance, assert_close},
-    host,
+    e4m3, host,
     sample::{normal, strided},
     tensor::Tensor,
 };
@@ -66,17 +66,6 @@ impl Pool {
 
 fn scaled(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::Int8 | Dtype::Uint8)
-}
-
-/// The value of each e4m3 float: 1 sign, 4 exponent and 3 fraction bits, with a bias of 7; no infinities.
-fn e4m3(bits: u8) -> f64 {
-    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7));
-    let size = match exponent {
-        _ if bits & 0x7f == 0x7f => f64::NAN,
-        0 => fraction / 8.0 * 2.0_f64.powi(-6),
-        _ => (1.0 + fraction / 8.0) * 2.0_f64.powi(exponent - 7),
-    };
-    if bits & 0x80 == 0 { size } else { -size }
 }
 
 /// Asserts that `stored` stands for a head of `numbers`, each as near as there is one.

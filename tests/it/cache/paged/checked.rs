@@ -13,6 +13,7 @@ use crate::{
     attention::row::{self, Rule},
     support::{
         compare::{Tolerance, assert_close},
+        e4m3,
         sample::Random,
         tensor::Tensor,
     },
@@ -292,17 +293,6 @@ impl Checked {
 /// The number that a stored one is, before its scale.
 fn stands_for(form: BlockForm, stored: f64) -> f64 {
     if form == BlockForm::Int8 { stored } else { e4m3(stored as u8) }
-}
-
-/// A sign, four bits of exponent, three of fraction.
-fn e4m3(bits: u8) -> f64 {
-    let (exponent, fraction) = (i32::from(bits >> 3 & 15), f64::from(bits & 7) / 8.0);
-    let size = match (exponent, bits & 7) {
-        (15, 7) => f64::NAN,
-        (0, _) => fraction * 2_f64.powi(-6),
-        _ => (1.0 + fraction) * 2_f64.powi(exponent - 7),
-    };
-    if bits & 128 == 0 { size } else { -size }
 }
 
 /// Whether the numbers of a head are as close to those that were written as `BlockForm` says.
