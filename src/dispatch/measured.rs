@@ -28,11 +28,10 @@ const WINS: &[Win] = &[
     on_cuda("rope_qk", 1 << 26),
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
-    // What MLX's fused op has no argument for. 4x32x4096x128: the log-sum-exp 17.9 times, soft cap and ALiBi 13.4 and 13.0
-    // times the best composition, soft cap with gradients 9.4; 1x8x512x64 1.1 to 1.3 times, by the kernel before, which took as
-    // long there.
+    // What MLX's fused op has no argument for. 4x32x4096x128: the log-sum-exp 17.6 times, soft cap and ALiBi 13.5 and 12.7
+    // times the best composition, soft cap with gradients 7.2; 1x8x512x64 0.8 to 1.3 times.
     on_cuda("flash_attention beyond MLX's", 1 << 18),
-    // What MLX's does with all scores in memory: heads of 192 and 256 4.7 and 3.6 times.
+    // What MLX's does with all scores in memory: heads of 192 and 256 3.6 and 4.1 times.
     on_cuda("flash_attention", 1 << 24),
     // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 3.8 times, of 8448 2.4 times; 32 of 4096 0.94 times.
     // MLX is fast at multiples of 256 keys alone, and what is decoded passes through all lengths. For one sequence, or for

@@ -36,10 +36,11 @@ pub struct GenerationEngineOptions {
     /// Part of the hashes by which prefixes are found. Default: nothing.
     pub salt: Vec<u8>,
     /// Whether the host puts a step together while the device runs the one before, whose tokens it does not know then, and
-    /// hands it over at once where kernels write every layer's tokens, as on an NVIDIA GPU. A text that ends by a token or string to stop at is read once in vain; a new request waits a
-    /// step longer, and does not find what that step reads. Not while there is a drafter, a request with a constraint, or hardly
-    /// a block left. On an H200 32 texts at once of a small model gained up to a half and one stream up to a seventh; where other
-    /// work kept the host's cores busy, little or nothing. Default: no, until its tests have run on a GPU.
+    /// hands it over at once where kernels write every layer's tokens, as on an NVIDIA GPU. A text that ends by a token or
+    /// string to stop at is read once in vain; a new request waits a step longer, and does not find what that step reads. Not
+    /// while there is a drafter, a request with a constraint, or hardly a block left. On an H200 32 texts at once of a small
+    /// model gained up to a half and one stream up to a seventh; where other work kept the host's cores busy, little or nothing.
+    /// Default: no, until its tests have run on a GPU.
     pub run_ahead: bool,
     /// Who goes first. Default: whoever came first.
     pub policy: Policy,
