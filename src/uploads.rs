@@ -19,7 +19,8 @@ thread_local! {
 enum Contents {
     U64(Vec<u64>),
     I32(Vec<i32>),
-    /// One number, by its bits, so that NaN is what it was.
+    /// Numbers by their bits, so that NaN is what it was.
+    F32(Vec<u32>),
     Float(u32),
     Int(i32),
     Unsigned(u32),
@@ -44,6 +45,10 @@ impl Contents {
             Self::Unsigned(value) => Array::from_slice(&[*value], &[]),
             Self::U64(values) => Array::from_slice(values, &[values.len() as i32]),
             Self::I32(values) => Array::from_slice(values, &[values.len() as i32]),
+            Self::F32(bits) => {
+                let values: Vec<_> = bits.iter().copied().map(f32::from_bits).collect();
+                Array::from_slice(&values, &[values.len() as i32])
+            }
         }
     }
 }
@@ -56,6 +61,11 @@ pub(crate) fn numbers(values: Vec<u64>) -> Array {
 /// A vector of these integers.
 pub(crate) fn integers(values: Vec<i32>) -> Array {
     kept(Contents::I32(values))
+}
+
+/// A vector of these f32.
+pub(crate) fn floats(values: impl Iterator<Item = f32>) -> Array {
+    kept(Contents::F32(values.map(f32::to_bits).collect()))
 }
 
 /// A 0-d f32.
@@ -127,6 +137,16 @@ mod tests {
             integers(vec![value, 2]);
         }
         RECENT.with_borrow(|recent| assert_eq!(recent.len(), KEPT));
+    }
+
+    #[test]
+    fn floats_are_kept_by_their_bits() {
+        let place = |values: [f32; 2]| floats(values.into_iter()).as_slice::<f32>().as_ptr();
+        let unlike = floats([0.0, f32::NAN].into_iter());
+        assert_eq!(unlike.as_slice::<f32>()[0].to_bits(), 0);
+        assert!(unlike.as_slice::<f32>()[1].is_nan());
+        assert_eq!(place([0.0, f32::NAN]), unlike.as_slice::<f32>().as_ptr());
+        assert_ne!(place([-0.0, f32::NAN]), unlike.as_slice::<f32>().as_ptr());
     }
 
     #[test]

@@ -4,8 +4,7 @@ use std::f64::consts::TAU;
 
 use mlx_rs::Array;
 
-use crate::uploads;
-use crate::{check::Check, error::Result};
+use crate::{check::Check, error::Result, uploads};
 
 /// What each pair of elements turns by at each position, and what the turned elements are
 /// multiplied by.
@@ -57,8 +56,7 @@ impl RopeFrequencies {
 
     /// `[dims/2]`, f32: positions per radian, which is what MLX's op divides positions by.
     pub(super) fn periods(&self) -> Array {
-        let period = |frequency: &f64| (1.0 / frequency) as f32;
-        Array::from_iter(self.inverse.iter().map(period), &self.shape())
+        uploads::floats(self.inverse.iter().map(|frequency| (1.0 / frequency) as f32))
     }
 
     /// `[dims/2]`, u64: what each position turns a pair by, in units of 2⁻⁶⁴ turns.
@@ -66,8 +64,20 @@ impl RopeFrequencies {
         let units = |frequency: &f64| ((frequency / TAU).rem_euclid(1.0) * 2.0_f64.powi(64)) as u64;
         uploads::numbers(self.inverse.iter().map(units).collect())
     }
+}
 
-    fn shape(&self) -> [i32; 1] {
-        [self.inverse.len() as i32]
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_share_their_periods() {
+        let place = |dims| {
+            let periods = RopeFrequencies::of_base(dims, 100.0).periods();
+            assert_eq!(periods.as_slice::<f32>()[1], 100.0_f32.powf(2.0 / dims as f32));
+            periods.as_slice::<f32>().as_ptr()
+        };
+        assert_eq!(place(4), place(4));
+        assert_ne!(place(4), place(8));
     }
 }

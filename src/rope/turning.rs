@@ -9,6 +9,7 @@ use crate::{
     error::Result,
     kernel::{Launch, differentiable},
     layout::Layout,
+    uploads,
 };
 
 /// How heads turn.
@@ -132,10 +133,9 @@ impl Turning {
         if magnitude == 1.0 {
             return Ok(turned);
         }
-        let size = turned.dim(3);
-        let factors: Vec<_> =
-            (0..size).map(|index| if index < self.dims { magnitude } else { 1.0 }).collect();
-        let magnified = turned.multiply(Array::from_slice(&factors, &[size]))?;
+        let factors =
+            (0..turned.dim(3)).map(|index| if index < self.dims { magnitude } else { 1.0 });
+        let magnified = turned.multiply(uploads::floats(factors))?;
         Ok(magnified.as_dtype(turned.dtype())?)
     }
 }
