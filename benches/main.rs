@@ -20,7 +20,7 @@ mod selective_scan;
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, builder::PossibleValuesParser};
 use mlx_primitives::{
     Backend, Dispatch,
@@ -99,27 +99,37 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<()> {
     let target = Device::current()?.target;
     let setting = Setting { target, dispatch: cli.only.map_or(Dispatch::Auto, Dispatch::Only) };
-    let mut results = None;
+    let (mut results, mut failures) = (None, Vec::new());
     for (name, suite) in SUITES.iter().filter(|(name, _)| cli.asks_for(name)) {
         for mut case in suite(setting).with_context(|| format!("the suite {name}"))? {
             let what = format!("{name}: {} {} {:?}", case.op, case.shape, case.dtype);
             if !what.contains(&cli.case) {
                 continue;
             }
-            let checked = check(&mut case).with_context(|| what.clone())?;
-            if !cli.bench {
-                eprintln!("{what}: right");
-                continue;
+            match row(cli, &mut case, target) {
+                Err(error) => {
+                    eprintln!("{what}: {error:#}");
+                    failures.push(what);
+                }
+                Ok(None) => eprintln!("{what}: right"),
+                Ok(Some(row)) => {
+                    eprintln!("{what}: {}", in_words(&row));
+                    results = Some(keep(cli, results, row, target)?);
+                }
             }
-            let row = measure(&mut case, checked, target).with_context(|| what.clone())?;
-            eprintln!("{what}: {}", in_words(&row));
-            results = Some(keep(cli, results, row, target)?);
         }
     }
     if let Some(results) = results {
         println!("\n{}\n\n{}", results.heading(), results.table());
     }
+    ensure!(failures.is_empty(), "{} cases failed: {}", failures.len(), failures.join(", "));
     Ok(())
+}
+
+/// What a case measures, if it is to measure; without that it is checked alone.
+fn row(cli: &Cli, case: &mut Case, target: Target) -> Result<Option<Row>> {
+    let checked = check(case)?;
+    cli.bench.then(|| measure(case, checked, target)).transpose()
 }
 
 fn in_words(row: &Row) -> String {
