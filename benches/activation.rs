@@ -14,7 +14,7 @@ use crate::support::{
 
 const REFERENCE: Dispatch = Dispatch::Only(Backend::Reference);
 
-/// An activation as a user of mlx-rs has it, and what that is called.
+/// An activation as a user of mlx-rs has it, in f32 where its constants are, and what that is called.
 type Theirs = (&'static str, fn(&Array) -> Result<Array, Exception>);
 
 const GLUS: [(&str, Activation, Theirs); 3] = [
@@ -47,7 +47,7 @@ fn glu_case(
     let call = move |x: &[Array], dispatch| {
         glu(&x[0], &x[1], GluOptions { activation, dispatch, ..Default::default() })
     };
-    let theirs = move |x: &[Array]| function(&x[0])?.multiply(&x[1]);
+    let theirs = move |x: &[Array]| function(&x[0])?.multiply(&x[1])?.as_dtype(dtype);
     Ok(Case {
         op,
         shape: sizes(&shape),
@@ -70,8 +70,8 @@ fn pointwise_case(shape: [i32; 2], dtype: Dtype) -> Result<Case, Exception> {
         work: Work::Bytes(2 * inputs[0].nbytes()),
         inputs,
         ours: ours(|x| Activation::GeluTanh.apply(&x[0])),
-        baselines: with_and_without_compiler("nn.gelu_approximate", |x| {
-            nn::gelu_approximate(&x[0])
+        baselines: with_and_without_compiler("nn.gelu_approximate", move |x| {
+            nn::gelu_approximate(&x[0])?.as_dtype(dtype)
         }),
         reference: reference(|x| Activation::GeluTanh.apply_on(&x[0], REFERENCE)),
         tolerance: Tolerance::of(dtype),

@@ -41,11 +41,13 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
             cases.push(extra.case(shape, dtype, setting.dispatch)?);
         }
     }
-    let shape = match setting.target {
-        Target::Cpu => shapes[0],
-        _ => [1, 32, 4096, 128],
+    let gradients: &[_] = match setting.target {
+        Target::Cpu => &[(dtype, shapes[0])],
+        _ => &[(dtype, [1, 32, 4096, 128]), (Dtype::Float32, [1, 8, 4096, 128])],
     };
-    cases.push(Extra::SoftCap.gradient(shape, dtype, setting.dispatch)?);
+    for &(dtype, shape) in gradients {
+        cases.push(Extra::SoftCap.gradient(shape, dtype, setting.dispatch)?);
+    }
     Ok(cases)
 }
 
