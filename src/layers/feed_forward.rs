@@ -102,7 +102,11 @@ impl GatedFeedForward {
     /// Gate and up of `[T, D]`, `[T, F]` each.
     fn widen(&mut self, rows: &Array) -> Result<[Array; 2]> {
         if let Some(both) = Prepared::product(&mut self.wide, [&self.gate, &self.up], rows)? {
-            let halves = both.split_equal(2, -1)?;
+            // MLX multiplies a row of its own as it is, and copies one that lies within another.
+            let halves = match both.dim(0) {
+                1 => both.reshape(&[2, -1])?.split_equal(2, 0)?,
+                _ => both.split_equal(2, -1)?,
+            };
             return Ok([halves[0].clone(), halves[1].clone()]);
         }
         let gate = self.gate.forward(rows)?;
@@ -133,7 +137,22 @@ impl Module<&Array> for GatedFeedForward {
 
 #[cfg(test)]
 mod tests {
+    use mlx_rs::random::normal;
+
     use super::*;
+
+    #[test]
+    fn prepared_it_says_the_same_of_one_row_and_of_several() -> Result<()> {
+        let mut feed_forward = GatedFeedForward::new(64, 32)?;
+        let mut prepared = feed_forward.clone();
+        prepared.prepare_for_inference()?;
+        for rows in [1, 2, 3] {
+            let x = normal::<f32>(&[rows, 64], None, None, None)?;
+            let [found, expected] = [prepared.forward(&x)?, feed_forward.forward(&x)?];
+            assert!(found.all_close(expected, 1e-5, 1e-5, None)?, "{rows} rows");
+        }
+        Ok(())
+    }
 
     #[test]
     fn gate_and_up_of_one_size_are_prepared() -> Result<()> {
