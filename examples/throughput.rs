@@ -58,9 +58,9 @@ struct Args {
     #[arg(long)]
     unprepared: bool,
 
-    /// Puts a step together while the one before runs
+    /// Whether a step is put together while the one before runs; on an NVIDIA GPU by default
     #[arg(long)]
-    run_ahead: bool,
+    run_ahead: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     cache::{PagedKvOptions, PagedPoolOptions},
     check::Check,
-    dispatch::Context,
+    dispatch::{Context, Target},
     error::{Error, Result},
 };
 
@@ -94,11 +94,12 @@ impl<M: CausalModel> Worker<M> {
         shared: Arc<Mutex<Shared>>,
     ) -> Result<Self> {
         let kvs = kvs(&model, pool.blocks, pool.block_size, options.forms());
+        let target = Context::current()?.target;
         let limits = Limits {
             sequences: options.max_batch_size,
             tokens: options.max_batch_tokens,
             chunk: options.max_prompt_chunk,
-            target: Context::current()?.target,
+            target,
         };
         Ok(Self {
             drafting: drafter.map(|drafter| {
@@ -113,7 +114,7 @@ impl<M: CausalModel> Worker<M> {
             constraints: Constraints::default(),
             leaving: Vec::new(),
             underway: None,
-            runs_ahead: options.run_ahead,
+            runs_ahead: options.run_ahead.unwrap_or(target == Target::Cuda),
             next: 0,
         })
     }

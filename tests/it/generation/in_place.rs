@@ -92,7 +92,7 @@ fn texts(
         cache_keys: form,
         cache_values: form,
         max_prompt_chunk: 16,
-        run_ahead,
+        run_ahead: Some(run_ahead),
         ..Default::default()
     };
     let engine = GenerationEngine::new(model, options).unwrap();

@@ -36,7 +36,7 @@ fn options() -> GenerationEngineOptions {
         cache_bytes: cache_bytes(4096),
         detokenizer: Some(Arc::new(letters)),
         // The harder way.
-        run_ahead: true,
+        run_ahead: Some(true),
         ..Default::default()
     }
 }

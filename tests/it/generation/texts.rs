@@ -71,7 +71,7 @@ fn alone_in_a_batch_in_chunks_and_after_waiting() {
     }
     assert_eq!(alone, expected, "alone");
     assert_eq!(tokens(options(), &requests), expected, "together");
-    let in_turn = GenerationEngineOptions { run_ahead: false, ..options() };
+    let in_turn = GenerationEngineOptions { run_ahead: Some(false), ..options() };
     assert_eq!(tokens(in_turn, &requests), expected, "a step after the other");
     let chunks = GenerationEngineOptions { max_batch_tokens: 24, max_prompt_chunk: 7, ..options() };
     assert_eq!(tokens(chunks, &requests), expected, "in chunks");
@@ -87,7 +87,11 @@ fn after_giving_blocks_back() {
     let requests = requests.collect::<Vec<_>>();
     for run_ahead in [false, true] {
         let cache_bytes = cache_bytes(160);
-        let engine = engine(GenerationEngineOptions { cache_bytes, run_ahead, ..options() });
+        let engine = engine(GenerationEngineOptions {
+            cache_bytes,
+            run_ahead: Some(run_ahead),
+            ..options()
+        });
         let texts = together(&engine, &requests);
         assert_eq!(texts, expected(&requests));
         let stats = engine.stats();
@@ -162,7 +166,7 @@ fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
             counted.fetch_add(1, Ordering::Relaxed);
             Ok(logits)
         };
-        let options = GenerationEngineOptions { run_ahead, ..options() };
+        let options = GenerationEngineOptions { run_ahead: Some(run_ahead), ..options() };
         let engine = changed(counting, options);
         let text = engine.generate(stopped.clone()).unwrap().swap_remove(0);
         let reason = FinishReason::StopToken(stop);
@@ -192,7 +196,7 @@ fn a_text_that_stops_changes_none_beside_it() {
     for run_ahead in [false, true] {
         let sampling = SamplingParams { stop_tokens: vec![stop], ..params(20, 1.0) };
         let six = GenerationRequest { n: 6, sampling, ..alone[0].clone() };
-        let engine = engine(GenerationEngineOptions { run_ahead, ..options() });
+        let engine = engine(GenerationEngineOptions { run_ahead: Some(run_ahead), ..options() });
         let texts = engine.generate(six).unwrap().into_iter();
         assert_eq!(texts.map(|text| (text.tokens, text.reason)).collect::<Vec<_>>(), expected);
         let stats = engine.stats();
