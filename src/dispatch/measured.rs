@@ -15,41 +15,41 @@ struct Win {
 }
 
 const WINS: &[Win] = &[
-    // H200, bf16, 16384x4096: 1.19 times MLX's two ops, 1.06 times with gradients; 1.55 times at 4096x16384.
+    // H200, bf16, 16384x4096: 1.20 times MLX's two ops, 1.06 times with gradients; 1.54 times at 4096x16384.
     on_cuda("add_rms_norm", 1 << 26),
-    // 3.63 times the best composition, 2.6 times with gradients.
+    // 3.7 times the best composition, 3.0 times with gradients.
     on_cuda("gated_rms_norm", 1 << 26),
-    // 1.56 times MLX's softmax, 2.5 times with gradients; taken for small arrays too, where MLX's has to be kept from NaN by
+    // 1.54 times MLX's softmax, 2.5 times with gradients; taken for small arrays too, where MLX's has to be kept from NaN by
     // ops of their own.
     on_cuda("softmax", 0),
-    // SwiGLU 1.27 times, GeGLU 3.2 times, ReGLU 1.05 times what MLX's compiler fuses; with gradients 2.1, 7.1 and 1.5.
+    // SwiGLU 1.29 times, GeGLU 3.2 times, ReGLU 1.06 times what MLX's compiler fuses; with gradients 2.1, 7.1 and 1.5.
     on_cuda("glu", 1 << 26),
-    // 4x32x4096x128 with 8 key heads: 1.98 times two fused ops.
+    // 4x32x4096x128 with 8 key heads: 2.0 times two fused ops.
     on_cuda("rope_qk", 1 << 26),
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
-    // What MLX's fused op has no argument for. 4x32x4096x128: the log-sum-exp 17.6 times, soft cap and ALiBi 13.5 and 12.7
-    // times the best composition, soft cap with gradients 7.2; 1x8x512x64 0.8 to 1.3 times.
+    // What MLX's fused op has no argument for. 4x32x4096x128: the log-sum-exp 18 times, soft cap and ALiBi 13.9 and 13.4
+    // times the best composition, soft cap with gradients 9.5; 1x8x512x64 1.3 and 1.4 times.
     on_cuda("flash_attention beyond MLX's", 1 << 18),
-    // What MLX's does with all scores in memory: heads of 192 and 256 3.6 and 4.1 times.
+    // What MLX's does with all scores in memory: heads of 192 and 256 5.9 and 5.2 times.
     on_cuda("flash_attention", 1 << 24),
-    // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 3.8 times, of 8448 2.4 times; 32 of 4096 0.94 times.
+    // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 3.6 times, of 8448 4.2 times; 32 of 4096 as fast.
     // MLX is fast at multiples of 256 keys alone, and what is decoded passes through all lengths. For one sequence, or for
     // 1024 keys, the host's share makes the kernel lose.
     on_cuda("decode_attention", 1 << 26),
-    // From 3.2 to 25 times gathered blocks in MLX's op.
+    // From 2 to 25 times gathered blocks in MLX's op.
     on_cuda("paged_attention", 0),
-    // 512 keys: from 5 times blocks in MLX's op at 1x8x4096x128 to 16 times at 1x8x65536x128.
+    // 512 keys: 5.8 times blocks in MLX's op at 4x32x4096x128, 8 times at 1x8x4096x128, 18 times at 1x8x65536x128.
     on_cuda("sliding_window_attention", 1 << 22),
-    // 4x2048x2048: 35 times doubling, 51 times in bf16; 1x65536x256 32 and 30 times.
+    // 4x2048x2048: 35 times doubling, 43 times in bf16; 1x65536x256 33 and 29 times.
     on_cuda("affine_scan", 1 << 24),
-    // Sums of 8x4096x2048, 1.48 times MLX's, 4.4 times in bf16; 16384x4096 2.2 and 5.7 times.
+    // Sums of 8x4096x2048, 1.49 times MLX's, 4.5 times in bf16; 16384x4096 2.2 and 5.7 times.
     on_cuda("associative_scan along another axis", 1 << 26),
     on_cuda("associative_scan along the last axis", 1 << 26),
-    // f32, 16 states: 4x2048x2048 229 times, 1x2048x2048 122 times what MLX composes, with gradients 185 and 101 times.
+    // f32, 16 states: 4x2048x2048 251 times, 1x2048x2048 206 times what MLX composes, with gradients 243 and 85 times.
     on_cuda("selective_scan", 1 << 22),
-    // 1x128256 and 32x128256: top-p 8 and 13 times a sort, min-p 6 times, a plain draw 5 and 8 times MLX's; 1x49152: 6, 6 and
-    // 3 times. Greedy takes 27 to 37 us where MLX's argmax takes 26 to 33, and tells log-probabilities. Smaller rows were not
+    // 1x128256 and 32x128256: top-p 8 and 13 times a sort, min-p 7 and 11 times, a plain draw 6 and 5 times MLX's; 1x49152: 8, 6
+    // and 8 times. Greedy takes 22 to 29 us where MLX's argmax takes 20 to 29, and tells log-probabilities. Smaller rows were not
     // timed: the kernel's time falls with the row, and the reference stays at 30 ops for a greedy row and at over 100 for
     // another.
     on_cuda("SamplerBatch", 1 << 14),
