@@ -200,10 +200,11 @@ fn policies() -> [Eviction; 4] {
 #[test]
 fn random_operations_leave_it_equal_to_lists() {
     for (seed, eviction) in policies().into_iter().enumerate() {
-        println!("seed {seed}, {eviction:?}");
+        const OPERATIONS: usize = 25_000;
+        println!("{OPERATIONS} operations of seed {seed}, {eviction:?}");
         let mut random = Random(seed as u64);
         let mut checked = Checked::new(eviction);
-        for turn in 0..25_000 {
+        for turn in 0..OPERATIONS {
             match random.below(12) {
                 0 | 1 if checked.lists.len() > 12 => {
                     let id = checked.some(&mut random);

@@ -16,10 +16,7 @@ use super::{
     Decoder, cache_bytes, options, params, prompt, request,
     texts::{expected, requests, together},
 };
-use crate::{
-    sampling::{chi_squared, critical},
-    support::sample::Random,
-};
+use crate::{sampling::assert_follow, support::sample::Random};
 
 fn drafted(
     drafter: impl Drafter + Send + 'static,
@@ -265,9 +262,8 @@ fn drafts_leave_the_distribution_of_texts_as_it_is() {
             let place = |text: Completion| {
                 text.tokens.iter().fold(0, |place, &token| place * STATES as u32 + token)
             };
-            let statistic = chi_squared(&texts.map(place).collect::<Vec<_>>(), &expected);
-            let bound = critical(expected.len() - 1);
-            assert!(statistic < bound, "{what} at {temperature}: {statistic}, not {bound}");
+            let of = format!("texts by {what} drafts at {temperature}");
+            assert_follow(&of, &texts.map(place).collect::<Vec<_>>(), &expected);
             let stats = engine.stats();
             let share = stats.accepted_tokens as f64 / stats.drafted_tokens as f64;
             assert!(kept.contains(&share), "{what} at {temperature}: {share} kept");

@@ -10,7 +10,7 @@ use mlx_rs::{
     transforms::compile::compile,
 };
 
-use super::{chi_squared, critical, softmax};
+use super::{assert_follow, chi_squared, critical, softmax};
 use crate::support::{FLOATING, sample::normal};
 
 const DRAWS: i32 = 20_000;
@@ -40,8 +40,7 @@ fn temperature(temperature: f32) -> SamplingOptions {
 fn draws_follow_the_distribution_and_no_other() {
     for t in [1.0, 0.5] {
         let drawn = draw(&LOGITS, DRAWS, &temperature(t));
-        let statistic = chi_squared(&drawn, &tempered(t.into()));
-        assert!(statistic < critical(7), "temperature {t}: {statistic}");
+        assert_follow(&format!("draws at {t}"), &drawn, &tempered(t.into()));
         let slightly_wrong = chi_squared(&drawn, &tempered(1.1 * f64::from(t)));
         assert!(slightly_wrong > critical(7), "temperature {t}: {slightly_wrong}");
     }
@@ -55,14 +54,14 @@ fn filtered_draws_follow_what_is_left() {
     for worse in [1, 3, 5, 7] {
         left[worse] = f64::NEG_INFINITY;
     }
-    assert!(chi_squared(&drawn, &softmax(&left)) < critical(3));
+    assert_follow("draws of the best", &drawn, &softmax(&left));
 }
 
 #[test]
 fn neighbouring_rows_are_independent() {
     let drawn = draw(&[0.0; 4], 16_000, &SamplingOptions::default());
     let pairs: Vec<_> = drawn.chunks(2).map(|pair| 4 * pair[0] + pair[1]).collect();
-    assert!(chi_squared(&pairs, &[1.0 / 16.0; 16]) < critical(15));
+    assert_follow("neighbouring rows", &pairs, &[1.0 / 16.0; 16]);
 }
 
 #[test]

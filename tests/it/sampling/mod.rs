@@ -14,7 +14,7 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
 
 /// Pearson's statistic of `tokens` against `probabilities`, each of which must be positive or have
 /// no token.
-pub(crate) fn chi_squared(tokens: &[u32], probabilities: &[f64]) -> f64 {
+fn chi_squared(tokens: &[u32], probabilities: &[f64]) -> f64 {
     let mut counts = vec![0.0; probabilities.len()];
     for &token in tokens {
         counts[token as usize] += 1.0;
@@ -30,8 +30,19 @@ pub(crate) fn chi_squared(tokens: &[u32], probabilities: &[f64]) -> f64 {
     counts.into_iter().zip(expected).map(term).sum()
 }
 
+/// Refuses `tokens` that right draws from `probabilities` are once in a thousand times, and reports how they were.
+pub(crate) fn assert_follow(what: &str, tokens: &[u32], probabilities: &[f64]) {
+    let statistic = chi_squared(tokens, probabilities);
+    let freedom = probabilities.iter().filter(|p| **p > 0.0).count() - 1;
+    let (bound, draws) = (critical(freedom), tokens.len());
+    println!(
+        "χ²: {what}: {statistic:.1} of {bound:.1}, {freedom} degrees of freedom, {draws} draws"
+    );
+    assert!(statistic < bound, "{what}: {statistic}, not below {bound}");
+}
+
 /// What Pearson's statistic exceeds once in a thousand, by degrees of freedom.
-pub(crate) fn critical(freedom: usize) -> f64 {
+fn critical(freedom: usize) -> f64 {
     const VALUES: [f64; 15] = [
         10.83, 13.82, 16.27, 18.47, 20.51, 22.46, 24.32, 26.12, 27.88, 29.59, 31.26, 32.91, 34.53,
         36.12, 37.70,

@@ -4,7 +4,7 @@ use mlx_primitives::sampling::{Dry, Mirostat, SamplingParams, Step, Xtc};
 use mlx_rs::ops::broadcast_to;
 
 use super::{LOGITS, Text, batch, oracle::probabilities, positions_from, rows_of, tokens};
-use crate::sampling::{chi_squared, critical};
+use crate::sampling::assert_follow;
 
 const DRAWS: usize = 60_000;
 /// Rows of one batch: to make a history for each takes longer than to draw.
@@ -81,12 +81,6 @@ pub(super) fn cases() -> Vec<(&'static str, SamplingParams)> {
             },
         ),
     ]
-}
-
-fn assert_follow(what: &str, drawn: &[u32], expected: &[f64]) {
-    let statistic = chi_squared(drawn, expected);
-    let possible = expected.iter().filter(|p| **p > 0.0).count();
-    assert!(statistic < critical(possible - 1), "{what}: {statistic} of {possible}");
 }
 
 #[test]

@@ -12,10 +12,7 @@ use super::{
     oracle::probabilities,
     positions_from, rows_of, tokens,
 };
-use crate::{
-    sampling::{chi_squared, critical},
-    support::sample::Random,
-};
+use crate::{sampling::assert_follow, support::sample::Random};
 
 const DRAWS: usize = 40_000;
 /// Rows of one batch: to make a history for each takes longer than to draw.
@@ -77,9 +74,7 @@ fn what_is_proposed_leaves_every_distribution_as_it_is() {
                 kept += got.iter().zip(&proposed).filter(|(got, proposed)| got == proposed).count();
                 drawn.extend(got);
             }
-            let statistic = chi_squared(&drawn, &expected);
-            let possible = expected.iter().filter(|p| **p > 0.0).count();
-            assert!(statistic < critical(possible - 1), "{what}, {how}: {statistic}");
+            assert_follow(&format!("{what}, {how}"), &drawn, &expected);
             if what != "xtc" && what != "everything" {
                 // Those two draw by one of two distributions each time.
                 let common =
