@@ -13,8 +13,8 @@ use crate::error::Result;
 
 /// One forward pass over new tokens of several sequences: a row for each token, one sequence after another.
 ///
-/// The model takes the tokens as `[T, 1]`, each row at its own position. What they need is uploaded at once, so that a device
-/// gets few arrays.
+/// The model takes the tokens as `[T, 1]`, each row at its own position. All arrays are parts of one, so that a device
+/// gets one.
 #[derive(Debug, Clone)]
 pub struct PagedStep {
     /// For each token, i32: where it goes.
@@ -155,18 +155,19 @@ impl Plan {
         let to = parts.add(self.copies.iter().map(|copy| copy.1));
 
         let all = parts.upload();
+        let part = |range: &Range<i32>| all.try_index(range.clone());
         let copies = match self.copies.is_empty() {
             true => None,
-            false => Some([all.part(&from)?, all.part(&to)?]),
+            false => Some([part(&from)?, part(&to)?]),
         };
         let overlaps = |(_, to): &(i32, i32)| self.copies.iter().any(|(from, _)| from == to);
         let copies_overlap = self.copies.iter().any(overlaps);
         Ok(PagedStep {
-            slots: all.part(&slots)?,
-            positions: all.part(&positions)?,
-            block_tables: all.part(&tables)?.reshape(&[self.spans.len() as i32, width as i32])?,
-            context_lengths: all.part(&lengths)?,
-            query_starts: all.part(&starts)?,
+            slots: part(&slots)?,
+            positions: part(&positions)?,
+            block_tables: part(&tables)?.reshape(&[self.spans.len() as i32, width as i32])?,
+            context_lengths: part(&lengths)?,
+            query_starts: part(&starts)?,
             copies,
             copies_overlap,
             spans: self.spans,
@@ -192,25 +193,7 @@ impl Parts {
         first..self.0.len() as i32
     }
 
-    fn upload(self) -> Uploaded {
-        Uploaded { whole: Array::from_slice(&self.0, &[self.0.len() as i32]), numbers: self.0 }
-    }
-}
-
-struct Uploaded {
-    whole: Array,
-    numbers: Vec<i32>,
-}
-
-impl Uploaded {
-    /// Few numbers are an array of their own: MLX keeps up to 8 bytes where an NVIDIA GPU reads them without having a page of
-    /// the host's memory moved first, for which the first to look waited 130 µs in traces of an H200.
-    fn part(&self, range: &Range<i32>) -> Result<Array> {
-        const FEW: usize = 2;
-        let numbers = &self.numbers[range.start as usize..range.end as usize];
-        Ok(match numbers.len() {
-            1..=FEW => Array::from_slice(numbers, &[numbers.len() as i32]),
-            _ => self.whole.try_index(range.clone())?,
-        })
+    fn upload(&self) -> Array {
+        Array::from_slice(&self.0, &[self.0.len() as i32])
     }
 }
