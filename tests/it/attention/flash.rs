@@ -224,6 +224,37 @@ fn nonsense_segments_do_no_harm() {
 }
 
 #[test]
+fn an_infinite_value_is_all_that_its_column_holds() {
+    const SIZE: usize = 32;
+    const COLUMN: usize = 5;
+    let case = case("an infinite value", [1, 2, 1, 40, 40, SIZE as i32, SIZE as i32]);
+    // Of the first key, which every query sees.
+    let mut marks = vec![0.0_f32; 40 * SIZE];
+    marks[COLUMN] = f32::INFINITY;
+    let marks = Array::from_slice(&marks, &[1, 40, 1, SIZE as i32]);
+    for dtype in FLOATING {
+        let [queries, keys, values] = inputs(&case, dtype);
+        let values = values.add(marks.as_dtype(dtype).unwrap()).unwrap();
+        let inputs = [queries, keys, values];
+        on_backends(
+            with_kernels(true),
+            OP,
+            |dispatch| {
+                let options = Options { causal: true, dispatch, ..Default::default() };
+                run_in(Layout::Bshd, &inputs, options)
+            },
+            |backend, y| {
+                for (place, number) in Tensor::of(&y).values.into_iter().enumerate() {
+                    let expected = place % SIZE == COLUMN;
+                    assert_eq!(number == f64::INFINITY, expected, "{dtype:?} on {backend}");
+                    assert!(!number.is_nan(), "{dtype:?} on {backend}");
+                }
+            },
+        );
+    }
+}
+
+#[test]
 fn it_compiles() {
     let attend = |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
         let options = Options { causal: true, mask: inputs.get(3), ..Default::default() };
