@@ -8,7 +8,7 @@ use super::{
     text::Detokenizer,
 };
 use crate::{
-    attention::BlockForm, cache::PagedPoolOptions, check::Check, error::Result,
+    attention::BlockForm, cache::PagedPoolOptions, check::Check, dispatch::Target, error::Result,
     sampling::LogProbabilities,
 };
 
@@ -38,9 +38,9 @@ pub struct GenerationEngineOptions {
     /// Whether the host puts a step together while the device runs the one before, whose tokens it does not know then, and
     /// hands it over at once where kernels write every layer's tokens, as on an NVIDIA GPU. A text that ends by a token or
     /// string to stop at is read once in vain; a new request waits a step longer, and does not find what that step reads. Not
-    /// while there is a drafter, a request with a constraint, or hardly a block left. On an H200 one stream of a small model
-    /// gained up to a half, and a large model, alone or 32 texts at once, a fifth and more; 32 texts of a small model gained up to
-    /// a half in one version and lost up to a fifth in the next. Default: on an NVIDIA GPU, which is where it was measured.
+    /// while there is a drafter, a request with a constraint, or hardly a block left. On an H200 a large model gained a fifth, alone
+    /// or 32 texts at once, and one stream of a small model a fifth and more; 32 texts of a small model lost up to a quarter.
+    /// Default: yes on an NVIDIA GPU, no elsewhere, where it was not measured.
     pub run_ahead: Option<bool>,
     /// Who goes first. Default: whoever came first.
     pub policy: Policy,
@@ -96,6 +96,11 @@ impl GenerationEngineOptions {
         token_bytes(model, self.forms()).saturating_mul(block).saturating_mul(blocks)
     }
 
+    /// Whether an engine on such a device [runs ahead](Self::run_ahead).
+    pub(super) fn runs_ahead(&self, target: Target) -> bool {
+        self.run_ahead.unwrap_or(target == Target::Cuda)
+    }
+
     pub(super) fn forms(&self) -> BlockForms {
         [self.cache_keys, self.cache_values]
     }
@@ -109,5 +114,19 @@ impl GenerationEngineOptions {
         counts
             .into_iter()
             .try_for_each(|(name, count)| check.value(count > 0, name, "be at least 1", count))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_nvidia_gpu_alone_runs_ahead_by_itself() {
+        let with = |run_ahead| GenerationEngineOptions { run_ahead, ..Default::default() };
+        for target in [Target::Cpu, Target::Metal, Target::Cuda] {
+            assert_eq!(with(None).runs_ahead(target), target == Target::Cuda, "{target:?}");
+            assert!(with(Some(true)).runs_ahead(target) && !with(Some(false)).runs_ahead(target));
+        }
     }
 }

@@ -30,7 +30,7 @@ use super::{
 use crate::{
     cache::{PagedKvOptions, PagedPoolOptions},
     check::Check,
-    dispatch::{Context, Target},
+    dispatch::Context,
     error::{Error, Result},
 };
 
@@ -95,6 +95,7 @@ impl<M: CausalModel> Worker<M> {
     ) -> Result<Self> {
         let kvs = kvs(&model, pool.blocks, pool.block_size, options.forms());
         let target = Context::current()?.target;
+        let runs_ahead = options.runs_ahead(target);
         let limits = Limits {
             sequences: options.max_batch_size,
             tokens: options.max_batch_tokens,
@@ -114,7 +115,7 @@ impl<M: CausalModel> Worker<M> {
             constraints: Constraints::default(),
             leaving: Vec::new(),
             underway: None,
-            runs_ahead: options.run_ahead.unwrap_or(target == Target::Cuda),
+            runs_ahead,
             next: 0,
         })
     }
