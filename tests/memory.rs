@@ -57,38 +57,45 @@ fn stretch() -> i32 {
     if Context::current().unwrap().target == Target::Cpu { 1 } else { 4 }
 }
 
+const LAYOUT: Layout = Layout::Bhsd;
+
 #[test]
-fn no_attention_here_holds_all_scores() {
+fn chunks_of_keys_hold_no_more_than_some_of_the_scores() {
     let _alone = alone();
     let stretch = stretch();
     // All scores would be 256 MiB, on a GPU 1 GiB; those of a chunk are 4.
-    let layout = Layout::Bhsd;
-    let options = ChunkedCrossAttentionOptions { layout, ..Default::default() };
+    let options = ChunkedCrossAttentionOptions { layout: LAYOUT, ..Default::default() };
     let chunked = peak([sequence(1024), sequence(stretch << 16)], |queries, keys| {
         chunked_cross_attention(queries, keys, keys, options.clone())
     });
+    let most = 64 * stretch as usize * MEBIBYTE;
+    assert!(chunked < most, "{chunked} bytes, not less than {most}");
+}
 
+#[test]
+fn a_window_holds_no_more_than_some_of_the_scores() {
+    let _alone = alone();
     // All scores would be 1 GiB; those of a window are 8 MiB.
-    let options = SlidingWindowOptions { layout, ..Default::default() };
+    let options = SlidingWindowOptions { layout: LAYOUT, ..Default::default() };
     let long = sequence(1 << 14);
     let window = peak([long.clone(), long], |queries, keys| {
         sliding_window_attention(queries, keys, keys, 64, options.clone())
     });
+    assert!(window < 96 * MEBIBYTE, "{window} bytes");
+}
 
-    // All scores would be 256 MiB, on a GPU 4 GiB, and MLX's own op holds three copies and more; in blocks, all of them take 230.
-    let options = FlashAttentionOptions { causal: true, layout, ..Default::default() };
-    let long = sequence(stretch << 13);
+/// On a GPU it fails: MLX has been handed all blocks before the first has run, and holds 5.2 GB for 4 GiB of scores.
+#[test]
+fn blocks_of_queries_hold_little_more_than_the_scores() {
+    let _alone = alone();
+    // All scores would be 256 MiB, on a GPU 4 GiB, and MLX's own op holds three copies and more; on a CPU all blocks take 230.
+    let options = FlashAttentionOptions { causal: true, layout: LAYOUT, ..Default::default() };
+    let long = sequence(stretch() << 13);
     let blocks = peak([long.clone(), long], |queries, keys| {
         flash_attention(queries, keys, keys, options.clone())
     });
 
-    let found = [
-        ("in chunks", chunked, 64 * stretch),
-        ("in a window", window, 96),
-        ("in blocks", blocks, 320),
-    ];
-    let within = found.iter().all(|&(_, bytes, mebibytes)| bytes < mebibytes as usize * MEBIBYTE);
-    assert!(within, "bytes, and the most MiB that they may be: {found:?}");
+    assert!(blocks < 320 * MEBIBYTE, "{blocks} bytes");
 }
 
 fn held() -> usize {

@@ -137,7 +137,7 @@ impl Module<&Array> for GatedFeedForward {
 
 #[cfg(test)]
 mod tests {
-    use mlx_rs::random::normal;
+    use mlx_rs::random::{key, normal};
 
     use super::*;
 
@@ -147,8 +147,9 @@ mod tests {
         let mut prepared = feed_forward.clone();
         prepared.prepare_for_inference()?;
         for rows in [1, 2, 3] {
-            let x = normal::<f32>(&[rows, 64], None, None, None)?;
+            let x = normal::<f32>(&[rows, 64], None, None, &key(7)?)?;
             let [found, expected] = [prepared.forward(&x)?, feed_forward.forward(&x)?];
+            assert!(prepared.wide.is_some());
             assert!(found.all_close(expected, 1e-5, 1e-5, None)?, "{rows} rows");
         }
         Ok(())

@@ -72,12 +72,10 @@ mod tests {
 
     #[test]
     fn layers_share_their_periods() {
-        let place = |dims| {
-            let periods = RopeFrequencies::of_base(dims, 100.0).periods();
-            assert_eq!(periods.as_slice::<f32>()[1], 100.0_f32.powf(2.0 / dims as f32));
-            periods.as_slice::<f32>().as_ptr()
-        };
-        assert_eq!(place(4), place(4));
-        assert_ne!(place(4), place(8));
+        let [first, again, other] =
+            [4, 4, 8].map(|dims| RopeFrequencies::of_base(dims, 100.0).periods());
+        assert_eq!(first.as_slice::<f32>()[1], 10.0);
+        assert_eq!(first.as_slice::<f32>().as_ptr(), again.as_slice::<f32>().as_ptr());
+        assert_ne!(first.as_slice::<f32>().as_ptr(), other.as_slice::<f32>().as_ptr());
     }
 }
