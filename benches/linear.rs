@@ -50,8 +50,8 @@ fn rms_norm_linear_case(
             rms_norm_linear(&x[0], &x[1], &x[2], options)
         }),
         // Sums of `inputs` terms of deviation one. In f32, one after the other, each addition rounds by 2^-24 of a sum
-        // of up to √inputs, as often up as down; else MLX rounds each normalized number twice, by up to 2^-9 of it, and of
-        // all sums one is five deviations away.
+        // of up to √inputs, as often up as down; else MLX rounds each normalized number twice, by up to 2^-8 of it and in the
+        // mean square by 2^-8 / √6, and of all sums one is five deviations away.
         tolerance: Tolerance::of(dtype).with_atol(match dtype {
             Dtype::Float32 => inputs as f32 / (1 << 22) as f32,
             _ => 5.0 * (inputs as f32 / 3.0).sqrt() / (1 << 8) as f32,

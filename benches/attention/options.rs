@@ -43,7 +43,7 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
     }
     let gradients: &[_] = match setting.target {
         Target::Cpu => &[(dtype, shapes[0])],
-        _ => &[(dtype, [1, 32, 4096, 128]), (Dtype::Float32, [1, 8, 4096, 128])],
+        _ => &[(dtype, [1, 32, 4096, 128]), (Dtype::Float32, [1, 32, 4096, 128])],
     };
     for &(dtype, shape) in gradients {
         cases.push(Extra::SoftCap.gradient(shape, dtype, setting.dispatch)?);

@@ -29,9 +29,9 @@ const WINS: &[Win] = &[
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
     // What MLX's fused op has no argument for. 4x32x4096x128: the log-sum-exp 18 times, soft cap and ALiBi 13.9 and 13.4
-    // times the best composition, soft cap with gradients 9.5; 1x8x512x64 1.3 and 1.4 times.
+    // times the best composition, soft cap with gradients 7.2 to 9.5 at 1x32x4096x128; 1x8x512x64 0.8 to 1.4 times.
     on_cuda("flash_attention beyond MLX's", 1 << 18),
-    // What MLX's does with all scores in memory: heads of 192 and 256 5.9 and 5.2 times.
+    // What MLX's does with all scores in memory: heads of 192 and 256 3.6 to 5.9 and 4.1 to 5.2 times.
     on_cuda("flash_attention", 1 << 24),
     // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 3.6 times, of 8448 4.2 times; 32 of 4096 as fast.
     // MLX is fast at multiples of 256 keys alone, and what is decoded passes through all lengths. For one sequence, or for

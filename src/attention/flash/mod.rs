@@ -71,7 +71,8 @@ use crate::{
 /// in memory. Where they would take more than 16 MiB on a CPU, or 1 GiB on an NVIDIA GPU, and there is no dropout, it takes a
 /// block of queries at a time instead: it then holds some blocks of 2 or 128 MiB of scores, or of order `S_q^1.5` for a
 /// gradient, which it computes a second time, and never multiplies the keys that causality or a window hides from a whole
-/// block.
+/// block. On an NVIDIA GPU that is no bound: MLX holds what it has been handed until it has run, and with a gradient all blocks
+/// may be held together.
 ///
 /// On an NVIDIA GPU `Auto` takes the kernel for f16 and bf16 where it was measured to win: for long sequences with what the
 /// fused op does not do without all scores in memory, and for few queries over large caches.
