@@ -94,7 +94,6 @@ fn blocks_of_queries_hold_little_more_than_the_scores() {
     let blocks = peak([long.clone(), long], |queries, keys| {
         flash_attention(queries, keys, keys, options.clone())
     });
-
     assert!(blocks < 320 * MEBIBYTE, "{blocks} bytes");
 }
 
