@@ -112,24 +112,55 @@ METAL_FUNC void multiply_tiles(thread Tile<float>& sum, thread const Tile<T>& le
   }
 }
 
-// The matrix instructions would round floats to 10 bits: here lanes ask each other for what they lack.
+// A float as a sum of two of whose fractions matrix instructions read all that matters, 10 bits each. What is infinite is all
+// in the first.
+struct SplitFloat {
+  float high;
+  float low;
+  // What the other factor's lower part is multiplied by.
+  float finite;
+
+  METAL_FUNC SplitFloat() {}
+  METAL_FUNC explicit SplitFloat(float x) {
+    // Once, or registers would hold the parts of all tiles that do not change.
+    uint bits = as_type<uint>(x);
+    metal::forget(bits);
+    const float again = as_type<float>(bits);
+    high = metal::leading_bits(again);
+    const bool bounded = metal::fabs(high) < INFINITY;
+    finite = bounded ? high : 0.0f;
+    low = bounded ? again - high : 0.0f;
+  }
+};
+
+// Of the four products of such parts the three that matter are added up, by themselves: the instruction cuts off what it adds
+// to a larger sum.
 METAL_FUNC void multiply_tiles(
     thread Tile<float>& sum, thread const Tile<float>& left, thread const RightTile<float>& right) {
-  const uint lane = thread_index_in_simdgroup;
+  float products[TILE_ELEMENTS] = {};
   UNROLL
-  for (int k = 0; k < 16; k++) {
-    const int held = k / 8 * 4 + k % 2;
-    const uint owner = k % 8 / 2;
-    for (int lower = 0; lower < 2; lower++) {
-      const float a = simd_shuffle(left.values[held + 2 * lower], lane / 4 * 4 + owner);
-      for (int element = 0; element < 4; element++) {
-        const int right_half = element / 2;
-        const uint holder = (lane % 4 * 2 + element % 2) * 4 + owner;
-        const float b = simd_shuffle(right.transpose.values[held + 2 * right_half], holder);
-        sum.values[4 * right_half + 2 * lower + element % 2] += a * b;
-      }
+  for (int step = 0; step < 8; step += 4) {
+    // A lane holds two neighbours of a row of the left factor, and of a column of the right one. To the instruction they stand
+    // four apart in both, which is the same to a sum.
+    SplitFloat rows[4];
+    SplitFloat columns[4];
+    for (int i = 0; i < 4; i++) {
+      rows[i] = SplitFloat(left.values[step + i % 2 * 2 + i / 2]);
+      columns[i] = SplitFloat(right.transpose.values[step + i]);
+    }
+    const float high[4] = {rows[0].high, rows[1].high, rows[2].high, rows[3].high};
+    const float low[4] = {rows[0].low, rows[1].low, rows[2].low, rows[3].low};
+    const float finite[4] = {rows[0].finite, rows[1].finite, rows[2].finite, rows[3].finite};
+    for (int half = 0; half < 2; half++) {
+      float* const sums = products + 4 * half;
+      const SplitFloat upper = columns[2 * half];
+      const SplitFloat lower = columns[2 * half + 1];
+      metal::multiply_add(sums, low, upper.finite, lower.finite);
+      metal::multiply_add(sums, finite, upper.low, lower.low);
+      metal::multiply_add(sums, high, upper.high, lower.high);
     }
   }
+  for (int e = 0; e < TILE_ELEMENTS; e++) sum.values[e] += products[e];
 }
 
 #else

@@ -167,6 +167,17 @@ METAL_FUNC void multiply_add(float* sum, const uint* left, uint upper, uint lowe
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(upper), "r"(lower));
 }
 
+// The nearest float with 10 bits of a fraction, of two the larger; NaN may become a number.
+METAL_FUNC float leading_bits(float x) { return __uint_as_float((__float_as_uint(x) + 0x1000u) & 0xffffe000u); }
+// Adds to `sum`, 16 by 8, the product of `left`, 16 by 8, and 8 by 8 floats, all of so few bits.
+METAL_FUNC void multiply_add(float* sum, const float* left, float upper, float lower) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+               "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+               : "r"(__float_as_uint(left[0])), "r"(__float_as_uint(left[1])), "r"(__float_as_uint(left[2])),
+                 "r"(__float_as_uint(left[3])), "r"(__float_as_uint(upper)), "r"(__float_as_uint(lower)));
+}
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define METAL_WARPGROUPS 1
 

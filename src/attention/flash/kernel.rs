@@ -8,11 +8,11 @@ use mlx_rs::{
 };
 
 use super::{
+    by_reference,
     dims::Dims,
     options::{FlashAttentionOptions, Segments, Window},
     plan::{Blocks, Teams, padded_sizes},
     problem::{self, Attended, Problem},
-    reference,
     visible::with_rank_4,
 };
 use crate::{
@@ -317,7 +317,7 @@ impl Work {
             ..Default::default()
         };
         let problem = Problem::new([queries, keys, values], &options, true)?;
-        let Attended { output, lse } = problem.in_layout(reference::attend(&problem)?)?;
+        let Attended { output, lse } = problem.in_layout(by_reference(&problem)?)?;
         Ok([output, lse.ok_or_else(problem::no_lse)?])
     }
 

@@ -74,8 +74,10 @@ use crate::{
 /// block. On an NVIDIA GPU that is no bound: MLX holds what it has been handed until it has run, and with a gradient all blocks
 /// may be held together.
 ///
-/// On an NVIDIA GPU `Auto` takes the kernel for f16 and bf16 where it was measured to win: for long sequences with what the
-/// fused op does not do without all scores in memory, and for few queries over large caches.
+/// On an NVIDIA GPU `Auto` takes the kernel where it was measured to win: for long sequences with what the fused op does not do
+/// without all scores in memory, in f32 among them, and in f16 and bf16 for few queries over large caches. In f32 it takes it
+/// wherever the reference would go by blocks. Matrix instructions there read 10 bits of a float's fraction: each float is split
+/// in two such, and three of the four products are added up, which is as exact as sums in f32 are.
 ///
 /// Dao et al., [FlashAttention: Fast and Memory-Efficient Exact Attention with
 /// IO-Awareness](https://arxiv.org/abs/2205.14135), 2022.

@@ -142,15 +142,16 @@ impl<'a> Problem<'a> {
 
     /// Whether a kernel was measured to be faster than MLX's fused op, or than plain ops where that does not serve.
     fn kernel_wins(&self, context: &Context) -> bool {
+        let half = self.dtype != Dtype::Float32;
         let op = match kernel::splits_keys(self) {
-            true => "decode_attention",
+            true if half => "decode_attention",
+            true => return false,
             false if self.is_served(context.target) => return false,
+            false if !half => "flash_attention in f32",
             false if self.beyond_the_fused_op().is_some() => "flash_attention beyond MLX's",
             false => Self::OP,
         };
-        let half = self.dtype != Dtype::Float32;
-        let measured = half && context.kernel_wins(op, self.keys.size());
-        measured && self.refusal(Backend::Kernel, context).is_none()
+        context.kernel_wins(op, self.keys.size())
     }
 
     /// Whether MLX's fused op holds no scores in memory, and does nothing that is hidden: it runs as plain ops for
@@ -192,14 +193,16 @@ impl Dispatched for Problem<'_> {
     const OP: &'static str = "flash_attention";
 
     fn choose(&self, context: &Context) -> Backend {
-        match (context.target, self.dtype) {
+        let target = context.target;
+        // All scores would be in memory at once, and few in a cache.
+        let many = !self.is_served(target) && blocks::pay(self, target);
+        // On a GPU also blocks of them are, as many as MLX has handed over.
+        let by_kernel = self.kernel_wins(context) || many && target == Target::Cuda;
+        match (target, self.dtype) {
             // There MLX multiplies half precision without BLAS and rounds the scores to it.
             (Target::Cpu, Dtype::Float16 | Dtype::Bfloat16) => Backend::Reference,
-            _ if self.kernel_wins(context) => Backend::Kernel,
-            // All its scores would be in memory at once, and few in a cache.
-            (target, _) if !self.is_served(target) && blocks::pay(self, target) => {
-                Backend::Reference
-            }
+            _ if by_kernel && self.refusal(Backend::Kernel, context).is_none() => Backend::Kernel,
+            _ if many => Backend::Reference,
             _ if self.beyond_the_fused_op().is_some() => Backend::Reference,
             _ => Backend::Builtin,
         }
@@ -319,6 +322,20 @@ mod tests {
         assert_eq!(chosen(512, all, false), Some(Builtin));
         assert_eq!(chosen(512, few, false), Some(Builtin));
         assert_eq!(chosen(1 << 15, few, false), Some(Kernel));
+    }
+
+    #[test]
+    fn on_an_nvidia_gpu_many_scores_of_f32_are_the_kernels() {
+        let chosen = |length, size| {
+            let x = Array::zeros::<f32>(&[1, length, 1, size]).ok()?;
+            let problem = Problem::new([&x, &x, &x], &Default::default(), false).ok()?;
+            let context =
+                Context { target: Target::Cuda, obstacle: None, settings: Settings::default() };
+            Some(problem.choose(&context))
+        };
+        assert_eq!(chosen(1 << 14, 4), Some(Backend::Builtin));
+        assert_eq!(chosen(1 << 15, 4), Some(Backend::Kernel));
+        assert_eq!(chosen(1 << 15, 257), Some(Backend::Reference), "no kernel has such heads");
     }
 
     #[test]
