@@ -31,6 +31,9 @@ METAL_FUNC TilePlace tile_place(int element, uint lane) {
 // Whether an element is in the second of its lane's rows.
 METAL_FUNC int tile_half(int element) { return element / 2 % 2; }
 
+// In which of its lane's four columns it is.
+METAL_FUNC int tile_column(int element) { return element / 4 * 2 + element % 2; }
+
 // The lanes that share a row differ in these bits of their number.
 constant constexpr const ushort TILE_ROW_LANES[2] = {1, 2};
 
@@ -51,6 +54,13 @@ struct Tile {
     metal::load_quarters(values, source + lane % 16 * stride + lane / 16 * 8);
   }
 
+  // From memory that holds the transpose.
+  METAL_FUNC void load_transposed(const T* source, uint stride) {
+    const uint lane = thread_index_in_simdgroup;
+    const uint row = lane % 8 + lane / 16 * 8;
+    metal::load_quarters_transposed(values, source + row * stride + lane / 8 % 2 * 8);
+  }
+
   METAL_FUNC void store(T* target, uint stride) const {
     for (int e = 0; e < TILE_ELEMENTS; e++) {
       const TilePlace place = tile_place(e, thread_index_in_simdgroup);
@@ -65,6 +75,14 @@ METAL_FUNC void Tile<float>::load(const float* source, uint stride) {
   for (int e = 0; e < TILE_ELEMENTS; e++) {
     const TilePlace place = tile_place(e, thread_index_in_simdgroup);
     values[e] = source[place.row * stride + place.column];
+  }
+}
+
+template <>
+METAL_FUNC void Tile<float>::load_transposed(const float* source, uint stride) {
+  for (int e = 0; e < TILE_ELEMENTS; e++) {
+    const TilePlace place = tile_place(e, thread_index_in_simdgroup);
+    values[e] = source[place.column * stride + place.row];
   }
 }
 
@@ -175,6 +193,8 @@ METAL_FUNC TilePlace tile_place(int element, uint lane) {
 
 METAL_FUNC int tile_half(int element) { return element / 4; }
 
+METAL_FUNC int tile_column(int element) { return element % 4; }
+
 constant constexpr const ushort TILE_ROW_LANES[2] = {1, 8};
 
 // A left factor or a sum.
@@ -198,6 +218,14 @@ struct Tile {
   METAL_FUNC void load(const threadgroup T* source, uint stride) {
     for (int i = 0; i < 4; i++) {
       simdgroup_load(quarters[i / 2][i % 2], source + i / 2 * 8 * stride + i % 2 * 8, stride);
+    }
+  }
+
+  // From memory that holds the transpose.
+  METAL_FUNC void load_transposed(const threadgroup T* source, uint stride) {
+    for (int i = 0; i < 4; i++) {
+      const threadgroup T* quarter = source + i % 2 * 8 * stride + i / 2 * 8;
+      simdgroup_load(quarters[i / 2][i % 2], quarter, stride, ulong2(0, 0), true);
     }
   }
 

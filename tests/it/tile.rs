@@ -18,9 +18,9 @@ const TILE: File = File::new("common/tile.metal", include_str!("../../metal/comm
 
 static MATMUL: Kernel = Kernel {
     name: "matmul",
-    inputs: &[Argument::of("T", "a", &["M", "K"]), Argument::of("T", "b", &["P", "Q"])],
+    inputs: &[Argument::of("T", "a", &["O", "R"]), Argument::of("T", "b", &["P", "Q"])],
     outputs: &[Argument::of("T", "visited", &["M", "N"]), Argument::of("T", "stored", &["M", "N"])],
-    constants: &["TRANSPOSED"],
+    constants: &["A_TRANSPOSED", "B_TRANSPOSED"],
     fragments: &[TILE],
     file: File::new("tests/kernels/matmul.metal", include_str!("../kernels/matmul.metal")),
 };
@@ -29,13 +29,14 @@ static MATMUL: Kernel = Kernel {
 const SIZES: [[i32; 3]; 6] =
     [[32, 32, 32], [1, 1, 1], [2, 3, 2], [16, 40, 8], [33, 7, 31], [48, 65, 47]];
 
-/// `b` is `[K, N]`, or `[N, K]` where `transposed`.
-fn matmul(a: &Array, b: &Array, transposed: bool) -> Vec<Array> {
-    let [rows, columns] = [a.dim(0), b.dim(if transposed { 0 } else { 1 })];
+/// `a` is `[M, K]` and `b` `[K, N]`, or the transpose where `transposed`.
+fn matmul(a: &Array, b: &Array, transposed: [bool; 2]) -> Vec<Array> {
+    let rows = a.dim(i32::from(transposed[0]));
+    let columns = b.dim(i32::from(!transposed[1]));
     let groups = |size: i32| size.unsigned_abs().div_ceil(32);
     let plan = Plan {
-        constants: vec![Constant::Bool(transposed)],
-        extents: vec![("N", columns)],
+        constants: transposed.map(Constant::Bool).to_vec(),
+        extents: vec![("M", rows), ("N", columns)],
         launch: Launch {
             groups: [groups(columns), groups(rows), 1],
             group: [128, 1, 1],
@@ -48,11 +49,10 @@ fn matmul(a: &Array, b: &Array, transposed: bool) -> Vec<Array> {
     unsafe { call.run_unchecked() }.unwrap()
 }
 
-fn oracle(a: &Tensor, b: &Tensor, transposed: bool) -> Tensor {
-    let columns = b.shape[usize::from(!transposed)];
+fn oracle(a: &Tensor, b: &Tensor) -> Tensor {
+    let (depth, columns) = (a.shape[1], b.shape[1]);
     Tensor::from_fn(&[a.shape[0], columns], |at| {
-        let term = |k| a.at(&[at[0], k]) * b.at(&if transposed { [at[1], k] } else { [k, at[1]] });
-        (0..a.shape[1]).map(term).sum()
+        (0..depth).map(|k| a.at(&[at[0], k]) * b.at(&[k, at[1]])).sum()
     })
 }
 
@@ -70,13 +70,17 @@ fn tiles_multiply_as_matrices_do() {
     }
     for [rows, depth, columns] in SIZES {
         for dtype in FLOATING {
-            for transposed in [false, true] {
-                let shape = if transposed { [columns, depth] } else { [depth, columns] };
-                let (a, b) =
-                    (factor(1, [rows, depth], depth, dtype), factor(2, shape, depth, dtype));
-                let expected = oracle(&Tensor::of(&a), &Tensor::of(&b), transposed);
+            let (a, b) =
+                (factor(1, [rows, depth], depth, dtype), factor(2, [depth, columns], depth, dtype));
+            let expected = oracle(&Tensor::of(&a), &Tensor::of(&b));
+            for transposed in [[false, false], [false, true], [true, false]] {
+                let stored = |array: &Array, swapped: bool| match swapped {
+                    true => array.swap_axes(0, 1).unwrap(),
+                    false => array.clone(),
+                };
+                let (a, b) = (stored(&a, transposed[0]), stored(&b, transposed[1]));
                 for (y, how) in matmul(&a, &b, transposed).iter().zip(["visited", "stored"]) {
-                    let what = format!("{rows}x{depth}x{columns} {dtype:?} {transposed} {how}");
+                    let what = format!("{rows}x{depth}x{columns} {dtype:?} {transposed:?} {how}");
                     assert_close(&what, y, &expected, Tolerance::of("matmul by tiles", dtype));
                 }
             }

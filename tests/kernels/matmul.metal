@@ -1,8 +1,8 @@
 // Two matrices multiplied by tiles, twice: to test tile.metal.
 //
-//   visited = stored = a · b, or a · bᵀ where TRANSPOSED    [M, N] of T, added up in f32 and rounded once
+//   visited = stored = a · b    [M, N] of T, added up in f32 and rounded once
 //
-// a: [M, K] of T; b: [K, N] of T, or [N, K]. `visited` is written element by element as the lanes hold it, `stored`
+// a: [M, K] of T; b: [K, N] of T; where A_TRANSPOSED or B_TRANSPOSED, the transpose of these. `visited` is written element by element as the lanes hold it, `stored`
 // through threadgroup memory.
 // Grid: a group of 4 simdgroups for each 32 by 32 of the result, with 16 by 16 each. Threadgroup memory: 15360 bytes
 // for float, 7680 else.
@@ -25,9 +25,9 @@ METAL_FUNC void stage(
 THREADGROUP_ARRAY(T, lefts, [32 * STRIDE]);
 THREADGROUP_ARRAY(T, rights, [32 * STRIDE]);
 THREADGROUP_ARRAY(T, results, [32 * STRIDE]);
-const uint rows = a_shape[0];
-const uint depth = a_shape[1];
-const uint columns = TRANSPOSED ? b_shape[0] : b_shape[1];
+const uint rows = a_shape[A_TRANSPOSED ? 1 : 0];
+const uint depth = a_shape[A_TRANSPOSED ? 0 : 1];
+const uint columns = b_shape[B_TRANSPOSED ? 0 : 1];
 const uint index = thread_index_in_threadgroup;
 const uint lane = thread_index_in_simdgroup;
 const uint row = threadgroup_position_in_grid.y * 32;
@@ -38,8 +38,12 @@ const uint tile_column = simdgroup_index_in_threadgroup % 2 * 16;
 Tile<float> sum;
 sum.fill(0.0f);
 for (uint first = 0; first < depth; first += 32) {
-  stage<T>(lefts, a, rows, depth, row, first, index);
-  if (TRANSPOSED) {
+  if (A_TRANSPOSED) {
+    stage<T>(lefts, a, depth, rows, first, row, index);
+  } else {
+    stage<T>(lefts, a, rows, depth, row, first, index);
+  }
+  if (B_TRANSPOSED) {
     stage<T>(rights, b, columns, depth, column, first, index);
   } else {
     stage<T>(rights, b, depth, columns, first, column, index);
@@ -48,8 +52,12 @@ for (uint first = 0; first < depth; first += 32) {
   for (uint k = 0; k < 32; k += 16) {
     Tile<T> left;
     RightTile<T> right;
-    left.load(lefts + tile_row * STRIDE + k, STRIDE);
-    if (TRANSPOSED) {
+    if (A_TRANSPOSED) {
+      left.load_transposed(lefts + k * STRIDE + tile_row, STRIDE);
+    } else {
+      left.load(lefts + tile_row * STRIDE + k, STRIDE);
+    }
+    if (B_TRANSPOSED) {
       right.load_transposed(rights + tile_column * STRIDE + k, STRIDE);
     } else {
       right.load(rights + k * STRIDE + tile_column, STRIDE);
