@@ -5,7 +5,8 @@ use mlx_primitives::{
     Backend, Dispatch,
     dispatch::Target,
     scan::{
-        ScanOperator, ScanOptions, SsdInput, SsdOptions, affine_scan, associative_scan, ssd_scan,
+        GatedLinearOptions, ScanOperator, ScanOptions, SsdInput, SsdOptions, affine_scan,
+        associative_scan, gated_linear_attention, retention_log_decays, ssd_scan,
     },
 };
 use mlx_rs::{
@@ -23,7 +24,7 @@ const REFERENCE: Dispatch = Dispatch::Only(Backend::Reference);
 pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
     let dispatch = setting.dispatch;
     let mut cases = Vec::new();
-    let Sizes { dtypes, affine, sums, ssd } =
+    let Sizes { dtypes, affine, sums, ssd, retention } =
         if setting.target == Target::Cpu { ON_CPU } else { ON_GPU };
     for &dtype in dtypes {
         for &shape in affine {
@@ -33,7 +34,10 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
         for &(shape, axis) in sums {
             cases.push(sum_case(shape, axis, dtype, dispatch)?);
         }
-        cases.push(ssd_case(ssd, dtype)?);
+        for &sizes in ssd {
+            cases.push(ssd_case(sizes, dtype, dispatch)?);
+        }
+        cases.push(retention_case(retention, dtype, dispatch)?);
     }
     cases.push(exponentials_case(sums[0].0, dispatch)?);
     Ok(cases)
@@ -44,21 +48,24 @@ struct Sizes {
     affine: &'static [[i32; 3]],
     /// With the axis to scan.
     sums: &'static [(&'static [i32], i32)],
-    ssd: [i32; 5],
+    ssd: &'static [[i32; 5]],
+    retention: [i32; 4],
 }
 
 const ON_CPU: Sizes = Sizes {
     dtypes: &[Dtype::Float32],
     affine: &[[1, 2048, 256], [1, 65536, 4]],
     sums: &[(&[2, 1024, 512], 1), (&[2048, 512], 1)],
-    ssd: [1, 1024, 8, 64, 64],
+    ssd: &[[1, 1024, 8, 64, 64]],
+    retention: [1, 1024, 8, 64],
 };
 
 const ON_GPU: Sizes = Sizes {
     dtypes: &[Dtype::Float32, Dtype::Bfloat16],
     affine: &[[4, 2048, 2048], [1, 65536, 256]],
     sums: &[(&[8, 4096, 2048], 1), (&[16384, 4096], 1)],
-    ssd: [8, 4096, 32, 64, 128],
+    ssd: &[[8, 4096, 32, 64, 128], [1, 4096, 32, 64, 128]],
+    retention: [4, 4096, 16, 128],
 };
 
 fn options(axis: i32, dispatch: Dispatch) -> ScanOptions<'static> {
@@ -188,6 +195,7 @@ fn exponentials_case(shape: &[i32], dispatch: Dispatch) -> Result<Case, Exceptio
 fn ssd_case(
     [batch, length, heads, size, width]: [i32; 5],
     dtype: Dtype,
+    dispatch: Dispatch,
 ) -> Result<Case, Exception> {
     let shape = [batch, length, heads, size];
     let inputs = vec![
@@ -197,9 +205,11 @@ fn ssd_case(
         normal(4, &[batch, length, 1, width], dtype)?,
         normal(5, &[batch, length, 1, width], dtype)?,
     ];
-    let scan = |x: &[Array]| {
-        let input = SsdInput { x: &x[0], dt: &x[1], a: &x[2], b: &x[3], c: &x[4] };
-        ssd_scan(input, SsdOptions::default())
+    let scan = |dispatch| {
+        move |x: &[Array]| {
+            let input = SsdInput { x: &x[0], dt: &x[1], a: &x[2], b: &x[3], c: &x[4] };
+            ssd_scan(input, SsdOptions { dispatch, ..Default::default() })
+        }
     };
     Ok(Case {
         op: "ssd_scan",
@@ -207,12 +217,12 @@ fn ssd_case(
         dtype,
         work: Work::Bytes(inputs.iter().map(Array::nbytes).sum::<usize>() + inputs[0].nbytes()),
         inputs,
-        ours: ours(scan),
+        ours: ours(scan(dispatch)),
         baselines: vec![
             ("segments of sums, a loop", mlx(ssd_by_chunks)),
             ("compiled", compiled(ssd_by_chunks)),
         ],
-        reference: reference(scan),
+        reference: reference(scan(REFERENCE)),
         // A result sums up hundreds of products of about 10, some of which cancel; in half precision each is rounded, and
         // one rounding of the largest, some 300, is 1.
         tolerance: match dtype {
@@ -222,32 +232,78 @@ fn ssd_case(
     })
 }
 
-/// As models on MLX do it: chunks one after another, decays as exponentials of segments of sums.
 fn ssd_by_chunks(inputs: &[Array]) -> Result<Array, Exception> {
-    const CHUNK: i32 = 256;
     let [x, dt, a, b, c] = inputs else { return Err(Exception::custom("five inputs")) };
-    let (length, dtype) = (x.dim(1), x.dtype());
+    let dt = dt.as_dtype(Dtype::Float32)?;
+    let values = x.multiply(dt.expand_dims(-1)?)?.as_dtype(x.dtype())?;
+    by_chunks([c, b, &values], &dt.multiply(a.as_dtype(Dtype::Float32)?)?)
+}
+
+/// `B`, `L`, `H` and `D`, of queries, keys and values alike.
+fn retention_case(shape: [i32; 4], dtype: Dtype, dispatch: Dispatch) -> Result<Case> {
+    let inputs = [1, 2, 3].map(|seed| normal(seed, &shape, dtype));
+    let inputs = inputs.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let decays = retention_log_decays(shape[2])?;
+    let of_steps = broadcast_to(&decays, &shape[..3])?;
+    let scale = (shape[3] as f32).sqrt().recip();
+    let scan = |dispatch| {
+        let decays = decays.clone();
+        move |x: &[Array]| {
+            let log_decay = Some(&decays);
+            let options = GatedLinearOptions { log_decay, dispatch, ..Default::default() };
+            gated_linear_attention(&x[0], &x[1], &x[2], options)
+        }
+    };
+    let composed = move |x: &[Array]| {
+        let queries = x[0].multiply(Array::from_f32(scale).as_dtype(x[0].dtype())?)?;
+        by_chunks([&queries, &x[1], &x[2]], &of_steps)
+    };
+    Ok(Case {
+        op: "gated_linear_attention",
+        shape: format!("{}, a retention", sizes(&shape)),
+        dtype,
+        work: Work::Bytes(4 * inputs[0].nbytes()),
+        inputs,
+        ours: ours(scan(dispatch)),
+        baselines: vec![
+            ("segments of sums, a loop", mlx(composed.clone())),
+            ("compiled", compiled(composed)),
+        ],
+        reference: reference(scan(REFERENCE)),
+        // Of thousands of steps some is left, each a product of about 1; they are rounded before they are added up.
+        tolerance: match dtype {
+            Dtype::Float32 => Tolerance::of(dtype).with_atol(1e-3),
+            _ => Tolerance::of(dtype).with_atol(1.0),
+        },
+    })
+}
+
+/// Queries and keys `[B, L, G, K]`, values `[B, L, H, V]` and logarithms of decays `[B, L, H]` as models on MLX scan them: chunks
+/// one after another, decays as exponentials of segments of sums.
+fn by_chunks([queries, keys, values]: [&Array; 3], logarithms: &Array) -> Result<Array, Exception> {
+    const CHUNK: i32 = 256;
+    let (length, dtype) = (values.dim(1), values.dtype());
     let mut state: Option<Array> = None;
     let mut results = Vec::new();
     for start in (0..length).step_by(CHUNK as usize) {
         let part = |array: &Array| array.try_index((.., start..length.min(start + CHUNK)));
-        let (x, dt, b, c) = (part(x)?, part(dt)?.as_dtype(Dtype::Float32)?, part(b)?, part(c)?);
         // [B, H, Q]
-        let sums =
-            dt.multiply(a.as_dtype(Dtype::Float32)?)?.swap_axes(1, 2)?.cumsum(-1, None, None)?;
+        let sums = part(logarithms)?.swap_axes(1, 2)?.cumsum(-1, None, None)?;
         let between = sums.expand_dims(-1)?.subtract(sums.expand_dims(-2)?)?;
         let between = ops::tril(between.exp()?, None)?;
-        let (b, c) = (b.transpose_axes(&[0, 2, 3, 1])?, c.swap_axes(1, 2)?);
-        let weights = c.matmul(&b)?.multiply(between)?.as_dtype(dtype)?;
-        let values = x.multiply(dt.expand_dims(-1)?)?.as_dtype(dtype)?.swap_axes(1, 2)?;
+        let (keys, queries) =
+            (part(keys)?.transpose_axes(&[0, 2, 3, 1])?, part(queries)?.swap_axes(1, 2)?);
+        let values = part(values)?.swap_axes(1, 2)?;
+        let weights = queries.matmul(&keys)?.multiply(between)?.as_dtype(dtype)?;
         let mut y = weights.matmul(&values)?;
         let left = sums.try_index((.., .., -1..))?.subtract(&sums)?.exp()?.expand_dims(-1)?;
-        let added = b.matmul(values.multiply(left)?.as_dtype(dtype)?)?.as_dtype(Dtype::Float32)?;
+        let added =
+            keys.matmul(values.multiply(left)?.as_dtype(dtype)?)?.as_dtype(Dtype::Float32)?;
         let through = sums.try_index((.., .., -1..))?.exp()?.expand_dims(-1)?;
         state = Some(match state {
             None => added,
             Some(state) => {
-                let read = c.matmul(state.as_dtype(dtype)?)?;
+                let read = queries.matmul(state.as_dtype(dtype)?)?;
                 y = y.add(read.multiply(sums.exp()?.expand_dims(-1)?)?.as_dtype(dtype)?)?;
                 state.multiply(through)?.add(added)?
             }

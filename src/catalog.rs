@@ -24,5 +24,6 @@ const OPERATIONS: &[&[&Kernel]] = &[
     attention::IN_PLACE_KERNELS,
     scan::SCAN_KERNELS,
     scan::SELECTIVE_SCAN_KERNELS,
+    scan::FADING_SCAN_KERNELS,
     sampling::SAMPLE_ROWS_KERNELS,
 ];

@@ -28,4 +28,5 @@ pub use selective::{
 pub use ssd::{SsdInput, SsdOptions, SsdStep, ssd_scan, ssd_scan_with_state, ssd_step};
 
 pub(crate) use associative::KERNELS as SCAN_KERNELS;
+pub(crate) use fading::kernel::KERNELS as FADING_SCAN_KERNELS;
 pub(crate) use selective::KERNELS as SELECTIVE_SCAN_KERNELS;

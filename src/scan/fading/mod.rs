@@ -6,6 +6,7 @@
 //! overflows where no decay is above 1. Heads stand before chunks, so that the scan has one decay for all of a state.
 
 mod decay;
+pub(super) mod kernel;
 mod layout;
 mod passes;
 mod places;

@@ -14,10 +14,9 @@ use super::{
 };
 use crate::{
     check::{Check, axes},
+    dispatch::{Backend, Context, Dispatched, NO_KERNEL},
     error::Result,
 };
-
-const OP: &str = "gated_delta_rule";
 
 /// Reads, for each query, a memory in which each key has had its value replaced, by the share `beta`.
 ///
@@ -91,7 +90,7 @@ pub fn gated_delta_rule_with_state(
     beta: impl AsRef<Array>,
     options: GatedLinearOptions<'_>,
 ) -> Result<(Array, Array)> {
-    let (check, beta) = (Check::op(OP), beta.as_ref());
+    let (check, beta) = (Check::op(Delta::OP), beta.as_ref());
     let arrays = [queries.as_ref(), keys.as_ref(), values.as_ref()];
     let problem = Linear::new(check, arrays, options)?;
     let [batch, length, heads, ..] = problem.sizes;
@@ -100,6 +99,7 @@ pub fn gated_delta_rule_with_state(
     if let Some(decay) = options.log_decay.filter(|decay| decay.ndim() == 4) {
         check.shape("log_decay", decay, axes![batch, length, heads])?;
     }
+    options.dispatch.resolve(&Delta)?;
     if let Some(nothing) = problem.nothing()? {
         return Ok(nothing);
     }
@@ -110,6 +110,24 @@ pub fn gated_delta_rule_with_state(
     let beta = layout.split(&beta.as_dtype(Dtype::Float32)?.expand_dims(-1)?)?;
     let results = run(&chunks, &beta, &problem.state(&layout)?)?;
     problem.joined(&layout, results)
+}
+
+struct Delta;
+
+impl Dispatched for Delta {
+    const OP: &'static str = "gated_delta_rule";
+
+    fn choose(&self, _: &Context) -> Backend {
+        Backend::Reference
+    }
+
+    fn refusal(&self, backend: Backend, _: &Context) -> Option<&'static str> {
+        match backend {
+            Backend::Builtin => Some("MLX has no delta rule"),
+            Backend::Kernel => Some(NO_KERNEL),
+            Backend::Reference => None,
+        }
+    }
 }
 
 fn widened(chunks: Chunks) -> Result<Chunks> {

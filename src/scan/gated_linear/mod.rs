@@ -11,16 +11,20 @@ use mlx_rs::{
 };
 
 use super::{
-    fading::{Chunks, Fade, Layout, Places, operand},
+    fading::{
+        Chunks, Fade, Layout, Places,
+        kernel::{self, FadingScan},
+        operand,
+    },
     segments,
 };
 use crate::{
     check::{Axis, Check, axes},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
+    kernel::{differentiable_by_reference, stand_in},
     uploads,
 };
-
-const OP: &str = "gated_linear_attention";
 
 /// Options of [`gated_linear_attention`].
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +43,8 @@ pub struct GatedLinearOptions<'a> {
     /// [`ScanOptions::segments`](super::ScanOptions::segments), each of which begins with nothing. A NaN or an infinity may reach
     /// the sequences that share a chunk with it. Default: one.
     pub segments: Option<&'a [i32]>,
+    /// Which backend runs it. Default: `Auto`.
+    pub dispatch: Dispatch,
 }
 
 impl GatedLinearOptions<'_> {
@@ -54,6 +60,7 @@ impl Default for GatedLinearOptions<'_> {
             chunk_size: Self::DEFAULT_CHUNK_SIZE,
             initial_state: None,
             segments: None,
+            dispatch: Dispatch::Auto,
         }
     }
 }
@@ -90,7 +97,8 @@ pub fn retention_log_decays(heads: i32) -> Result<Array> {
 ///
 /// # Errors
 /// When an array has another rank or an axis that disagrees with the others, when the dtypes differ or are not floating
-/// point, or when an option does not have the shape, dtype or range that [`GatedLinearOptions`] gives it.
+/// point, when an option does not have the shape, dtype or range that [`GatedLinearOptions`] gives it, or when the one backend
+/// that `dispatch` allows cannot take the problem.
 ///
 /// # Example
 /// ```
@@ -105,9 +113,11 @@ pub fn retention_log_decays(heads: i32) -> Result<Array> {
 /// ```
 ///
 /// # Backends
-/// Plain MLX ops: products of matrices within chunks of [`GatedLinearOptions::chunk_size`] steps, and an
-/// [`affine_scan`](super::affine_scan()) over chunks. States and exponentials are f32; on a GPU, half precision is multiplied as
-/// it comes. Decays for each element of a key take, in parts of 16 steps, 16 numbers for each of them.
+/// `Reference` is plain MLX ops: products of matrices within chunks of [`GatedLinearOptions::chunk_size`] steps, and an
+/// [`affine_scan`](super::affine_scan()) over chunks. Decays for each element of a key take, in parts of 16 steps, 16 numbers for
+/// each of them. `Kernel` is one pass that keeps the states in registers, in chunks of its own; it knows neither such decays
+/// nor segments nor keys beyond 256, and its gradient is that of the reference. States and exponentials are f32; on a GPU, half
+/// precision is multiplied as it comes. `Auto` takes the kernel where it was measured to win.
 ///
 /// Yang et al., [Gated Linear Attention Transformers with Hardware-Efficient
 /// Training](https://arxiv.org/abs/2312.06635), 2023.
@@ -149,8 +159,15 @@ pub fn gated_linear_attention_with_state(
     options: GatedLinearOptions<'_>,
 ) -> Result<(Array, Array)> {
     let arrays = [queries.as_ref(), keys.as_ref(), values.as_ref()];
-    let problem = Problem::new(Check::op(OP), arrays, options)?;
-    problem.run()
+    let linear = Linear(Problem::new(Check::op(Linear::OP), arrays, options)?);
+    let backend = options.dispatch.resolve(&linear)?;
+    if let Some(nothing) = linear.0.nothing()? {
+        return Ok(nothing);
+    }
+    match backend {
+        Backend::Kernel => linear.by_kernel(),
+        Backend::Builtin | Backend::Reference => linear.by_reference(),
+    }
 }
 
 /// A checked call, of this and of the gated delta rule.
@@ -259,15 +276,6 @@ impl<'a> Problem<'a> {
         })
     }
 
-    fn run(&self) -> Result<(Array, Array)> {
-        if let Some(nothing) = self.nothing()? {
-            return Ok(nothing);
-        }
-        let layout = self.layout();
-        let results = self.chunks(&layout)?.run(&self.state(&layout)?, self.arrays[2].dtype())?;
-        self.joined(&layout, results)
-    }
-
     pub(super) fn joined(
         &self,
         layout: &Layout,
@@ -275,5 +283,106 @@ impl<'a> Problem<'a> {
     ) -> Result<(Array, Array)> {
         let y = layout.join(&read)?.as_dtype(self.arrays[2].dtype())?;
         Ok((y, layout.ungrouped(&last)?))
+    }
+}
+
+/// A problem of this operation.
+struct Linear<'a>(Problem<'a>);
+
+impl Linear<'_> {
+    fn by_reference(&self) -> Result<(Array, Array)> {
+        let layout = self.0.layout();
+        let dtype = self.0.arrays[2].dtype();
+        let results = self.0.chunks(&layout)?.run(&self.0.state(&layout)?, dtype)?;
+        self.0.joined(&layout, results)
+    }
+
+    fn by_kernel(&self) -> Result<(Array, Array)> {
+        let [queries, keys, values] = self.0.arrays;
+        let GatedLinearOptions { log_decay, initial_state, chunk_size, .. } = self.0.options;
+        let (fades, started) = (log_decay.is_some(), initial_state.is_some());
+        let given = Given { fades, started, chunk_size, scale: self.0.scale };
+        let none = stand_in(Dtype::Float32, 1);
+        let [decay, state] = [log_decay, initial_state].map(|array| array.unwrap_or(&none));
+        let [y, state] = differentiable_by_reference(
+            [queries, keys, values, decay, state],
+            move |inputs| given.problem(inputs)?.scanned(),
+            move |inputs| Ok(given.problem(inputs)?.by_reference()?.into()),
+        )?;
+        Ok((y, state))
+    }
+
+    /// By the kernel, without a gradient.
+    fn scanned(&self) -> Result<[Array; 2]> {
+        let [queries, keys, values] = self.0.arrays;
+        let [batch, length, heads, ..] = self.0.sizes;
+        let decays = match self.0.options.log_decay {
+            Some(decay) => broadcast_to(decay, &[batch, length, heads])?,
+            None => zeros::<f32>(&[batch, length, heads])?,
+        };
+        let state = self.0.options.initial_state;
+        let scan = FadingScan {
+            queries,
+            keys,
+            values,
+            decays,
+            steps: None,
+            scale: self.0.scale,
+            skip: None,
+            gate: None,
+            state: state.map(|state| state.swap_axes(-1, -2)).transpose()?,
+        };
+        let [y, last] = scan.run()?;
+        Ok([y, last.swap_axes(-1, -2)?])
+    }
+}
+
+/// Which options there are, and those that are no arrays: what a transform needs to see a problem again.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    fades: bool,
+    started: bool,
+    chunk_size: i32,
+    scale: f32,
+}
+
+impl Given {
+    /// Queries, keys, values, decays and the state.
+    fn problem(self, inputs: &[Array; 5]) -> Result<Linear<'_>> {
+        let [queries, keys, values, decay, state] = inputs;
+        let options = GatedLinearOptions {
+            log_decay: self.fades.then_some(decay),
+            initial_state: self.started.then_some(state),
+            chunk_size: self.chunk_size,
+            scale: Some(self.scale),
+            ..Default::default()
+        };
+        Ok(Linear(Problem::new(Check::op(Linear::OP), [queries, keys, values], options)?))
+    }
+}
+
+impl Dispatched for Linear<'_> {
+    const OP: &'static str = "gated_linear_attention";
+
+    fn choose(&self, context: &Context) -> Backend {
+        let kernel = kernel::wins(self.0.arrays[2], context)
+            && self.refusal(Backend::Kernel, context).is_none();
+        if kernel { Backend::Kernel } else { Backend::Reference }
+    }
+
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
+        let GatedLinearOptions { log_decay, segments, .. } = self.0.options;
+        match backend {
+            Backend::Builtin => Some("MLX has no linear attention"),
+            Backend::Kernel if segments.is_some() => Some("the kernel knows no segments"),
+            Backend::Kernel if log_decay.is_some_and(|decay| decay.ndim() == 4) => {
+                Some("the kernel has one decay for all of a key")
+            }
+            Backend::Kernel => {
+                let [_, keys, values] = self.0.arrays;
+                context.obstacle.or_else(|| kernel::refusal(keys, values, context.target))
+            }
+            Backend::Reference => None,
+        }
     }
 }

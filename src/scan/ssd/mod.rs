@@ -12,8 +12,13 @@ use mlx_rs::{
 };
 
 use self::options::Problem;
-use super::fading::{Chunks, Fade, Layout, Pass, Places, operand};
-use crate::{error::Result, uploads};
+use super::fading::{Chunks, Fade, Layout, Pass, Places, kernel::FadingScan, operand};
+use crate::{
+    dispatch::Backend,
+    error::Result,
+    kernel::{differentiable_by_reference, stand_in},
+    uploads,
+};
 
 /// Scans a sequence as Mamba-2 does: each head has a state `[P, N]` that fades by one number a step.
 ///
@@ -28,7 +33,8 @@ use crate::{error::Result, uploads};
 ///
 /// # Errors
 /// When an array has another rank or an axis that disagrees with the others, when `G` does not divide `H`, when a dtype is
-/// not floating point, or when an option does not have the shape, dtype or range that [`SsdOptions`] gives it.
+/// not floating point, when an option does not have the shape, dtype or range that [`SsdOptions`] gives it, or when the one
+/// backend that `dispatch` allows cannot take the problem.
 ///
 /// # Example
 /// ```
@@ -43,9 +49,11 @@ use crate::{error::Result, uploads};
 /// ```
 ///
 /// # Backends
-/// Plain MLX ops: products of matrices within chunks of [`SsdOptions::chunk_size`] steps, and an
-/// [`affine_scan`](super::affine_scan()) over chunks. States and exponentials are f32; on a GPU, matrices are multiplied in the
-/// dtype of `x`, to which a state is rounded where it is read: in f16 it overflows beyond 65504.
+/// `Reference` is plain MLX ops: products of matrices within chunks of [`SsdOptions::chunk_size`] steps, and an
+/// [`affine_scan`](super::affine_scan()) over chunks. `Kernel` is one pass that keeps the states in registers, in chunks of its
+/// own; it knows no segments, no `N` above 256, and its gradient is that of the reference. States and exponentials are f32; on
+/// a GPU, matrices are multiplied in the dtype of `x`, to which a state is rounded where it is read: in f16 it overflows beyond
+/// 65504. `Auto` takes the kernel where it was measured to win.
 ///
 /// Dao and Gu, [Transformers are SSMs](https://arxiv.org/abs/2405.21060), 2024.
 pub fn ssd_scan(input: SsdInput<'_>, options: SsdOptions<'_>) -> Result<Array> {
@@ -75,9 +83,10 @@ pub fn ssd_scan(input: SsdInput<'_>, options: SsdOptions<'_>) -> Result<Array> {
 /// ```
 pub fn ssd_scan_with_state(input: SsdInput<'_>, options: SsdOptions<'_>) -> Result<(Array, Array)> {
     let problem = Problem::new(input, &options)?;
-    match problem.is_empty() {
-        true => problem.nothing(),
-        false => problem.run(),
+    match options.dispatch.resolve(&problem)? {
+        _ if problem.is_empty() => problem.nothing(),
+        Backend::Kernel => problem.by_kernel(),
+        Backend::Builtin | Backend::Reference => problem.by_reference(),
     }
 }
 
@@ -98,7 +107,39 @@ impl Problem<'_> {
         Ok((y, state))
     }
 
-    fn run(&self) -> Result<(Array, Array)> {
+    fn by_kernel(&self) -> Result<(Array, Array)> {
+        let (SsdInput { x, dt, a, b, c }, given) = (self.input, Given::of(&self.options));
+        let none = stand_in(Dtype::Float32, 1);
+        let SsdOptions { d, z, dt_bias, initial_state, .. } = self.options;
+        let [d, z, bias, state] =
+            [d, z, dt_bias, initial_state].map(|array| array.unwrap_or(&none));
+        let [y, state] = differentiable_by_reference(
+            [x, dt, a, b, c, d, z, bias, state],
+            move |inputs| given.problem(inputs)?.scanned(),
+            move |inputs| Ok(given.problem(inputs)?.by_reference()?.into()),
+        )?;
+        Ok((y, state))
+    }
+
+    /// By the kernel, without a gradient.
+    fn scanned(&self) -> Result<[Array; 2]> {
+        let SsdInput { x, dt, a, b, c } = self.input;
+        let dt = delta(dt, &self.options)?;
+        let scan = FadingScan {
+            queries: c,
+            keys: b,
+            values: x,
+            decays: dt.multiply(a.as_dtype(Dtype::Float32)?)?,
+            steps: Some(dt),
+            scale: 1.0,
+            skip: self.options.d,
+            gate: self.options.z,
+            state: self.options.initial_state.cloned(),
+        };
+        scan.run()
+    }
+
+    fn by_reference(&self) -> Result<(Array, Array)> {
         let SsdInput { x, a, b, c, .. } = self.input;
         let [batch, length, heads, _] = self.sizes;
         let groups = self.groups;
@@ -125,6 +166,49 @@ impl Problem<'_> {
         let [read, last] = chunks.run(&layout.grouped(&state)?, dtype)?;
         let y = finished(&layout.join(&read)?, &x.as_dtype(Dtype::Float32)?, &self.options)?;
         Ok((y.as_dtype(x.dtype())?, layout.ungrouped(&last)?.swap_axes(-1, -2)?))
+    }
+}
+
+/// Which options there are, and those that are no arrays: what a transform needs to see a problem again.
+#[derive(Debug, Clone, Copy)]
+struct Given {
+    skips: bool,
+    gated: bool,
+    biased: bool,
+    started: bool,
+    chunk_size: i32,
+    dt_softplus: bool,
+    dt_limit: Option<(f32, f32)>,
+}
+
+impl Given {
+    fn of(options: &SsdOptions) -> Self {
+        let SsdOptions { chunk_size, dt_softplus, dt_limit, .. } = *options;
+        Self {
+            skips: options.d.is_some(),
+            gated: options.z.is_some(),
+            biased: options.dt_bias.is_some(),
+            started: options.initial_state.is_some(),
+            chunk_size,
+            dt_softplus,
+            dt_limit,
+        }
+    }
+
+    /// `x`, `dt`, `a`, `b`, `c`, `d`, `z`, the bias and the state.
+    fn problem(self, inputs: &[Array; 9]) -> Result<Problem<'_>> {
+        let [x, dt, a, b, c, d, z, bias, state] = inputs;
+        let options = SsdOptions {
+            d: self.skips.then_some(d),
+            z: self.gated.then_some(z),
+            dt_bias: self.biased.then_some(bias),
+            initial_state: self.started.then_some(state),
+            chunk_size: self.chunk_size,
+            dt_softplus: self.dt_softplus,
+            dt_limit: self.dt_limit,
+            ..Default::default()
+        };
+        Problem::new(SsdInput { x, dt, a, b, c }, &options)
     }
 }
 

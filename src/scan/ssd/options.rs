@@ -4,11 +4,10 @@ use mlx_rs::Array;
 
 use crate::{
     check::{Axis, Check, axes},
+    dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
-    scan::segments,
+    scan::{fading::kernel, segments},
 };
-
-pub(super) const OP: &str = "ssd_scan";
 
 /// What [`ssd_scan`](super::ssd_scan) scans; its documentation says what each is.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +45,8 @@ pub struct SsdOptions<'a> {
     /// [`ScanOptions::segments`](crate::scan::ScanOptions::segments), each of which begins with nothing. A NaN or an infinity may reach
     /// the sequences that share a chunk with it. Default: one.
     pub segments: Option<&'a [i32]>,
+    /// Which backend runs it. Default: `Auto`.
+    pub dispatch: Dispatch,
 }
 
 impl SsdOptions<'_> {
@@ -64,6 +65,7 @@ impl Default for SsdOptions<'_> {
             dt_limit: None,
             initial_state: None,
             segments: None,
+            dispatch: Dispatch::Auto,
         }
     }
 }
@@ -81,7 +83,7 @@ pub(super) struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     pub(super) fn new(input: SsdInput<'a>, options: &SsdOptions<'a>) -> Result<Self> {
-        let check = Check::op(OP);
+        let check = Check::op(Self::OP);
         let SsdInput { x, dt, a, b, c } = input;
         for (name, array) in [("x", x), ("dt", dt), ("a", a), ("b", b), ("c", c)] {
             check.floating(name, array)?;
@@ -126,6 +128,29 @@ impl<'a> Problem<'a> {
         let [batch, _, heads, size] = self.sizes;
         let rest = [heads, size, self.state_size];
         [batch].into_iter().chain(self.segments).chain(rest).collect()
+    }
+}
+
+impl Dispatched for Problem<'_> {
+    const OP: &'static str = "ssd_scan";
+
+    fn choose(&self, context: &Context) -> Backend {
+        let kernel =
+            kernel::wins(self.input.x, context) && self.refusal(Backend::Kernel, context).is_none();
+        if kernel { Backend::Kernel } else { Backend::Reference }
+    }
+
+    fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
+        match backend {
+            Backend::Builtin => Some("MLX has no such scan"),
+            Backend::Kernel if self.options.segments.is_some() => {
+                Some("the kernel knows no segments")
+            }
+            Backend::Kernel => context
+                .obstacle
+                .or_else(|| kernel::refusal(self.input.b, self.input.x, context.target)),
+            Backend::Reference => None,
+        }
     }
 }
 

@@ -151,6 +151,7 @@ pub(super) fn scans_of_states(hostile: &mut Hostile) {
         z: hostile.maybe(&x),
         initial_state: state.as_ref(),
         segments: cuts,
+        dispatch: hostile.dispatch(),
         ..Default::default()
     };
     let input = SsdInput { x: &x, dt: &dt, a: &a, b: &b, c: &b };
@@ -165,6 +166,7 @@ pub(super) fn scans_of_states(hostile: &mut Hostile) {
         chunk_size,
         segments: cuts,
         initial_state: state.as_ref(),
+        dispatch: hostile.dispatch(),
     };
     let like = (values.shape(), values.dtype());
     judge(

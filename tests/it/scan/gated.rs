@@ -13,9 +13,10 @@ use mlx_rs::{
     ops::{concatenate, indexing::TryIndexOp, sigmoid, stack},
 };
 
-use super::dtype_of_states;
+use super::{dtype_of_states, tolerance};
 use crate::support::{
     FLOATING,
+    backends::on_each_backend,
     compare::{Tolerance, assert_close},
     gradient::assert_gradients,
     sample::normal,
@@ -173,12 +174,18 @@ fn results_match_the_oracle() {
         for dtype in [FLOATING[0], FLOATING[1 + number % 2]] {
             let inputs = case.inputs(dtype);
             let [expected, state] = case.oracle(&inputs.each_ref().map(Tensor::of));
-            let (y, last) = case.run(&inputs, case.options(&inputs)).unwrap();
-            assert_eq!((y.dtype(), last.dtype()), (dtype, Dtype::Float32));
-            let what = format!("{} {} {dtype:?}", case.kind.op(), case.name);
-            assert_close(&what, &y, &expected, Tolerance::here(case.kind.op(), dtype));
-            let tolerance = Tolerance::here(case.kind.op(), dtype_of_states(dtype));
-            assert_close(&format!("{what}: state"), &last, &state, tolerance);
+            let op = case.kind.op();
+            let run = |dispatch| {
+                let options = GatedLinearOptions { dispatch, ..case.options(&inputs) };
+                case.run(&inputs, options)
+            };
+            on_each_backend(op, run, |backend, (y, last)| {
+                assert_eq!((y.dtype(), last.dtype()), (dtype, Dtype::Float32));
+                let what = format!("{op} {} {dtype:?} {backend}", case.name);
+                assert_close(&what, &y, &expected, tolerance(op, backend, dtype));
+                let tolerance = tolerance(op, backend, dtype_of_states(backend, dtype));
+                assert_close(&format!("{what}: state"), &last, &state, tolerance);
+            });
         }
     }
 }

@@ -1,17 +1,21 @@
 use mlx_primitives::{
-    Result,
+    Backend, Dispatch, Result,
     scan::{SsdInput, SsdOptions, SsdStep, ssd_scan, ssd_scan_with_state, ssd_step},
 };
 use mlx_rs::{
     Array, Dtype,
-    ops::{concatenate, indexing::TryIndexOp, stack},
+    error::Exception,
+    ops::{broadcast_to, concatenate, indexing::TryIndexOp, stack},
+    transforms::fallible_vjp,
 };
 
-use super::dtype_of_states;
+use super::{dtype_of_states, tolerance};
 use crate::support::{
     FLOATING,
+    backends::{on_backends, on_each_backend, with_kernels},
     compare::{Tolerance, assert_close},
     gradient::assert_gradients,
+    host,
     sample::normal,
     tensor::Tensor,
 };
@@ -40,6 +44,7 @@ const CASES: &[Case] = &[
     case("one step more", [1, 33, 4, 3, 1, 8], 16),
     case("chunks of one step", [1, 5, 2, 2, 1, 2], 1),
     case("many chunks", [1, 130, 2, 4, 1, 4], 8),
+    case("more rows than a group has, keys of odd length", [1, 70, 2, 70, 1, 37], 32),
 ];
 
 impl Case {
@@ -63,6 +68,12 @@ impl Case {
             normal(seed, shape, dtype)
         });
         inputs[2] = inputs[2].abs().unwrap().negative().unwrap();
+        // What queries find in keys is about one, however long they are.
+        let scale = Array::from_f32((state as f32).powf(-0.25));
+        for which in [3, 4] {
+            let scaled = normal(which as u64 + 1, &keys, Dtype::Float32).multiply(&scale);
+            inputs[which] = scaled.unwrap().as_dtype(dtype).unwrap();
+        }
         inputs
     }
 
@@ -121,13 +132,17 @@ fn results_match_the_oracle() {
             let inputs = case.inputs(dtype);
             let tensors = inputs.each_ref().map(Tensor::of);
             let [expected, state] = oracle(&tensors);
-            let options = case.options(&inputs);
-            let (y, last) = ssd_scan_with_state(input(&inputs), options).unwrap();
-            assert_eq!((y.dtype(), last.dtype()), (dtype, Dtype::Float32));
-            let what = format!("{OP} {} {dtype:?}", case.name);
-            assert_close(&what, &y, &expected, Tolerance::here(OP, dtype));
-            let tolerance = Tolerance::here(OP, dtype_of_states(dtype));
-            assert_close(&format!("{what}: state"), &last, &state, tolerance);
+            let run = |dispatch| {
+                let options = SsdOptions { dispatch, ..case.options(&inputs) };
+                ssd_scan_with_state(input(&inputs), options)
+            };
+            on_each_backend(OP, run, |backend, (y, last)| {
+                assert_eq!((y.dtype(), last.dtype()), (dtype, Dtype::Float32));
+                let what = format!("{OP} {} {dtype:?} {backend}", case.name);
+                assert_close(&what, &y, &expected, tolerance(OP, backend, dtype));
+                let tolerance = tolerance(OP, backend, dtype_of_states(backend, dtype));
+                assert_close(&format!("{what}: state"), &last, &state, tolerance);
+            });
         }
     }
 }
@@ -147,8 +162,33 @@ fn options_left_out_leave_their_part_out() {
     // silu(1.278464542761074) is 1.
     tensors[6].values.fill(1.278_464_542_761_074);
     let [expected, _] = oracle(&tensors);
-    let y = ssd_scan(SsdInput { dt: &dt, ..input(&inputs) }, SsdOptions::default()).unwrap();
-    assert_close("plain ssd_scan", &y, &expected, Tolerance::here(OP, Dtype::Float32));
+    let run = |dispatch| {
+        let options = SsdOptions { dispatch, ..Default::default() };
+        ssd_scan(SsdInput { dt: &dt, ..input(&inputs) }, options)
+    };
+    on_each_backend(OP, run, |backend, y| {
+        let what = format!("plain ssd_scan on {backend}");
+        assert_close(&what, &y, &expected, tolerance(OP, backend, Dtype::Float32));
+    });
+}
+
+#[test]
+fn a_skip_may_be_of_each_element() {
+    let case = CASES[2];
+    let inputs = case.inputs(Dtype::Float32);
+    let [_, _, heads, size, ..] = case.sizes;
+    let spread = broadcast_to(inputs[5].expand_dims(-1).unwrap(), &[heads, size]).unwrap();
+    let run = |dispatch, d| {
+        ssd_scan(input(&inputs), SsdOptions { d: Some(d), dispatch, ..case.options(&inputs) })
+    };
+    on_each_backend(
+        OP,
+        |dispatch| Ok([run(dispatch, &inputs[5])?, run(dispatch, &spread)?]),
+        |backend, [of_heads, of_elements]| {
+            let what = format!("{OP} on {backend}");
+            assert_close(&what, &of_elements, &Tensor::of(&of_heads), Tolerance::EXACT);
+        },
+    );
 }
 
 #[test]
@@ -183,6 +223,37 @@ fn part(
         part[8] = state.clone();
     }
     part
+}
+
+/// The kernel's gradient is that of the reference, of the same arrays and options.
+#[test]
+fn gradients_are_the_same_on_every_backend() {
+    let case = case("gradients", [1, 7, 2, 2, 1, 3], 3);
+    let inputs = case.inputs(Dtype::Float32);
+    let run = |inputs: &[Array], dispatch| {
+        let options = SsdOptions { dispatch, dt_limit: Some((0.1, 1.5)), ..case.options(inputs) };
+        ssd_scan_with_state(input(inputs), options)
+    };
+    let (y, last) = run(&inputs, Dispatch::Auto).unwrap();
+    let gradients = |dispatch| {
+        let both = |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
+            let (y, last) = run(inputs, dispatch)?;
+            Ok(vec![y, last])
+        };
+        fallible_vjp(both, &inputs, &[y.clone(), last.clone()]).unwrap().1
+    };
+    let expected = gradients(Dispatch::Only(Backend::Reference));
+    on_each_backend(
+        OP,
+        |dispatch| run(&inputs, dispatch),
+        |backend, _| {
+            let got = gradients(Dispatch::Only(backend));
+            for (which, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                let what = format!("gradient {which} on {backend}");
+                assert_close(&what, got, &Tensor::of(expected), Tolerance::GRADIENT);
+            }
+        },
+    );
 }
 
 #[test]
@@ -242,14 +313,24 @@ fn segments_are_scans_of_their_own() {
 
 #[test]
 fn decays_near_one_and_zero_are_stable_over_a_long_sequence() {
-    let length = 16384;
+    assert_stable(16384, with_kernels(false));
+    assert_stable(2048, with_kernels(true));
+}
+
+fn assert_stable(length: i32, backends: &[Backend]) {
     let case = case("long", [1, length, 2, 2, 1, 2], 64);
     let mut inputs = case.inputs(Dtype::Float32);
     inputs[2] = Array::from_slice(&[-1e-4_f32, -50.0], &[2]);
     let tensors = inputs.each_ref().map(Tensor::of);
     let [expected, _] = oracle(&tensors);
-    let y = ssd_scan(input(&inputs), case.options(&inputs)).unwrap();
-    assert_close("long ssd_scan", &y, &expected, Tolerance::of("ssd_scan, long", Dtype::Float32));
+    let run = |dispatch| {
+        let options = SsdOptions { dispatch, ..case.options(&inputs) };
+        ssd_scan(input(&inputs), options)
+    };
+    on_backends(backends, OP, run, |backend, y| {
+        let tolerance = Tolerance::of("ssd_scan, long", Dtype::Float32);
+        assert_close(&format!("long ssd_scan on {backend}"), &y, &expected, tolerance);
+    });
 }
 
 #[test]
@@ -286,6 +367,20 @@ fn bad_input_is_an_error_that_names_the_argument() {
     let short = SsdOptions { segments: Some(&[0, 31]), ..Default::default() };
     let message = ask(short).unwrap_err().to_string();
     assert_eq!(message, "[ssd_scan] segments must end at L = 32 but got 31");
+    host::install();
+    for (segments, reason) in [
+        (Some(&[0, 32][..]), "the kernel knows no segments"),
+        (None, "the kernel takes keys of at most 256 elements"),
+    ] {
+        let mut wide = inputs.clone();
+        if segments.is_none() {
+            (wide[3], wide[4]) = (array(&[2, 32, 2, 257]), array(&[2, 32, 2, 257]));
+        }
+        let dispatch = Dispatch::Only(Backend::Kernel);
+        let options = SsdOptions { segments, dispatch, ..Default::default() };
+        let message = ssd_scan(input(&wide), options).unwrap_err().to_string();
+        assert!(message.ends_with(reason), "{message}");
+    }
     let both = SsdOptions { segments: Some(&[0, 32]), ..CASES[2].options(&inputs) };
     let message = ask(both).unwrap_err().to_string();
     assert!(message.starts_with("[ssd_scan] initial_state must be none where there are segments"));

@@ -15,6 +15,10 @@ const ABSENT: &[(&str, Backend)] = &[
     ("quantized_linear", Backend::Kernel),
     ("rope", Backend::Kernel),
     ("selective_scan", Backend::Builtin),
+    ("ssd_scan", Backend::Builtin),
+    ("gated_linear_attention", Backend::Builtin),
+    ("gated_delta_rule", Backend::Builtin),
+    ("gated_delta_rule", Backend::Kernel),
 ];
 
 /// Backends that refuse some problems on some devices, which is no failure of theirs.
@@ -43,6 +47,7 @@ const REFUSING: &[(&str, Backend, &str)] = &[
         Backend::Builtin,
         "MLX's CUDA scans along another axis than the last are wrong for several of them",
     ),
+    ("gated_linear_attention", Backend::Kernel, "the kernel has one decay for all of a key"),
     ("rope_qk", Backend::Builtin, ROPE_POSITIONS),
     ("qk_norm_rope", Backend::Builtin, ROPE_POSITIONS),
 ];

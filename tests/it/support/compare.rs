@@ -73,19 +73,19 @@ const WIDER: &[Wider] = &[
         why: "an NVIDIA GPU's powers of two are off by 2^-22, whatever cancels in a state: 1.2e-6 of states of 1",
     },
     Wider {
-        ops: MATRICES_ON_A_GPU,
+        ops: ROUNDED_MATRICES,
         dtype: Dtype::Float32,
         tolerance: Tolerance { rtol: 1e-5, atol: 5e-6 },
         why: "an NVIDIA GPU's exponentials are off by 2^-22, whatever cancels: 1.7e-6 of sums of 1",
     },
     Wider {
-        ops: MATRICES_ON_A_GPU,
+        ops: ROUNDED_MATRICES,
         dtype: Dtype::Float16,
         tolerance: Tolerance { rtol: 1e-3, atol: 1e-2 },
         why: FACTORS_ARE_ROUNDED,
     },
     Wider {
-        ops: MATRICES_ON_A_GPU,
+        ops: ROUNDED_MATRICES,
         dtype: Dtype::Bfloat16,
         tolerance: Tolerance { rtol: 8e-3, atol: 8e-2 },
         why: FACTORS_ARE_ROUNDED,
@@ -158,10 +158,15 @@ const WIDER: &[Wider] = &[
     },
 ];
 
-const MATRICES_ON_A_GPU: &[&str] =
-    &["ssd_scan on a GPU", "gated_linear_attention on a GPU", "gated_delta_rule on a GPU"];
+const ROUNDED_MATRICES: &[&str] = &[
+    "ssd_scan on a GPU",
+    "ssd_scan on kernel",
+    "gated_linear_attention on a GPU",
+    "gated_linear_attention on kernel",
+    "gated_delta_rule on a GPU",
+];
 
-const FACTORS_ARE_ROUNDED: &str = "On a GPU factors are rounded to the dtype before matrices are \
+const FACTORS_ARE_ROUNDED: &str = "On a GPU, and by a kernel, factors are rounded to the dtype before matrices are \
     multiplied: each term of a sum by up to 2^-11 of it in f16 and 2^-8 in bf16, whatever cancels. Seen: 8.2e-3 of a sum \
     of 1.6 in f16.";
 
