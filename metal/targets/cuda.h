@@ -117,7 +117,7 @@ METAL_FUNC void begin_copy_16(void* to, const void* from) {
 }
 METAL_FUNC void finish_copies() { asm volatile("cp.async.wait_all;" : : : "memory"); }
 
-// ---- registers, for common/columns.metal: what is computed from these bits before is computed anew after
+// ---- registers, for common/columns.metal and common/tile.metal: what is computed from these bits before is computed anew after
 
 METAL_FUNC void forget(ushort& bits) { asm volatile("" : "+h"(bits)); }
 METAL_FUNC void forget(uint& bits) { asm volatile("" : "+r"(bits)); }

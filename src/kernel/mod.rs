@@ -215,6 +215,15 @@ pub(crate) fn stand_in(dtype: Dtype, axes: usize) -> Array {
     uploads::zeros(dtype, &vec![1; axes])
 }
 
+/// Why no kernel can write an array of this shape, if none can.
+pub(crate) fn refusal_of_result(shape: &[i32]) -> Option<&'static str> {
+    let fits = shape.iter().try_fold(1_usize, |product, &size| {
+        let product = product.checked_mul(size.unsigned_abs() as usize)?;
+        (product <= MAX_ELEMENTS).then_some(product)
+    });
+    fits.is_none().then_some("a kernel writes no more than 2^31 elements")
+}
+
 /// Why no kernel can take these arrays, if none can.
 pub(crate) fn refusal<'a>(arrays: impl IntoIterator<Item = &'a Array>) -> Option<&'static str> {
     arrays.into_iter().find_map(|array| match array.size() {

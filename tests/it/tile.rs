@@ -56,6 +56,30 @@ fn oracle(a: &Tensor, b: &Tensor) -> Tensor {
     })
 }
 
+/// A GPU may take a float in two parts: what no part can hold has to come out whole.
+#[test]
+fn values_at_the_ends_of_floats_stay_in_their_rows() {
+    if !host::install() && Context::current().unwrap().target == Target::Cpu {
+        return;
+    }
+    let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e38, 1e-36, -0.0, 3.0, 1.0 + 1e-6];
+    let mut left = vec![0.0_f32; 16 * 16];
+    special.iter().enumerate().for_each(|(row, value)| left[row * 17] = *value);
+    let right = (0..16 * 16).map(|i| [1.0, -2.0, 0.5][i % 3]).collect::<Vec<f32>>();
+    let [left, right] = [left, right].map(|values| Array::from_slice(&values, &[16, 16]));
+    let expected = oracle(&Tensor::of(&left), &Tensor::of(&right));
+    for y in matmul(&left, &right, [false, false]) {
+        for (got, expected) in Tensor::of(&y).values.iter().zip(&expected.values) {
+            // Parts below 2^-126 are lost, times 2 at most.
+            let close = (got - expected).abs() <= 1e-6 * expected.abs() + 2.4e-38;
+            assert!(
+                close || got == expected || got.is_nan() && expected.is_nan(),
+                "{got} {expected}"
+            );
+        }
+    }
+}
+
 /// Small enough numbers that sums are about one.
 fn factor(seed: u64, shape: [i32; 2], depth: i32, dtype: Dtype) -> Array {
     let scale = Array::from_f32((depth as f32).powf(-0.25));

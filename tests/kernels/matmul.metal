@@ -2,8 +2,8 @@
 //
 //   visited = stored = a · b    [M, N] of T, added up in f32 and rounded once
 //
-// a: [M, K] of T; b: [K, N] of T; where A_TRANSPOSED or B_TRANSPOSED, the transpose of these. `visited` is written element by element as the lanes hold it, `stored`
-// through threadgroup memory.
+// a: [M, K] of T; b: [K, N] of T; where A_TRANSPOSED or B_TRANSPOSED, the transpose of these. `visited` is written element by
+// element as the lanes hold it, `stored` through threadgroup memory.
 // Grid: a group of 4 simdgroups for each 32 by 32 of the result, with 16 by 16 each. Threadgroup memory: 15360 bytes
 // for float, 7680 else.
 

@@ -38,7 +38,15 @@ pub(super) fn pay(problem: &Problem, target: Target) -> bool {
     target != Target::Metal && problem.dropout.is_none() && many
 }
 
-pub(super) fn attend(problem: &Problem) -> Result<Attended> {
+/// In blocks where that pays, else at once.
+pub(super) fn by_reference(problem: &Problem) -> Result<Attended> {
+    match pay(problem, Target::current()?) {
+        true => attend(problem),
+        false => reference::attend(problem),
+    }
+}
+
+fn attend(problem: &Problem) -> Result<Attended> {
     let terms = Terms::of(problem);
     let target = Target::current()?;
     let rows = rows(&problem.dims, target);

@@ -8,7 +8,7 @@ use mlx_rs::{
 };
 
 use super::{
-    by_reference,
+    blocks,
     dims::Dims,
     options::{FlashAttentionOptions, Segments, Window},
     plan::{Blocks, Teams, padded_sizes},
@@ -20,8 +20,8 @@ use crate::{
     attention::heads::with_positive_scale,
     error::Result,
     kernel::{
-        Argument, Constant, File, Kernel, Plan, Vjp, differentiable, differentiable_by_reference,
-        metal, refusal as array_refusal, stand_in,
+        self, Argument, Constant, File, Kernel, Launch, Plan, Vjp, differentiable,
+        differentiable_by_reference, metal, refusal as array_refusal, stand_in,
     },
     layout::Layout,
     target::Target,
@@ -134,13 +134,19 @@ fn bounded(rate: f32) -> f32 {
 /// Why the kernels cannot compute this, if they cannot.
 pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
     refusal_of([&problem.queries, &problem.keys, &problem.values], &problem.dims)
+        .or_else(|| array_refusal(problem.mask))
         .or(problem.dropout.is_some().then_some("the kernel has no dropout"))
 }
 
 /// The same, for queries, keys and values alone.
 pub(in crate::attention) fn refusal_of(arrays: [&Array; 3], dims: &Dims) -> Option<&'static str> {
-    let large = dims.size.max(dims.value_size) > MAX_SIZE;
-    array_refusal(arrays).or(large.then_some("the kernel takes heads of at most 256 elements"))
+    if dims.size.max(dims.value_size) > MAX_SIZE {
+        return Some("the kernel takes heads of at most 256 elements");
+    }
+    if dims.batch.max(dims.heads).unsigned_abs() > Launch::MAX_GROUPS_ASIDE {
+        return Some("the kernel takes no more than 65535 heads or sequences");
+    }
+    array_refusal(arrays).or_else(|| kernel::refusal_of_result(&dims.result()))
 }
 
 /// Whether the kernel is the one that splits keys, for few queries.
@@ -317,7 +323,7 @@ impl Work {
             ..Default::default()
         };
         let problem = Problem::new([queries, keys, values], &options, true)?;
-        let Attended { output, lse } = problem.in_layout(by_reference(&problem)?)?;
+        let Attended { output, lse } = problem.in_layout(blocks::by_reference(&problem)?)?;
         Ok([output, lse.ok_or_else(problem::no_lse)?])
     }
 

@@ -17,10 +17,7 @@ pub use options::{AttentionDropout, FlashAttentionOptions, Segments, Window};
 use mlx_rs::Array;
 
 use self::problem::{Attended, Problem};
-use crate::{
-    dispatch::{Backend, Context},
-    error::Result,
-};
+use crate::{dispatch::Backend, error::Result};
 
 /// Averages `values` for each query, weighted by how well the keys match it.
 ///
@@ -56,7 +53,8 @@ use crate::{
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's fused op, and what `Auto` takes where it can, but on a CPU for f16, bf16 and long sequences. It has no
+/// `Builtin` is MLX's fused op, and what `Auto` takes where it can, but on a CPU for f16, bf16 and long sequences, and on an
+/// NVIDIA GPU for long ones in f32. It has no
 /// soft cap, no dropout and no log-sum-exp; it refuses ALiBi in f16 and bf16, which it would round, and sinks that it would.
 /// A window, segments and ALiBi become a mask of `S_q · S_kv`. Where it runs as plain ops (on the CPU, and
 /// for some head sizes), it rounds scores to the dtype, and f16 scores beyond 65504 overflow.
@@ -75,9 +73,10 @@ use crate::{
 /// may be held together.
 ///
 /// On an NVIDIA GPU `Auto` takes the kernel where it was measured to win: for long sequences with what the fused op does not do
-/// without all scores in memory, in f32 among them, and in f16 and bf16 for few queries over large caches. In f32 it takes it
-/// wherever the reference would go by blocks. Matrix instructions there read 10 bits of a float's fraction: each float is split
-/// in two such, and three of the four products are added up, which is as exact as sums in f32 are.
+/// without all scores in memory, in f32 among them, and in f16 and bf16 for few queries over large caches. It takes it too
+/// wherever the reference would go by blocks, for the memory. In f32, matrix instructions there read 10 bits of a float's
+/// fraction: each float is split in two such, and three of the four products are added up, which is as exact as sums in f32
+/// are.
 ///
 /// Dao et al., [FlashAttention: Fast and Memory-Efficient Exact Attention with
 /// IO-Awareness](https://arxiv.org/abs/2205.14135), 2022.
@@ -135,14 +134,7 @@ fn attend(inputs: [&Array; 3], options: &FlashAttentionOptions, lse: bool) -> Re
         _ if problem.is_empty() => problem.nothing(),
         Backend::Builtin => builtin::attend(&problem),
         Backend::Kernel => kernel::attend(&problem),
-        Backend::Reference => by_reference(&problem),
+        Backend::Reference => blocks::by_reference(&problem),
     }?;
     problem.in_layout(attended)
-}
-
-fn by_reference(problem: &Problem) -> Result<Attended> {
-    match blocks::pay(problem, Context::current()?.target) {
-        true => blocks::attend(problem),
-        false => reference::attend(problem),
-    }
 }

@@ -339,6 +339,27 @@ mod tests {
     }
 
     #[test]
+    fn long_keys_of_f32_are_the_kernels_where_no_limit_of_a_launch_is_in_the_way() {
+        let chosen = |queries: [i32; 4], keys: [i32; 4], mask: Option<&Array>| {
+            let queries = Array::zeros::<f32>(&queries).ok()?;
+            let keys = Array::zeros::<f32>(&keys).ok()?;
+            let options = FlashAttentionOptions { mask, ..Default::default() };
+            let problem = Problem::new([&queries, &keys, &keys], &options, false).ok()?;
+            let context =
+                Context { target: Target::Cuda, obstacle: None, settings: Settings::default() };
+            Some(problem.choose(&context))
+        };
+        let many = [16, 1024, 8, 128];
+        assert_eq!(chosen([16, 64, 8, 128], many, None), Some(Backend::Kernel));
+        assert_eq!(chosen([15, 64, 8, 128], [15, 1024, 8, 128], None), Some(Backend::Builtin));
+        let sequences = [70_000, 64, 1, 4];
+        assert_eq!(chosen(sequences, sequences, None), Some(Backend::Reference));
+        let long = [1, 46_400, 1, 4];
+        let none = broadcast_to(uploads::float(0.0), &[1, 1, 46_400, 46_400]).ok();
+        assert_eq!(chosen(long, long, none.as_ref()), Some(Backend::Reference));
+    }
+
+    #[test]
     fn what_the_fused_op_cannot_do_goes_around_it() {
         let on_cuda = |options, lse| chosen(Target::Cuda, Dtype::Bfloat16, &options, lse);
         let none = FlashAttentionOptions::default;
