@@ -8,10 +8,10 @@
 // of float, steps read where STEPPED, else 1; state: [B, H, V, K] of float, flat, the first S where STARTED, else 0; skip:
 // [H, V] of float, flat; gate: as values, flat, of Z. y: as values; last: [B, H, V, K].
 // SCALE: bits of a float. SIZE: K rounded up to 16. A chunk has STEPS steps, 16 or 32. Within one, queries meet keys directly;
-// S stays in registers from chunk to chunk, transposed to what a textbook multiplies, so that it can be a left factor as it
-// is: a simdgroup has 16 of its rows.
+// from chunk to chunk S stays in registers as [V, K], so that it is a left factor as it is, and queries and keys are right
+// ones: a simdgroup has 16 of its rows.
 // Grid: groups of SIMDS simdgroups: x for rows of S, y for heads, z for the batch.
-// Threadgroup memory: (BUFFERS · STEPS · (2 · (SIZE + PAD) + 16 · SIMDS + PAD) + STEPS · (STEPS + PAD)) of T; with two buffers,
+// Threadgroup memory, whose rows are PAD numbers apart: (BUFFERS · STEPS · (2 · (SIZE + PAD) + 16 · SIMDS + PAD) + STEPS · (STEPS + PAD)) of T; with two buffers,
 // the next chunk arrives while this one is worked on.
 // Dao and Gu, Transformers are SSMs, 2024 (arXiv:2405.21060).
 
@@ -140,7 +140,7 @@ for (int start = -(BUFFERS - 1) * STEPS; start < length; start += STEPS) {
       multiply_tiles(scores, left, right);
     }
     const OfColumns sums = of_columns(sum, column * 16, lane);
-    const OfColumns added = of_columns(step, column * 16, lane);
+    const OfColumns added = of_columns(step * scale, column * 16, lane);
     float sums_of_rows[2];
     UNROLL
     for (int e = 0; e < TILE_ELEMENTS; e++) {
@@ -175,7 +175,7 @@ for (int start = -(BUFFERS - 1) * STEPS; start < length; start += STEPS) {
       multiply_tiles(reads[i], left, right);
     }
   }
-  const float left_of_state = left_by<T>(sum);
+  const float left_of_state = scale * left_by<T>(sum);
   UNROLL
   for (int i = 0; i < STEP_TILES; i++) {
     const OfColumns left = of_columns(left_of_state, i * 16, lane);
@@ -232,7 +232,7 @@ for (int start = -(BUFFERS - 1) * STEPS; start < length; start += STEPS) {
       const int token = start + i * 16 + int(place.column);
       if (row >= all_values.size || token >= length) continue;
       const size_t at = all_values.row(batch, head, token) + row;
-      float read = scale * reads[i].value(e);
+      float read = reads[i].value(e);
       if (SKIPS) read += skip[size_t(head) * all_values.size + row] * float(chunk[i].value(e));
       if (GATED) read *= float(gate[at]) * sigmoid_of(float(gate[at])).value;
       y[at] = T(read);

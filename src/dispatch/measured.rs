@@ -50,10 +50,10 @@ const WINS: &[Win] = &[
     on_cuda("associative_scan along the last axis", 1 << 26),
     // f32, 16 states: 4x2048x2048 251 times, 1x2048x2048 206 times what MLX composes, with gradients 243 and 85 times.
     on_cuda("selective_scan", 1 << 22),
-    // bf16, 8x4096x32x64 by 128 6.0 times plain ops, 1x4096x32x64 4.5 times; f32 1.3 and 0.8 times. Retentions of 4x4096x16x128: 7.7
-    // times, f32 1.7 times. Smaller ones were not timed: plain ops take 300 us whatever the size.
-    on_cuda("fading_scan", 1 << 20),
-    on_cuda("fading_scan in f32", 1 << 25),
+    // Rows of states. bf16, 8x4096x32x64 by 128 6.0 times plain ops, 1x4096x32x64 4.5 times; f32 1.3 and 0.8 times. Retentions of
+    // 4x4096x16x128: 7.7 times, f32 1.7 times.
+    on_cuda("fading_scan", 1 << 11),
+    on_cuda("fading_scan in f32", 1 << 13),
     // 1x128256 and 32x128256: top-p 8 and 13 times a sort, min-p 7 and 11 times, a plain draw 6 and 5 times MLX's; 1x49152: 8, 6
     // and 8 times. Greedy takes 22 to 29 us where MLX's argmax takes 20 to 29, and tells log-probabilities. Smaller rows were not
     // timed: the kernel's time falls with the row, and the reference stays at 30 ops for a greedy row and at over 100 for

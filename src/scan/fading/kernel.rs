@@ -10,7 +10,7 @@ use crate::{
     check::Check,
     dispatch::Context,
     error::Result,
-    kernel::{self, Argument, Constant, Kernel, Launch, MAX_ELEMENTS, Plan, metal, stand_in},
+    kernel::{self, Argument, Constant, Kernel, Launch, Plan, metal, stand_in},
     target::Target,
     uploads,
 };
@@ -66,7 +66,7 @@ pub(in crate::scan) struct FadingScan<'a> {
     pub(in crate::scan) decays: Array,
     /// `[B, L, H]`: what values are multiplied by as they are written.
     pub(in crate::scan) steps: Option<Array>,
-    /// What is read is multiplied by this.
+    /// What is read is multiplied by this, which is not below zero.
     pub(in crate::scan) scale: f32,
     /// `[H]` or `[H, V]`: how much of a value is added to what is read.
     pub(in crate::scan) skip: Option<&'a Array>,
@@ -76,14 +76,16 @@ pub(in crate::scan) struct FadingScan<'a> {
     pub(in crate::scan) state: Option<Array>,
 }
 
-/// Whether the kernel was measured to be faster than plain ops.
+/// Whether the kernel was measured to be faster than plain ops. They work on all chunks of a sequence at once and it does not,
+/// so that what counts are the rows of all states.
 pub(in crate::scan) fn wins(values: &Array, context: &Context) -> bool {
     let op = match values.dtype() {
         Dtype::Float32 => "fading_scan in f32",
         _ => FORWARD.name,
     };
-    let long = values.dim(1) >= context.settings.min_seq_for_metal;
-    long && context.kernel_wins(op, values.size())
+    let [batch, length, heads, value_size] = sizes(values);
+    let rows = [batch, heads, value_size].map(|size| size as usize).into_iter().product();
+    length >= context.settings.min_seq_for_metal && context.kernel_wins(op, rows)
 }
 
 /// Why the kernel cannot take keys and values of these shapes, if it cannot.
@@ -100,13 +102,12 @@ pub(in crate::scan) fn refusal(
     if batch.max(heads).unsigned_abs() > Launch::MAX_GROUPS_ASIDE {
         return Some("the kernel takes no more than 65535 heads or sequences");
     }
-    let state = [batch, heads, value_size, size].map(|size| size as usize);
-    if state.into_iter().product::<usize>() > MAX_ELEMENTS {
-        return Some("the kernel writes no more than 2^31 elements");
+    let refusal = kernel::refusal([keys, values])
+        .or_else(|| kernel::refusal_of_result(&[batch, heads, value_size, size]));
+    if refusal.is_none() && Blocks::fitting([size, value_size], values.dtype(), target).is_none() {
+        return Some("its states exceed threadgroup memory");
     }
-    let fits = || Blocks::fitting([size, value_size], values.dtype(), target).is_some();
-    let large = || (!fits()).then_some("its states exceed threadgroup memory");
-    kernel::refusal([keys, values]).or_else(large)
+    refusal
 }
 
 fn sizes(array: &Array) -> [i32; 4] {
@@ -186,7 +187,7 @@ impl Blocks {
     /// What fits, the best first.
     fn fitting([size, value_size]: [i32; 2], dtype: Dtype, target: Target) -> Option<Self> {
         let element = if dtype == Dtype::Float32 { 4 } else { 2 };
-        let needed = (padded(value_size) / TILE).unsigned_abs();
+        let needed = ((value_size - 1) / TILE + 1).unsigned_abs();
         let simds = needed.next_power_of_two().cast_signed().min(Self::MAX_SIMDS);
         let pad = 16 / element;
         let choices = [(32, pad, 2), (32, pad, 1), (16, pad, 2), (16, pad, 1), (16, 0, 1)];

@@ -10,7 +10,7 @@ use mlx_rs::{Array, Dtype, ops::concatenate};
 use self::inverse::unit_lower_inverse;
 use super::{
     fading::{Chunks, Layout},
-    gated_linear::{GatedLinearOptions, Problem as Linear},
+    gated_linear::{GatedLinearOptions, Problem},
 };
 use crate::{
     check::{Check, axes},
@@ -48,8 +48,9 @@ use crate::{
 /// ```
 ///
 /// # Backends
-/// Plain MLX ops in f32, but for queries, which a GPU rounds to their dtype once they are scaled: within a chunk, of [`GatedLinearOptions::chunk_size`] steps rounded up to a power of two, what replaces
-/// what is one triangular inverse; chunks follow each other.
+/// `Reference`: plain MLX ops in f32, but for queries, which a GPU rounds to their dtype once they are scaled. Within a chunk, of
+/// [`GatedLinearOptions::chunk_size`] steps rounded up to a power of two, what replaces what is one triangular inverse; chunks
+/// follow each other.
 ///
 /// Yang, Kautz and Hatamizadeh, [Gated Delta Networks](https://arxiv.org/abs/2412.06464), 2024; Yang et al., [Parallelizing
 /// Linear Transformers with the Delta Rule over Sequence Length](https://arxiv.org/abs/2406.06484), 2024.
@@ -92,7 +93,7 @@ pub fn gated_delta_rule_with_state(
 ) -> Result<(Array, Array)> {
     let (check, beta) = (Check::op(Delta::OP), beta.as_ref());
     let arrays = [queries.as_ref(), keys.as_ref(), values.as_ref()];
-    let problem = Linear::new(check, arrays, options)?;
+    let problem = Problem::new(check, arrays, options)?;
     let [batch, length, heads, ..] = problem.sizes;
     check.floating("beta", beta)?;
     check.shape("beta", beta, axes![batch, length, heads])?;

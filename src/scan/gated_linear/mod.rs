@@ -1,5 +1,6 @@
 //! Linear attention whose state fades.
 
+mod kernel;
 mod step;
 
 pub(super) use step::Step;
@@ -11,18 +12,13 @@ use mlx_rs::{
 };
 
 use super::{
-    fading::{
-        Chunks, Fade, Layout, Places,
-        kernel::{self, FadingScan},
-        operand,
-    },
+    fading::{self, Chunks, Fade, Layout, Places, operand},
     segments,
 };
 use crate::{
     check::{Axis, Check, axes},
     dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
-    kernel::{differentiable_by_reference, stand_in},
     uploads,
 };
 
@@ -35,7 +31,7 @@ pub struct GatedLinearOptions<'a> {
     pub log_decay: Option<&'a Array>,
     /// What queries are multiplied by: finite. Default: `1 / sqrt(D)`.
     pub scale: Option<f32>,
-    /// Steps that are taken together. Default: 64.
+    /// Steps that the reference takes together. Default: 64.
     pub chunk_size: i32,
     /// `[B, H, D, D_v]`: the state before the first step; there may be none with segments. Default: zero.
     pub initial_state: Option<&'a Array>,
@@ -117,7 +113,8 @@ pub fn retention_log_decays(heads: i32) -> Result<Array> {
 /// [`affine_scan`](super::affine_scan()) over chunks. Decays for each element of a key take, in parts of 16 steps, 16 numbers for
 /// each of them. `Kernel` is one pass that keeps the states in registers, in chunks of its own; it knows neither such decays
 /// nor segments nor keys beyond 256, and its gradient is that of the reference. States and exponentials are f32; on a GPU, half
-/// precision is multiplied as it comes. `Auto` takes the kernel where it was measured to win.
+/// precision is multiplied as it comes, and a state is rounded to it where it is read: in f16 it overflows beyond 65504. `Auto`
+/// takes the kernel where it was measured to win.
 ///
 /// Yang et al., [Gated Linear Attention Transformers with Hardware-Efficient
 /// Training](https://arxiv.org/abs/2312.06635), 2023.
@@ -165,7 +162,7 @@ pub fn gated_linear_attention_with_state(
         return Ok(nothing);
     }
     match backend {
-        Backend::Kernel => linear.by_kernel(),
+        Backend::Kernel => kernel::scan(&linear),
         Backend::Builtin | Backend::Reference => linear.by_reference(),
     }
 }
@@ -296,76 +293,13 @@ impl Linear<'_> {
         let results = self.0.chunks(&layout)?.run(&self.0.state(&layout)?, dtype)?;
         self.0.joined(&layout, results)
     }
-
-    fn by_kernel(&self) -> Result<(Array, Array)> {
-        let [queries, keys, values] = self.0.arrays;
-        let GatedLinearOptions { log_decay, initial_state, chunk_size, .. } = self.0.options;
-        let (fades, started) = (log_decay.is_some(), initial_state.is_some());
-        let given = Given { fades, started, chunk_size, scale: self.0.scale };
-        let none = stand_in(Dtype::Float32, 1);
-        let [decay, state] = [log_decay, initial_state].map(|array| array.unwrap_or(&none));
-        let [y, state] = differentiable_by_reference(
-            [queries, keys, values, decay, state],
-            move |inputs| given.problem(inputs)?.scanned(),
-            move |inputs| Ok(given.problem(inputs)?.by_reference()?.into()),
-        )?;
-        Ok((y, state))
-    }
-
-    /// By the kernel, without a gradient.
-    fn scanned(&self) -> Result<[Array; 2]> {
-        let [queries, keys, values] = self.0.arrays;
-        let [batch, length, heads, ..] = self.0.sizes;
-        let decays = match self.0.options.log_decay {
-            Some(decay) => broadcast_to(decay, &[batch, length, heads])?,
-            None => zeros::<f32>(&[batch, length, heads])?,
-        };
-        let state = self.0.options.initial_state;
-        let scan = FadingScan {
-            queries,
-            keys,
-            values,
-            decays,
-            steps: None,
-            scale: self.0.scale,
-            skip: None,
-            gate: None,
-            state: state.map(|state| state.swap_axes(-1, -2)).transpose()?,
-        };
-        let [y, last] = scan.run()?;
-        Ok([y, last.swap_axes(-1, -2)?])
-    }
-}
-
-/// Which options there are, and those that are no arrays: what a transform needs to see a problem again.
-#[derive(Debug, Clone, Copy)]
-struct Given {
-    fades: bool,
-    started: bool,
-    chunk_size: i32,
-    scale: f32,
-}
-
-impl Given {
-    /// Queries, keys, values, decays and the state.
-    fn problem(self, inputs: &[Array; 5]) -> Result<Linear<'_>> {
-        let [queries, keys, values, decay, state] = inputs;
-        let options = GatedLinearOptions {
-            log_decay: self.fades.then_some(decay),
-            initial_state: self.started.then_some(state),
-            chunk_size: self.chunk_size,
-            scale: Some(self.scale),
-            ..Default::default()
-        };
-        Ok(Linear(Problem::new(Check::op(Linear::OP), [queries, keys, values], options)?))
-    }
 }
 
 impl Dispatched for Linear<'_> {
     const OP: &'static str = "gated_linear_attention";
 
     fn choose(&self, context: &Context) -> Backend {
-        let kernel = kernel::wins(self.0.arrays[2], context)
+        let kernel = fading::kernel::wins(self.0.arrays[2], context)
             && self.refusal(Backend::Kernel, context).is_none();
         if kernel { Backend::Kernel } else { Backend::Reference }
     }
@@ -380,9 +314,35 @@ impl Dispatched for Linear<'_> {
             }
             Backend::Kernel => {
                 let [_, keys, values] = self.0.arrays;
-                context.obstacle.or_else(|| kernel::refusal(keys, values, context.target))
+                context.obstacle.or_else(|| fading::kernel::refusal(keys, values, context.target))
             }
             Backend::Reference => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Settings, target::Target};
+
+    #[test]
+    fn one_decay_a_head_is_the_kernels_on_an_nvidia_gpu() {
+        let chosen = |heads, axes: usize, segments: Option<&[i32]>| {
+            let shape = [4, 64, heads, 128];
+            let x = zeros_dtype(&shape, Dtype::Bfloat16).ok()?;
+            let decay = zeros::<f32>(&shape[..axes]).ok()?;
+            let log_decay = (axes > 0).then_some(&decay);
+            let options = GatedLinearOptions { log_decay, segments, ..Default::default() };
+            let problem = Problem::new(Check::op(Linear::OP), [&x, &x, &x], options).ok()?;
+            let context =
+                Context { target: Target::Cuda, obstacle: None, settings: Settings::default() };
+            Some(Linear(problem).choose(&context))
+        };
+        assert_eq!(chosen(16, 0, None), Some(Backend::Kernel));
+        assert_eq!(chosen(16, 3, None), Some(Backend::Kernel));
+        assert_eq!(chosen(16, 4, None), Some(Backend::Reference));
+        assert_eq!(chosen(16, 3, Some(&[0, 64])), Some(Backend::Reference));
+        assert_eq!(chosen(3, 0, None), Some(Backend::Reference), "too few rows of states");
     }
 }

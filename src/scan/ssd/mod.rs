@@ -1,5 +1,6 @@
 //! The scan of Mamba-2: one decay a head, states of matrices, chunks of matrix products.
 
+mod kernel;
 mod options;
 mod step;
 
@@ -12,13 +13,8 @@ use mlx_rs::{
 };
 
 use self::options::Problem;
-use super::fading::{Chunks, Fade, Layout, Pass, Places, kernel::FadingScan, operand};
-use crate::{
-    dispatch::Backend,
-    error::Result,
-    kernel::{differentiable_by_reference, stand_in},
-    uploads,
-};
+use super::fading::{Chunks, Fade, Layout, Pass, Places, operand};
+use crate::{dispatch::Backend, error::Result, uploads};
 
 /// Scans a sequence as Mamba-2 does: each head has a state `[P, N]` that fades by one number a step.
 ///
@@ -85,7 +81,7 @@ pub fn ssd_scan_with_state(input: SsdInput<'_>, options: SsdOptions<'_>) -> Resu
     let problem = Problem::new(input, &options)?;
     match options.dispatch.resolve(&problem)? {
         _ if problem.is_empty() => problem.nothing(),
-        Backend::Kernel => problem.by_kernel(),
+        Backend::Kernel => kernel::scan(&problem),
         Backend::Builtin | Backend::Reference => problem.by_reference(),
     }
 }
@@ -105,38 +101,6 @@ impl Problem<'_> {
             None => zeros::<f32>(&self.state_shape())?,
         };
         Ok((y, state))
-    }
-
-    fn by_kernel(&self) -> Result<(Array, Array)> {
-        let (SsdInput { x, dt, a, b, c }, given) = (self.input, Given::of(&self.options));
-        let none = stand_in(Dtype::Float32, 1);
-        let SsdOptions { d, z, dt_bias, initial_state, .. } = self.options;
-        let [d, z, bias, state] =
-            [d, z, dt_bias, initial_state].map(|array| array.unwrap_or(&none));
-        let [y, state] = differentiable_by_reference(
-            [x, dt, a, b, c, d, z, bias, state],
-            move |inputs| given.problem(inputs)?.scanned(),
-            move |inputs| Ok(given.problem(inputs)?.by_reference()?.into()),
-        )?;
-        Ok((y, state))
-    }
-
-    /// By the kernel, without a gradient.
-    fn scanned(&self) -> Result<[Array; 2]> {
-        let SsdInput { x, dt, a, b, c } = self.input;
-        let dt = delta(dt, &self.options)?;
-        let scan = FadingScan {
-            queries: c,
-            keys: b,
-            values: x,
-            decays: dt.multiply(a.as_dtype(Dtype::Float32)?)?,
-            steps: Some(dt),
-            scale: 1.0,
-            skip: self.options.d,
-            gate: self.options.z,
-            state: self.options.initial_state.cloned(),
-        };
-        scan.run()
     }
 
     fn by_reference(&self) -> Result<(Array, Array)> {
@@ -166,49 +130,6 @@ impl Problem<'_> {
         let [read, last] = chunks.run(&layout.grouped(&state)?, dtype)?;
         let y = finished(&layout.join(&read)?, &x.as_dtype(Dtype::Float32)?, &self.options)?;
         Ok((y.as_dtype(x.dtype())?, layout.ungrouped(&last)?.swap_axes(-1, -2)?))
-    }
-}
-
-/// Which options there are, and those that are no arrays: what a transform needs to see a problem again.
-#[derive(Debug, Clone, Copy)]
-struct Given {
-    skips: bool,
-    gated: bool,
-    biased: bool,
-    started: bool,
-    chunk_size: i32,
-    dt_softplus: bool,
-    dt_limit: Option<(f32, f32)>,
-}
-
-impl Given {
-    fn of(options: &SsdOptions) -> Self {
-        let SsdOptions { chunk_size, dt_softplus, dt_limit, .. } = *options;
-        Self {
-            skips: options.d.is_some(),
-            gated: options.z.is_some(),
-            biased: options.dt_bias.is_some(),
-            started: options.initial_state.is_some(),
-            chunk_size,
-            dt_softplus,
-            dt_limit,
-        }
-    }
-
-    /// `x`, `dt`, `a`, `b`, `c`, `d`, `z`, the bias and the state.
-    fn problem(self, inputs: &[Array; 9]) -> Result<Problem<'_>> {
-        let [x, dt, a, b, c, d, z, bias, state] = inputs;
-        let options = SsdOptions {
-            d: self.skips.then_some(d),
-            z: self.gated.then_some(z),
-            dt_bias: self.biased.then_some(bias),
-            initial_state: self.started.then_some(state),
-            chunk_size: self.chunk_size,
-            dt_softplus: self.dt_softplus,
-            dt_limit: self.dt_limit,
-            ..Default::default()
-        };
-        Problem::new(SsdInput { x, dt, a, b, c }, &options)
     }
 }
 

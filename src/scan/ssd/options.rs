@@ -27,7 +27,7 @@ pub struct SsdInput<'a> {
 /// Options of [`ssd_scan`](super::ssd_scan).
 #[derive(Debug, Clone, Copy)]
 pub struct SsdOptions<'a> {
-    /// Steps that are taken together: more make more work, fewer more memory for states. Default: 64.
+    /// Steps that the reference takes together: more make more work, fewer more memory for states. Default: 64.
     pub chunk_size: i32,
     /// `[H]` or `[H, P]`: how much of `x` is added to the result. Default: nothing.
     pub d: Option<&'a Array>,
@@ -174,4 +174,46 @@ pub(super) fn check_heads(
         check.value(low <= high, "dt_limit", "be a range", found)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::Dtype;
+
+    use super::*;
+    use crate::{config::Settings, target::Target};
+
+    fn chosen(
+        sizes: [i32; 5],
+        dtype: Dtype,
+        target: Target,
+        segments: Option<&[i32]>,
+    ) -> Option<Backend> {
+        let [batch, length, heads, size, state] = sizes;
+        let zeros =
+            |shape: &[i32]| Array::zeros::<f32>(shape).and_then(|zeros| zeros.as_dtype(dtype));
+        let x = zeros(&[batch, length, heads, size]).ok()?;
+        let dt = zeros(&[batch, length, heads]).ok()?;
+        let (a, b) = (zeros(&[heads]).ok()?, zeros(&[batch, length, 1, state]).ok()?);
+        let options = SsdOptions { segments, ..Default::default() };
+        let input = SsdInput { x: &x, dt: &dt, a: &a, b: &b, c: &b };
+        let problem = Problem::new(input, &options).ok()?;
+        let context = Context { target, obstacle: None, settings: Settings::default() };
+        Some(problem.choose(&context))
+    }
+
+    #[test]
+    fn many_rows_of_states_are_the_kernels_on_an_nvidia_gpu() {
+        use Backend::{Kernel, Reference};
+        let of = |sizes, dtype| chosen(sizes, dtype, Target::Cuda, None);
+        assert_eq!(of([1, 64, 32, 64, 128], Dtype::Bfloat16), Some(Kernel));
+        assert_eq!(of([1, 4096, 31, 64, 128], Dtype::Bfloat16), Some(Reference));
+        assert_eq!(of([1, 64, 32, 64, 257], Dtype::Bfloat16), Some(Reference));
+        assert_eq!(of([4, 64, 32, 64, 128], Dtype::Float32), Some(Kernel));
+        assert_eq!(of([1, 64, 32, 64, 128], Dtype::Float32), Some(Reference));
+        let large = [8, 64, 32, 64, 128];
+        let of = |target, segments| chosen(large, Dtype::Bfloat16, target, segments);
+        assert_eq!(of(Target::Metal, None), Some(Reference), "not measured there");
+        assert_eq!(of(Target::Cuda, Some(&[0, 64])), Some(Reference));
+    }
 }

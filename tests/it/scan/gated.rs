@@ -1,7 +1,7 @@
 //! Linear attention that fades, and that replaces what it stored.
 
 use mlx_primitives::{
-    Result,
+    Backend, Dispatch, Result,
     scan::{
         GatedLinearOptions, GatedLinearStep, gated_delta_rule, gated_delta_rule_step,
         gated_delta_rule_with_state, gated_linear_attention, gated_linear_attention_step,
@@ -10,7 +10,9 @@ use mlx_primitives::{
 };
 use mlx_rs::{
     Array, Dtype,
+    error::Exception,
     ops::{concatenate, indexing::TryIndexOp, sigmoid, stack},
+    transforms::fallible_vjp,
 };
 
 use super::{dtype_of_states, tolerance};
@@ -190,6 +192,62 @@ fn results_match_the_oracle() {
     }
 }
 
+/// Only the recurrence: nothing of what may be left out, and a scale that turns it around.
+#[test]
+fn options_left_out_leave_their_part_out() {
+    let case = case("plain", Kind::Linear, [2, 20, 2, 4, 5], 1, 8);
+    let inputs = case.inputs(Dtype::Float32);
+    let mut tensors = inputs.each_ref().map(Tensor::of);
+    tensors[4].values.fill(0.0);
+    tensors[5].values.fill(0.0);
+    let [mut expected, state] = case.oracle(&tensors);
+    // Of keys of length 4 half is taken by default.
+    expected.values.iter_mut().for_each(|value| *value *= -3.0);
+    let op = case.kind.op();
+    let run = |dispatch| {
+        let options =
+            GatedLinearOptions { scale: Some(-1.5), dispatch, ..GatedLinearOptions::default() };
+        case.run(&inputs, options)
+    };
+    on_each_backend(op, run, |backend, (y, last)| {
+        let what = format!("plain {op} on {backend}");
+        let tolerance = tolerance(op, backend, Dtype::Float32);
+        assert_close(&what, &y, &expected, tolerance);
+        assert_close(&format!("{what}: state"), &last, &state, tolerance);
+    });
+}
+
+/// The kernel's gradient is that of the reference, of the same arrays and options.
+#[test]
+fn gradients_are_the_same_on_every_backend() {
+    let case = case("gradients", Kind::Linear, [1, 7, 2, 2, 3], 3, 4);
+    let inputs = case.inputs(Dtype::Float32);
+    let run = |inputs: &[Array], dispatch| {
+        let options = GatedLinearOptions { scale: Some(0.3), dispatch, ..case.options(inputs) };
+        case.run(inputs, options)
+    };
+    let (y, last) = run(&inputs, Dispatch::Auto).unwrap();
+    let gradients = |dispatch| {
+        let both = |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
+            let (y, last) = run(inputs, dispatch)?;
+            Ok(vec![y, last])
+        };
+        fallible_vjp(both, &inputs, &[y.clone(), last.clone()]).unwrap().1
+    };
+    let expected = gradients(Dispatch::Only(Backend::Reference));
+    on_each_backend(
+        case.kind.op(),
+        |dispatch| run(&inputs, dispatch),
+        |backend, _| {
+            let got = gradients(Dispatch::Only(backend));
+            for (which, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                let what = format!("gradient {which} on {backend}");
+                assert_close(&what, got, &Tensor::of(expected), Tolerance::GRADIENT);
+            }
+        },
+    );
+}
+
 #[test]
 fn gradients_match_finite_differences() {
     for (kind, decay) in [(Kind::Linear, 3), (Kind::Linear, 4), (Kind::Delta, 3)] {
@@ -302,9 +360,15 @@ fn decays_of_any_size_are_stable() {
         let values = (0..count).map(|i| pool[i * i % pool.len()]).collect::<Vec<_>>();
         inputs[4] = Array::from_slice(&values, inputs[4].shape());
         let [expected, _] = case.oracle(&inputs.each_ref().map(Tensor::of));
-        let (y, _) = case.run(&inputs, case.options(&inputs)).unwrap();
-        let what = format!("decays along {decay} axes");
-        assert_close(&what, &y, &expected, Tolerance::of("decays of any size", Dtype::Float32));
+        let run = |dispatch| {
+            let options = GatedLinearOptions { dispatch, ..case.options(&inputs) };
+            Ok(case.run(&inputs, options)?.0)
+        };
+        on_each_backend(case.kind.op(), run, |backend, y| {
+            let what = format!("decays along {decay} axes on {backend}");
+            let tolerance = Tolerance::of("decays of any size", Dtype::Float32);
+            assert_close(&what, &y, &expected, tolerance);
+        });
     }
 }
 

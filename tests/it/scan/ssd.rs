@@ -45,6 +45,10 @@ const CASES: &[Case] = &[
     case("chunks of one step", [1, 5, 2, 2, 1, 2], 1),
     case("many chunks", [1, 130, 2, 4, 1, 4], 8),
     case("more rows than a group has, keys of odd length", [1, 70, 2, 70, 1, 37], 32),
+    case("whole tiles", [1, 65, 2, 64, 1, 16], 64),
+    case("keys of 128", [1, 33, 2, 16, 1, 128], 64),
+    case("keys of 192", [1, 33, 1, 16, 1, 192], 64),
+    case("keys of 256", [1, 33, 1, 16, 1, 256], 64),
 ];
 
 impl Case {

@@ -48,6 +48,7 @@ const REFUSING: &[(&str, Backend, &str)] = &[
         "MLX's CUDA scans along another axis than the last are wrong for several of them",
     ),
     ("gated_linear_attention", Backend::Kernel, "the kernel has one decay for all of a key"),
+    ("ssd_scan", Backend::Kernel, "its states exceed threadgroup memory"),
     ("rope_qk", Backend::Builtin, ROPE_POSITIONS),
     ("qk_norm_rope", Backend::Builtin, ROPE_POSITIONS),
 ];

@@ -76,7 +76,7 @@ const WIDER: &[Wider] = &[
         ops: ROUNDED_MATRICES,
         dtype: Dtype::Float32,
         tolerance: Tolerance { rtol: 1e-5, atol: 5e-6 },
-        why: "an NVIDIA GPU's exponentials are off by 2^-22, whatever cancels: 1.7e-6 of sums of 1",
+        why: "an NVIDIA GPU's exponentials, and products of floats in two parts, are off by 2^-22, whatever cancels: 1.7e-6 of sums of 1",
     },
     Wider {
         ops: ROUNDED_MATRICES,
