@@ -34,6 +34,10 @@ impl<Kind: Copy + Eq + Hash + 'static> Fused<Kind> {
     }
 
     pub(crate) fn call(&self, kind: Kind, inputs: &[Array]) -> Result<Array> {
+        // Where there is nothing to compute, MLX's CUDA back end divides by zero in what it has compiled.
+        if inputs.iter().any(|input| input.size() == 0) {
+            return (self.formula)(kind, inputs);
+        }
         let stream = Some(Stream::thread_local_or_default().get_index()?);
         // Held while MLX traces, and no formula calls back here.
         let mut traces = self.traces.borrow_mut();
@@ -89,6 +93,22 @@ mod tests {
         assert_eq!(call(&[2, 3])?, 0);
         assert_eq!(call(&[5, 1])?, 0);
         assert_eq!(call(&[5])?, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn an_empty_array_is_left_to_the_formula() -> Result<()> {
+        let fused = Fused::new(counted);
+        let empty = [Array::ones::<f32>(&[0, 3])?, Array::ones::<f32>(&[1, 3])?];
+        for inputs in [empty.clone(), {
+            let [a, b] = empty;
+            [b, a]
+        }] {
+            for _ in 0..2 {
+                let call = || fused.call(Activation::Silu, &inputs).map(drop);
+                assert_eq!(calls(call)?, 1);
+            }
+        }
         Ok(())
     }
 

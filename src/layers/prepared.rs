@@ -4,12 +4,12 @@ use mlx_rs::{
     Array,
     error::Exception,
     module::{Module, ModuleParameters},
-    ops,
     transforms::eval,
 };
 
 use super::{
     Projection,
+    projection::affine,
     watched::{Version, WatchedProjection},
 };
 use crate::{
@@ -116,8 +116,7 @@ impl Whole {
 
     fn product(&mut self, x: &Array) -> Result<Array, Exception> {
         match self {
-            Self::Dense { weight, bias: None } => ops::matmul(x, weight),
-            Self::Dense { weight, bias: Some(bias) } => ops::addmm(bias, x, weight, None, None),
+            Self::Dense { weight, bias } => affine(x, weight, bias.as_ref()),
             Self::Packed(linear) => linear.forward(x),
         }
     }

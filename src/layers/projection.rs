@@ -7,7 +7,7 @@ use mlx_rs::{
     error::Exception,
     module::{Module, ModuleParameters},
     nn,
-    ops::{concatenate, indexing::TryIndexOp},
+    ops::{addmm, concatenate, indexing::TryIndexOp, matmul},
 };
 
 use super::parameters_of_variants;
@@ -101,13 +101,27 @@ impl From<QuantizedLinear> for Projection {
     }
 }
 
+/// `x · weight + bias`.
+pub(super) fn affine(
+    x: &Array,
+    weight: impl AsRef<Array>,
+    bias: Option<&Array>,
+) -> Result<Array, Exception> {
+    match bias {
+        None => matmul(x, weight),
+        // MLX's CUDA back end divides by how many rows there are.
+        Some(bias) if x.size() == 0 => matmul(x, weight)?.add(bias),
+        Some(bias) => addmm(bias, x, weight, None, None),
+    }
+}
+
 impl Module<&Array> for Projection {
     type Output = Array;
     type Error = Exception;
 
     fn forward(&mut self, x: &Array) -> Result<Array, Exception> {
         match self {
-            Self::Dense(linear) => linear.forward(x),
+            Self::Dense(linear) => affine(x, linear.weight.t(), linear.bias.value.as_ref()),
             Self::Quantized(linear) => linear.forward(x),
         }
     }
@@ -117,5 +131,25 @@ impl Module<&Array> for Projection {
             Self::Dense(linear) => linear.training_mode(mode),
             Self::Quantized(linear) => linear.training_mode(mode),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::Array;
+
+    use super::*;
+
+    #[test]
+    fn no_token_has_no_output() -> Result<()> {
+        for bias in [false, true] {
+            let mut projection = Projection::random(3, 5, bias)?;
+            for shape in [&[0, 3][..], &[2, 0, 3], &[0, 2, 2, 3]] {
+                let y = projection.forward(&Array::zeros::<f32>(shape)?)?;
+                y.eval()?;
+                assert_eq!(y.shape(), [&shape[..shape.len() - 1], &[5]].concat(), "{bias}");
+            }
+        }
+        Ok(())
     }
 }
