@@ -1,7 +1,7 @@
 //! Linear attention that fades, and that replaces what it stored.
 
 use mlx_primitives::{
-    Backend, Dispatch, Result,
+    Result,
     scan::{
         GatedLinearOptions, GatedLinearStep, gated_delta_rule, gated_delta_rule_step,
         gated_delta_rule_with_state, gated_linear_attention, gated_linear_attention_step,
@@ -10,12 +10,10 @@ use mlx_primitives::{
 };
 use mlx_rs::{
     Array, Dtype,
-    error::Exception,
     ops::{concatenate, indexing::TryIndexOp, sigmoid, stack},
-    transforms::fallible_vjp,
 };
 
-use super::{dtype_of_states, tolerance};
+use super::{assert_gradients_alike, dtype_of_states, tolerance};
 use crate::support::{
     FLOATING,
     backends::on_each_backend,
@@ -226,26 +224,7 @@ fn gradients_are_the_same_on_every_backend() {
         let options = GatedLinearOptions { scale: Some(0.3), dispatch, ..case.options(inputs) };
         case.run(inputs, options)
     };
-    let (y, last) = run(&inputs, Dispatch::Auto).unwrap();
-    let gradients = |dispatch| {
-        let both = |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
-            let (y, last) = run(inputs, dispatch)?;
-            Ok(vec![y, last])
-        };
-        fallible_vjp(both, &inputs, &[y.clone(), last.clone()]).unwrap().1
-    };
-    let expected = gradients(Dispatch::Only(Backend::Reference));
-    on_each_backend(
-        case.kind.op(),
-        |dispatch| run(&inputs, dispatch),
-        |backend, _| {
-            let got = gradients(Dispatch::Only(backend));
-            for (which, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                let what = format!("gradient {which} on {backend}");
-                assert_close(&what, got, &Tensor::of(expected), Tolerance::GRADIENT);
-            }
-        },
-    );
+    assert_gradients_alike(case.kind.op(), case.name, &inputs, run);
 }
 
 #[test]

@@ -15,7 +15,10 @@ use mlx_rs::{
     transforms::{compile::compile, fallible_jvp, fallible_vjp},
 };
 
-use super::selective_oracle::{self, Arguments};
+use super::{
+    assert_gradients_alike,
+    selective_oracle::{self, Arguments},
+};
 use crate::support::{
     FLOATING,
     backends::{on_backends, on_each_backend, with_kernels},
@@ -274,32 +277,8 @@ fn gradients_of_kernels_are_those_of_the_reference() {
         (case("many of few steps", [200, 3, 33], 5), Dtype::Bfloat16),
     ] {
         let inputs = Inputs::new(case, dtype);
-        let (y, state) = ours(&inputs.arrays, &case, Dispatch::Auto).unwrap();
-        let cotangents = [normal(10, y.shape(), dtype), normal(11, state.shape(), Dtype::Float32)];
-        let gradients = |dispatch| {
-            let both = |arrays: &[Array]| -> Result<Vec<Array>, Exception> {
-                let (y, state) = ours(arrays, &case, dispatch)?;
-                Ok(vec![y, state])
-            };
-            fallible_vjp(both, &inputs.arrays, &cotangents).unwrap().1
-        };
-        let expected = gradients(Dispatch::Only(Backend::Reference));
-        on_backends(
-            Backend::ALL,
-            OP,
-            |dispatch| ours(&inputs.arrays, &case, dispatch),
-            |backend, _| {
-                let got = gradients(Dispatch::Only(backend));
-                for (which, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                    let what = format!("{} on {backend}: gradient {which}", case.name);
-                    let tolerance = match got.dtype() {
-                        Dtype::Float32 => Tolerance::GRADIENT,
-                        dtype => Tolerance::of(OP, dtype),
-                    };
-                    assert_close(&what, got, &Tensor::of(expected), tolerance);
-                }
-            },
-        );
+        let run = |arrays: &[Array], dispatch| ours(arrays, &case, dispatch);
+        assert_gradients_alike(OP, case.name, &inputs.arrays, run);
     }
 }
 

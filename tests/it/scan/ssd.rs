@@ -4,12 +4,10 @@ use mlx_primitives::{
 };
 use mlx_rs::{
     Array, Dtype,
-    error::Exception,
     ops::{broadcast_to, concatenate, indexing::TryIndexOp, stack},
-    transforms::fallible_vjp,
 };
 
-use super::{dtype_of_states, tolerance};
+use super::{assert_gradients_alike, dtype_of_states, tolerance};
 use crate::support::{
     FLOATING,
     backends::{on_backends, on_each_backend, with_kernels},
@@ -238,26 +236,7 @@ fn gradients_are_the_same_on_every_backend() {
         let options = SsdOptions { dispatch, dt_limit: Some((0.1, 1.5)), ..case.options(inputs) };
         ssd_scan_with_state(input(inputs), options)
     };
-    let (y, last) = run(&inputs, Dispatch::Auto).unwrap();
-    let gradients = |dispatch| {
-        let both = |inputs: &[Array]| -> Result<Vec<Array>, Exception> {
-            let (y, last) = run(inputs, dispatch)?;
-            Ok(vec![y, last])
-        };
-        fallible_vjp(both, &inputs, &[y.clone(), last.clone()]).unwrap().1
-    };
-    let expected = gradients(Dispatch::Only(Backend::Reference));
-    on_each_backend(
-        OP,
-        |dispatch| run(&inputs, dispatch),
-        |backend, _| {
-            let got = gradients(Dispatch::Only(backend));
-            for (which, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                let what = format!("gradient {which} on {backend}");
-                assert_close(&what, got, &Tensor::of(expected), Tolerance::GRADIENT);
-            }
-        },
-    );
+    assert_gradients_alike(OP, case.name, &inputs, run);
 }
 
 #[test]
