@@ -11,8 +11,8 @@
 // from chunk to chunk S stays in registers as [V, K], so that it is a left factor as it is, and queries and keys are right
 // ones: a simdgroup has 16 of its rows.
 // Grid: groups of SIMDS simdgroups: x for rows of S, y for heads, z for the batch.
-// Threadgroup memory, whose rows are PAD numbers apart: (BUFFERS · STEPS · (2 · (SIZE + PAD) + 16 · SIMDS + PAD) + STEPS · (STEPS + PAD)) of T; with two buffers,
-// the next chunk arrives while this one is worked on.
+// Threadgroup memory: BUFFERS · STEPS · (2 · (SIZE + PAD) + 16 · SIMDS + PAD) + STEPS · (STEPS + PAD) of T. PAD keeps the columns
+// of its rows in different banks. With two buffers, the next chunk arrives while this one is worked on.
 // Dao and Gu, Transformers are SSMs, 2024 (arXiv:2405.21060).
 
 // A number for each of a lane's columns of a tile.
