@@ -11,7 +11,11 @@ use super::{
     cases::{Case, MaskOf, SlopesOf, additive, boolean, case, some, third_row},
     flash::OP,
 };
-use crate::support::{gradient::gradients_on_each_backend, sample::Random, tensor::Tensor};
+use crate::support::{
+    gradient::{f16_gradients_on_each_backend, gradients_on_each_backend},
+    sample::Random,
+    tensor::Tensor,
+};
 
 const INF: f32 = f32::INFINITY;
 
@@ -75,6 +79,44 @@ fn gradients_match_finite_differences() {
     check(&case("batches", [2, 2, 2, 3, 4, 5, 3]));
     check(&PLAIN);
     check(&Case { causal: true, ..case("causal", [1, 3, 1, 4, 4, 5, 5]) });
+}
+
+#[test]
+fn gradients_in_f16_are_right_to_a_thousandth() {
+    for case in [
+        case("f16", [1, 4, 2, 9, 11, 8, 6]),
+        Case {
+            left: Some(5),
+            soft_cap: Some(2.0),
+            sinks: Some(0.5),
+            slopes: Some(SlopesOf::Heads),
+            ..Case { causal: true, ..case("f16, options", [1, 2, 1, 20, 20, 8, 8]) }
+        },
+    ] {
+        let (asked, segments) = (Asked::new(&case, Dtype::Float16), segments(&case));
+        let tensors = asked.tensors();
+        f16_gradients_on_each_backend(
+            OP,
+            &tensors.list()[..3],
+            |list| tensors.with(&with_rest(list, &tensors.list())).expected(&case, None).0,
+            |list, dispatch| {
+                let moved = asked.with(&with_rest(list, &asked.list()));
+                let [queries, keys, values] = &moved.inputs;
+                let options = moved.options(&case, &segments);
+                flash_attention(
+                    queries,
+                    keys,
+                    values,
+                    FlashAttentionOptions { dispatch, ..options },
+                )
+            },
+        );
+    }
+}
+
+/// Those of `first` in place of as many of `all`.
+fn with_rest<T: Clone>(first: &[T], all: &[T]) -> Vec<T> {
+    first.iter().chain(&all[first.len()..]).cloned().collect()
 }
 
 #[test]

@@ -70,6 +70,35 @@ pub(crate) fn assert_gradients(
     }
 }
 
+/// [`gradients_on_each_backend`] in f16, which `inputs` are rounded to: off by no more than a thousandth of the largest number
+/// of a gradient, of which its own rounding may be half.
+pub(crate) fn f16_gradients_on_each_backend(
+    op: &str,
+    inputs: &[Tensor],
+    oracle: impl Fn(&[Tensor]) -> Tensor,
+    ours: impl Fn(&[Array], Dispatch) -> Result<Array>,
+) {
+    let arrays: Vec<_> = inputs.iter().map(|input| input.to_array(Dtype::Float16)).collect();
+    let inputs: Vec<_> = arrays.iter().map(Tensor::of).collect();
+    let cotangent = cotangent_like(&oracle(&inputs)).to_array(Dtype::Float16);
+    let slopes = |which| differences(&inputs, which, &oracle, &Tensor::of(&cotangent));
+    let expected: Vec<_> = (0..inputs.len()).map(slopes).collect();
+    let run = |dispatch| {
+        let run = |arrays: &[Array]| Ok(vec![ours(arrays, dispatch).map_err(Exception::from)?]);
+        let y = ours(&arrays, dispatch)?;
+        assert_eq!(y.dtype(), Dtype::Float16, "{op}");
+        Ok(fallible_vjp(run, &arrays, std::slice::from_ref(&cotangent))?.1)
+    };
+    on_backends(Backend::ALL, op, run, |backend, gradients| {
+        for (which, (gradient, expected)) in gradients.iter().zip(&expected).enumerate() {
+            let what = format!("{op} on {backend}: gradient of input {which} in f16");
+            let largest = expected.values.iter().fold(0.0_f64, |most, x| most.max(x.abs()));
+            let tolerance = Tolerance { rtol: 0.0, atol: 1e-3 * largest };
+            assert_close(&what, gradient, expected, tolerance);
+        }
+    });
+}
+
 fn to_arrays(inputs: &[Tensor]) -> Vec<Array> {
     inputs.iter().map(|input| input.to_array(Dtype::Float32)).collect()
 }
