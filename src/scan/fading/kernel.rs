@@ -83,8 +83,8 @@ pub(in crate::scan) fn wins(values: &Array, context: &Context) -> bool {
         Dtype::Float32 => "fading_scan in f32",
         _ => FORWARD.name,
     };
-    let [batch, length, heads, value_size] = sizes(values);
-    let rows = [batch, heads, value_size].map(|size| size as usize).into_iter().product();
+    let length = values.dim(1);
+    let rows = values.size() / length.max(1).unsigned_abs() as usize;
     length >= context.settings.min_seq_for_metal && context.kernel_wins(op, rows)
 }
 

@@ -215,5 +215,7 @@ mod tests {
         let of = |target, segments| chosen(large, Dtype::Bfloat16, target, segments);
         assert_eq!(of(Target::Metal, None), Some(Reference), "not measured there");
         assert_eq!(of(Target::Cuda, Some(&[0, 64])), Some(Reference));
+        let nothing = [i32::MAX, 0, i32::MAX, i32::MAX, 1];
+        assert_eq!(chosen(nothing, Dtype::Float32, Target::Cuda, None), Some(Reference));
     }
 }
