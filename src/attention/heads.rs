@@ -49,7 +49,7 @@ impl Heads {
 }
 
 /// Queries and a scale above zero that give the same scores: cuDNN answers NaN to any other.
-pub(super) fn with_positive_scale(queries: &Array, scale: f32) -> Result<(Array, f32)> {
+pub(crate) fn with_positive_scale(queries: &Array, scale: f32) -> Result<(Array, f32)> {
     Ok(match scale {
         0.0 => (zeros_like(queries)?, 1.0),
         scale if scale < 0.0 => (queries.negative()?, -scale),

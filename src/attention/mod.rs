@@ -15,6 +15,7 @@ pub mod sparse;
 
 pub(crate) use decode::KERNELS as DECODE_KERNELS;
 pub(crate) use flash::kernel::KERNELS as FLASH_KERNELS;
+pub(crate) use heads::with_positive_scale;
 pub(crate) use paged::{
     IN_PLACE_KERNELS, KERNELS as PAGED_KERNELS, in_place, paged_attention_in_order,
 };

@@ -61,6 +61,7 @@ mod text;
 
 mod launch;
 mod rows;
+mod tiles;
 
 pub use call::{Call, Constant, Plan};
 pub(crate) use grad::{Vjp, differentiable, differentiable_by_reference};
@@ -72,6 +73,7 @@ pub(crate) use rows::Rows;
 pub(crate) use run::Sole;
 pub use text::File;
 pub(crate) use text::metal;
+pub(crate) use tiles::{TILE, padded, simds_for};
 
 use mlx_rs::{Array, Dtype};
 

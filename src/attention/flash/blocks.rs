@@ -40,15 +40,15 @@ pub(super) fn pay(problem: &Problem, target: Target) -> bool {
 
 /// In blocks where that pays, else at once.
 pub(super) fn by_reference(problem: &Problem) -> Result<Attended> {
-    match pay(problem, Target::current()?) {
-        true => attend(problem),
+    let target = Target::current()?;
+    match pay(problem, target) {
+        true => attend(problem, target),
         false => reference::attend(problem),
     }
 }
 
-fn attend(problem: &Problem) -> Result<Attended> {
+fn attend(problem: &Problem, target: Target) -> Result<Attended> {
     let terms = Terms::of(problem);
-    let target = Target::current()?;
     let rows = rows(&problem.dims, target);
     let with_gradient = rows.max(rows_with_gradient(&problem.dims));
     let mut outputs = accelerated(

@@ -6,23 +6,13 @@ use super::problem::Problem;
 use crate::{
     dispatch::{Backend, Dispatched},
     error::{Error, Result},
-    kernel::{Constant, Launch},
+    kernel::{Constant, Launch, TILE, padded, simds_for},
     target::Target,
 };
-
-/// Rows of a matrix tile.
-const TILE: i32 = 16;
-
-/// Simdgroups of a group: with 8 an H200 takes a fifth longer.
-const MAX_SIMDS: i32 = 4;
 
 /// Head sizes in whole tiles.
 pub(super) fn padded_sizes(sizes: [i32; 2]) -> [i32; 2] {
     sizes.map(|size| padded(size, TILE))
-}
-
-fn padded(size: i32, unit: i32) -> i32 {
-    ((size - 1) / unit + 1) * unit
 }
 
 /// How many of what a group works on, each of whose simdgroups has a tile of rows to itself.
@@ -77,9 +67,7 @@ impl Blocks {
 
     /// With simdgroups for `rows` rows, up to as many as run best at once.
     pub(super) fn for_rows(self, rows: i32) -> Self {
-        let needed = ((rows - 1) / TILE + 1).unsigned_abs();
-        let simds = needed.next_power_of_two().cast_signed().min(MAX_SIMDS);
-        Self { simds, ..self }
+        Self { simds: simds_for(rows), ..self }
     }
 
     pub(super) fn constants(&self) -> Vec<Constant> {

@@ -276,6 +276,11 @@ mod tests {
         Some(problem.choose(&context))
     }
 
+    fn on_cuda(problem: &Problem) -> Backend {
+        let (target, settings) = (Target::Cuda, Settings::default());
+        problem.choose(&Context { target, obstacle: None, settings })
+    }
+
     #[test]
     fn half_precision_on_a_cpu_goes_around_the_fused_op() {
         use Backend::{Builtin, Reference};
@@ -312,9 +317,7 @@ mod tests {
                 Array::zeros::<f32>(&[1, length, 8, 64]).ok()?.as_dtype(Dtype::Bfloat16).ok()?;
             let options = FlashAttentionOptions { window, ..Default::default() };
             let problem = Problem::new([&x, &x, &x], &options, lse).ok()?;
-            let context =
-                Context { target: Target::Cuda, obstacle: None, settings: Settings::default() };
-            Some(problem.choose(&context))
+            Some(on_cuda(&problem))
         };
         let (all, few) = (Window::default(), Window { left: Some(9), right: Some(0) });
         assert_eq!(chosen(512, all, true), Some(Kernel));
@@ -329,9 +332,7 @@ mod tests {
         let chosen = |length, size| {
             let x = Array::zeros::<f32>(&[1, length, 1, size]).ok()?;
             let problem = Problem::new([&x, &x, &x], &Default::default(), false).ok()?;
-            let context =
-                Context { target: Target::Cuda, obstacle: None, settings: Settings::default() };
-            Some(problem.choose(&context))
+            Some(on_cuda(&problem))
         };
         assert_eq!(chosen(1 << 14, 4), Some(Backend::Builtin));
         assert_eq!(chosen(1 << 15, 4), Some(Backend::Kernel));
@@ -345,9 +346,7 @@ mod tests {
             let keys = Array::zeros::<f32>(&keys).ok()?;
             let options = FlashAttentionOptions { mask, ..Default::default() };
             let problem = Problem::new([&queries, &keys, &keys], &options, false).ok()?;
-            let context =
-                Context { target: Target::Cuda, obstacle: None, settings: Settings::default() };
-            Some(problem.choose(&context))
+            Some(on_cuda(&problem))
         };
         let many = [16, 1024, 8, 128];
         assert_eq!(chosen([16, 64, 8, 128], many, None), Some(Backend::Kernel));

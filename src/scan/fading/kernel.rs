@@ -10,7 +10,9 @@ use crate::{
     check::Check,
     dispatch::Context,
     error::Result,
-    kernel::{self, Argument, Constant, Kernel, Launch, Plan, metal, stand_in},
+    kernel::{
+        self, Argument, Constant, Kernel, Launch, Plan, TILE, metal, padded, simds_for, stand_in,
+    },
     target::Target,
     uploads,
 };
@@ -47,9 +49,6 @@ static FORWARD: Kernel = Kernel {
 };
 
 const CHECK: Check = Check::op(FORWARD.name);
-
-/// Rows and columns of a matrix tile.
-const TILE: i32 = 16;
 
 /// The largest key: what a simdgroup holds of 16 rows of a state fills its registers.
 const MAX_KEY: i32 = 256;
@@ -146,7 +145,7 @@ impl FadingScan<'_> {
         let blocks = CHECK.known(blocks, "keys", "fit threadgroup memory", size)?;
         let present = [steps.is_some(), state.is_some(), skip.is_some(), self.gate.is_some()];
         let constants = [
-            [blocks.buffers, blocks.simds, blocks.steps, blocks.pad, padded(size)]
+            [blocks.buffers, blocks.simds, blocks.steps, blocks.pad, padded(size, TILE)]
                 .map(Constant::Int)
                 .to_vec(),
             vec![Constant::Float(self.scale)],
@@ -161,10 +160,6 @@ impl FadingScan<'_> {
 fn by_element(skip: &Array, shape: [i32; 2]) -> Result<Array> {
     let skip = if skip.ndim() == 1 { skip.expand_dims(-1)? } else { skip.clone() };
     Ok(broadcast_to(skip, &shape)?.flatten(None, None)?)
-}
-
-fn padded(size: i32) -> i32 {
-    ((size - 1) / TILE + 1) * TILE
 }
 
 /// What a group works on.
@@ -182,17 +177,14 @@ struct Blocks {
 }
 
 impl Blocks {
-    const MAX_SIMDS: i32 = 4;
-
     /// What fits, the best first.
     fn fitting([size, value_size]: [i32; 2], dtype: Dtype, target: Target) -> Option<Self> {
         let element = if dtype == Dtype::Float32 { 4 } else { 2 };
-        let needed = ((value_size - 1) / TILE + 1).unsigned_abs();
-        let simds = needed.next_power_of_two().cast_signed().min(Self::MAX_SIMDS);
+        let simds = simds_for(value_size);
         let pad = 16 / element;
         let choices = [(32, pad, 2), (32, pad, 1), (16, pad, 2), (16, pad, 1), (16, 0, 1)];
         let blocks = choices.map(|(steps, pad, buffers)| {
-            let row = 2 * (padded(size) + pad) + TILE * simds + pad;
+            let row = 2 * (padded(size, TILE) + pad) + TILE * simds + pad;
             let bytes = element * steps * (buffers * row + steps + pad);
             Self { simds, steps, pad, buffers, bytes }
         });

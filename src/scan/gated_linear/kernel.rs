@@ -7,6 +7,7 @@ use mlx_rs::{
 
 use super::{GatedLinearOptions, Linear, Problem};
 use crate::{
+    attention::with_positive_scale,
     check::Check,
     dispatch::Dispatched,
     error::Result,
@@ -34,7 +35,7 @@ fn scanned(linear: &Linear) -> Result<[Array; 2]> {
     let [queries, keys, values] = linear.0.arrays;
     let [batch, length, heads, ..] = linear.0.sizes;
     // A kernel is told of a scale as of an integer that is not below zero.
-    let queries = if linear.0.scale < 0.0 { queries.negative()? } else { queries.clone() };
+    let (queries, scale) = with_positive_scale(queries, linear.0.scale)?;
     let decays = match linear.0.options.log_decay {
         Some(decay) => broadcast_to(decay, &[batch, length, heads])?,
         None => zeros::<f32>(&[batch, length, heads])?,
@@ -46,7 +47,7 @@ fn scanned(linear: &Linear) -> Result<[Array; 2]> {
         values,
         decays,
         steps: None,
-        scale: linear.0.scale.abs(),
+        scale,
         skip: None,
         gate: None,
         state: state.map(|state| state.swap_axes(-1, -2)).transpose()?,
