@@ -28,27 +28,27 @@ const WINS: &[Win] = &[
     on_cuda("rope_qk", 1 << 26),
     // The same: 7.3 times four fused ops.
     on_cuda("qk_norm_rope", 1 << 26),
-    // What MLX's fused op has no argument for. 4x32x4096x128: the log-sum-exp 18 times, soft cap and ALiBi 13.9 and 13.4
+    // What MLX's fused op has no argument for. 4x32x4096x128: the log-sum-exp 18 times, soft cap and ALiBi 13.8 and 13.2
     // times the best composition, soft cap with gradients 7.2 to 9.5 at 1x32x4096x128; 1x8x512x64 0.8 to 1.4 times.
     on_cuda("flash_attention beyond MLX's", 1 << 18),
-    // What MLX's does with all scores in memory: heads of 192 and 256 3.6 to 5.9 and 4.1 to 5.2 times.
+    // What MLX's does with all scores in memory: heads of 192 and 256 3.2 to 5.9 and 2.8 to 5.2 times.
     on_cuda("flash_attention", 1 << 24),
     // 4x8x4096x128 causal 2.3 times MLX's op and 1.6 times blocks; 1x32x4096x128 with a soft cap and gradients 1.3 and 1.4 times.
     on_cuda("flash_attention in f32", 1 << 24),
-    // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 3.6 times, of 8448 4.2 times; 32 of 4096 as fast.
+    // 8 key heads of 128: 8 sequences of 8192 keys as fast as MLX's, of 8321 4.2 times, of 8448 3.8 times; 32 of 4096 0.9 times.
     // MLX is fast at multiples of 256 keys alone, and what is decoded passes through all lengths. For one sequence, or for
     // 1024 keys, the host's share makes the kernel lose.
     on_cuda("decode_attention", 1 << 26),
     // From 2 to 25 times gathered blocks in MLX's op.
     on_cuda("paged_attention", 0),
-    // 512 keys: 5.8 times blocks in MLX's op at 4x32x4096x128, 8 times at 1x8x4096x128, 18 times at 1x8x65536x128.
+    // 512 keys: 5.6 times blocks in MLX's op at 4x32x4096x128, 6.5 times at 1x8x4096x128, 14 times at 1x8x65536x128.
     on_cuda("sliding_window_attention", 1 << 22),
-    // 4x2048x2048: 35 times doubling, 43 times in bf16; 1x65536x256 33 and 29 times.
+    // 4x2048x2048: 35 times doubling, 51 times in bf16; 1x65536x256 32 and 49 times.
     on_cuda("affine_scan", 1 << 24),
-    // Sums of 8x4096x2048, 1.49 times MLX's, 4.5 times in bf16; 16384x4096 2.2 and 5.7 times.
+    // Sums of 8x4096x2048, 1.51 times MLX's, 4.6 times in bf16; 16384x4096 2.2 and 5.7 times.
     on_cuda("associative_scan along another axis", 1 << 26),
     on_cuda("associative_scan along the last axis", 1 << 26),
-    // f32, 16 states: 4x2048x2048 251 times, 1x2048x2048 206 times what MLX composes, with gradients 243 and 85 times.
+    // f32, 16 states: 4x2048x2048 251 times, 1x2048x2048 213 times what MLX composes, with gradients 249 and 143 times.
     on_cuda("selective_scan", 1 << 22),
     // Rows of states. bf16, 8x4096x32x64 by 128 6.0 times plain ops, 1x4096x32x64 4.5 times; f32 1.3 and 0.8 times. Retentions of
     // 4x4096x16x128: 7.7 times, f32 1.7 times.

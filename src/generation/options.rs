@@ -38,8 +38,8 @@ pub struct GenerationEngineOptions {
     /// Whether the host puts a step together while the device runs the one before, whose tokens it does not know then, and
     /// hands it over at once where kernels write every layer's tokens, as on an NVIDIA GPU. A text that ends by a token or
     /// string to stop at is read once in vain; a new request waits a step longer, and does not find what that step reads. Not
-    /// while there is a drafter, a request with a constraint, or hardly a block left. On an H200 a large model gained a fifth, alone
-    /// or 32 texts at once, and one stream of a small model a fifth and more; 32 texts of a small model lost up to a quarter.
+    /// while there is a drafter, a request with a constraint, or hardly a block left. On an H200 a large model gained a third, alone
+    /// or 32 texts at once, and a small one up to a half; 32 texts of the small one lost up to a quarter on a slower host.
     /// Default: yes on an NVIDIA GPU, no elsewhere, where it was not measured.
     pub run_ahead: Option<bool>,
     /// Who goes first. Default: whoever came first.
