@@ -84,7 +84,10 @@ pub fn qk_norm_rope<'a>(
     let backend = dispatch.resolve(&problem)?;
     let Problem { pair, weights, scaling } = &problem;
     let each = |normed: &dyn Fn(&Array, &Array) -> Result<Array>| {
-        Ok((normed(pair.queries, weights[0])?, normed(pair.keys, weights[1])?))
+        // MLX's CUDA back end fails to launch anything for no rows.
+        let some =
+            |x: &Array, weight| if x.size() == 0 { Ok(x.clone()) } else { normed(x, weight) };
+        Ok((some(pair.queries, weights[0])?, some(pair.keys, weights[1])?))
     };
     match backend {
         Backend::Builtin => each(&|x, weight| builtin(x, weight, *scaling, pair)),
