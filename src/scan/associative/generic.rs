@@ -1,13 +1,13 @@
 //! Scans by a function of the caller's.
 
-use mlx_rs::Array;
+use mlx_rs::{Array, Dtype};
 
 use super::{
     chunked::{Combine, Scanner, all, cut},
     options::ScanOptions,
     segments::{self, Places},
 };
-use crate::{check::Check, error::Result, scan, uploads};
+use crate::{check::Check, dispatch::Target, error::Result, scan, uploads};
 
 const OP: &str = "generic_scan";
 
@@ -40,8 +40,8 @@ impl Default for GenericScanOptions<'_> {
 /// - results: one for each, of its shape and dtype
 ///
 /// # Errors
-/// When there is no array, when one has no such axis or one of another length, when `segments` are none of it, when
-/// `combine` returns other arrays than it should, or what it fails with.
+/// When there is no array, when one has no such axis or one of another length, or is f64 on a GPU, when `segments` are none of
+/// it, when `combine` returns other arrays than it should, or what it fails with.
 ///
 /// # Example
 /// ```
@@ -67,6 +67,10 @@ pub fn generic_scan(
 ) -> Result<Vec<Array>> {
     let check = Check::op(OP);
     let axes = axes(check, elements, options.axis)?;
+    if Target::current()? != Target::Cpu {
+        let double = elements.iter().any(|array| array.dtype() == Dtype::Float64);
+        check.value(!double, "elements", "be of dtypes that a GPU has", "Float64")?;
+    }
     scan::segments::along(check, options.segments, elements[0].dim(axes[0]))?;
     if elements[0].dim(axes[0]) == 0 {
         return Ok(elements.to_vec());
