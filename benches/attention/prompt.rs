@@ -51,6 +51,10 @@ pub(crate) fn cases(setting: Setting) -> Result<Vec<Case>> {
             (half, problem(4, 8, 8, 4096, 4096, 256, true)),
             (single, problem(4, 8, 8, 4096, 4096, 128, true)),
             (single, problem(1, 8, 8, 1024, 1024, 64, true)),
+            (single, problem(1, 8, 8, 4096, 4096, 64, true)),
+            (single, problem(4, 8, 8, 1024, 1024, 128, true)),
+            (half, problem(1, 8, 8, 1024, 1024, 256, true)),
+            (half, problem(1, 8, 8, 4096, 4096, 192, true)),
         ],
     };
     let dispatch = setting.dispatch;
