@@ -6,7 +6,7 @@ use mlx_rs::{
     transforms::{async_eval, eval},
 };
 
-use super::{model::CausalModel, scheduler::AWAITED};
+use super::model::CausalModel;
 use crate::{
     attention::KvCache,
     cache::{PagedKv, PagedKvOptions, PagedLayer, PagedStep},
@@ -47,11 +47,15 @@ impl<M: CausalModel> Reader<M> {
         self.model.vocabulary()
     }
 
-    /// What the model says of each row, `[T, 1, dims]`; `tokens` are those of the first rows.
-    pub(super) fn read(&mut self, step: &PagedStep, tokens: &Tokens) -> Result<Array> {
+    /// What the model says of each row, `[T, 1, dims]`.
+    pub(super) fn read(
+        &mut self,
+        step: &PagedStep,
+        awaited: Option<&AwaitedTokens>,
+    ) -> Result<Array> {
         let copies = self.kvs.iter_mut().map(|kv| kv.gather(step)).collect::<Result<Vec<_>>>()?;
         eval(copies.iter().flatten())?;
-        let tokens = tokens.rows(step.rows())?;
+        let tokens = tokens(step, awaited)?;
         let mut layers = self.kvs.iter_mut().map(|kv| kv.layer(step)).collect::<Vec<PagedLayer>>();
         let mut caches =
             layers.iter_mut().map(|layer| layer as &mut dyn KvCache).collect::<Vec<_>>();
@@ -61,10 +65,7 @@ impl<M: CausalModel> Reader<M> {
     /// The logits after some of the rows, `[R, V]`.
     pub(super) fn logits(&mut self, hidden: &Array, rows: &[i32]) -> Result<Array> {
         let count = rows.len() as i32;
-        let logits = match rows.iter().copied().eq(0..hidden.dim(0)) {
-            true => self.model.logits(hidden)?,
-            false => self.model.logits(&hidden.take_axis(uploads::integers(rows.to_vec()), 0)?)?,
-        };
+        let logits = self.model.logits(&of_rows(hidden, rows)?)?;
         CHECK.shape("logits", &logits, axes![count, 1, self.model.vocabulary()])?;
         Ok(logits.squeeze_axes(&[1])?)
     }
@@ -89,69 +90,80 @@ impl<M: CausalModel> Reader<M> {
     }
 }
 
-/// The tokens that a step reads.
-pub(super) struct Tokens<'a> {
-    /// Of each row, or [`AWAITED`].
-    pub(super) known: &'a [u32],
-    /// Where awaited ones are, if there are any.
-    pub(super) awaited: Option<DrawnTokens<'a>>,
-}
-
-/// Tokens that the step underway draws.
-pub(super) struct DrawnTokens<'a> {
-    /// Of all its rows, `[R]`, u32.
-    pub(super) all: &'a Array,
-    /// The rows of those that are awaited, in order.
-    pub(super) rows: Vec<usize>,
-}
-
-impl<'a> Tokens<'a> {
-    /// None of which is awaited.
-    pub(super) fn known(known: &'a [u32]) -> Self {
-        Self { known, awaited: None }
+/// Some of the rows of an array, or all as they are.
+pub(super) fn of_rows(array: &Array, rows: &[i32]) -> Result<Array> {
+    match rows.iter().copied().eq(0..array.dim(0)) {
+        true => Ok(array.clone()),
+        false => Ok(array.take_axis(uploads::integers(rows.to_vec()), 0)?),
     }
+}
 
-    /// `[count, 1]`, with zeros after the last.
-    fn rows(&self, count: i32) -> Result<Array> {
-        let mut known = self.known.to_vec();
-        known.resize(count.unsigned_abs() as usize, 0);
-        let Some(DrawnTokens { all: drawn, rows }) = &self.awaited else {
-            return Ok(Array::from_slice(&known, &[count, 1]));
+/// Tokens of a step that the one underway draws.
+pub(super) struct AwaitedTokens<'a> {
+    /// All that it draws, `[R]`, u32.
+    pub(super) drawn: &'a Array,
+    /// The rows of the step that await one, in order, each with the place of its own among those.
+    pub(super) rows: Vec<(i32, i32)>,
+}
+
+/// The tokens of a step, `[T, 1]`; some or other in rows of no sequence.
+fn tokens(step: &PagedStep, awaited: Option<&AwaitedTokens>) -> Result<Array> {
+    let tokens = match awaited {
+        None => step.tokens().clone(),
+        Some(awaited) => awaited.with_those_of(step)?,
+    };
+    Ok(tokens.expand_dims(1)?)
+}
+
+impl AwaitedTokens<'_> {
+    /// `[T]`: these, and what the step has in its other rows; where all tokens are awaited, some of these in rows of no sequence.
+    fn with_those_of(&self, step: &PagedStep) -> Result<Array> {
+        let (first, count) = (self.drawn.dim(0), step.rows());
+        let (from, mut order) = if self.rows.len() as i32 == step.token_rows() {
+            (self.drawn.clone(), vec![0; count.unsigned_abs() as usize])
+        } else {
+            let both = concatenate(&[self.drawn, step.tokens()], 0)?;
+            (both, (first..first + count).collect::<Vec<_>>())
         };
-        if rows.len() == known.len() && rows.iter().copied().eq(0..drawn.size()) {
-            return Ok(drawn.expand_dims(1)?);
-        }
-        let mut from = (0..count).collect::<Vec<_>>();
-        let awaited = from.iter_mut().zip(&mut known).filter(|(_, token)| **token == AWAITED);
-        for ((from, token), row) in awaited.zip(rows) {
-            (*from, *token) = (count + *row as i32, 0);
-        }
-        let all = concatenate(&[&Array::from_slice(&known, &[count]), drawn], 0)?;
-        Ok(all.take_axis(uploads::integers(from), 0)?.expand_dims(1)?)
+        self.rows.iter().for_each(|&(row, place)| order[row as usize] = place);
+        of_rows(&from, &order)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::{PagedPool, PagedPoolOptions};
+
+    /// A step that reads these tokens, each of another sequence.
+    fn step(own: &[u32], rows: usize) -> Result<PagedStep> {
+        let mut pool = PagedPool::new(PagedPoolOptions::new(16))?;
+        let open = |&token| {
+            let sequence = pool.open(&[], b"")?;
+            pool.append(sequence, &[token])?;
+            Ok(sequence)
+        };
+        let sequences = own.iter().map(open).collect::<Result<Vec<_>>>()?;
+        pool.step(&sequences, rows)
+    }
 
     #[test]
-    fn awaited_tokens_come_from_the_draw_and_rows_of_nothing_are_zero() -> Result<()> {
+    fn awaited_tokens_stand_among_those_of_the_step() -> Result<()> {
         let drawn = Array::from_slice(&[10_u32, 11, 12], &[3]);
-        let rows = |known: &[u32], rows: &[usize], count| -> Result<Vec<u32>> {
-            let awaited = DrawnTokens { all: &drawn, rows: rows.to_vec() };
-            let tokens = Tokens { known, awaited: Some(awaited) }.rows(count)?;
-            assert_eq!(tokens.shape(), [count, 1]);
-            Ok(tokens.flatten(None, None)?.as_slice::<u32>().to_vec())
+        let read = |own: &[u32], awaited: &[(i32, i32)], rows| -> Result<Vec<u32>> {
+            let awaited = AwaitedTokens { drawn: &drawn, rows: awaited.to_vec() };
+            let tokens = tokens(&step(own, rows)?, Some(&awaited))?;
+            assert_eq!(tokens.shape(), [rows as i32, 1]);
+            Ok(tokens.flatten(None, None)?.as_slice::<u32>()[..own.len()].to_vec())
         };
-        const A: u32 = AWAITED;
-        assert_eq!(rows(&[A, A, A], &[0, 1, 2], 3)?, [10, 11, 12]);
-        assert_eq!(rows(&[A, A, A], &[2, 0, 1], 3)?, [12, 10, 11]);
-        assert_eq!(rows(&[A, A, A], &[0, 1, 2], 4)?, [10, 11, 12, 0]);
-        assert_eq!(rows(&[A, A], &[0, 1], 2)?, [10, 11]);
-        assert_eq!(rows(&[7, A, 8, 9, A], &[2, 0], 8)?, [7, 12, 8, 9, 10, 0, 0, 0]);
-        let known = Tokens::known(&[5, 6]).rows(4)?;
-        assert_eq!(known.as_slice::<u32>(), [5, 6, 0, 0]);
+        const A: u32 = u32::MAX;
+        assert_eq!(read(&[A, A, A], &[(0, 0), (1, 1), (2, 2)], 3)?, [10, 11, 12]);
+        assert_eq!(read(&[A, A, A], &[(0, 2), (1, 0), (2, 1)], 3)?, [12, 10, 11]);
+        assert_eq!(read(&[A, A, A], &[(0, 0), (1, 1), (2, 2)], 4)?, [10, 11, 12]);
+        assert_eq!(read(&[A, A], &[(0, 0), (1, 1)], 2)?, [10, 11]);
+        assert_eq!(read(&[7, A, 8, 9, A], &[(1, 2), (4, 0)], 8)?, [7, 12, 8, 9, 10]);
+        let own = tokens(&step(&[5, 6], 4)?, None)?;
+        assert_eq!(own.as_slice::<u32>(), [5, 6, 0, 0]);
         Ok(())
     }
 }

@@ -1,18 +1,20 @@
 //! One step from tokens to tokens.
 
+use std::collections::BTreeMap;
+
 use mlx_rs::{Array, transforms::async_eval};
 use tracing::Span;
 
 use super::{
     constrained::Constraints,
     model::CausalModel,
-    reader::{DrawnTokens, Reader, Tokens},
+    reader::{AwaitedTokens, Reader, of_rows},
     samplers::{Drawn, Draws, Samplers, Text},
     scheduler::{Batch, Key},
 };
 use crate::{
     cache::PagedKvOptions, check::Check, error::Result, ffi::synchronize, kernel::inference,
-    sampling::LogProbabilities,
+    sampling::LogProbabilities, uploads,
 };
 
 const CHECK: Check = Check::op("GenerationEngine");
@@ -59,10 +61,9 @@ impl<M: CausalModel> Runner<M> {
         inference(|| {
             let awaited = match &*batch.awaiting {
                 [] => None,
-                keys => Some(CHECK.known(before, "batch", "follow another", "none")?.drawn(keys)?),
+                _ => Some(CHECK.known(before, "batch", "follow another", "none")?.awaited(batch)?),
             };
-            let tokens = Tokens { known: &batch.tokens, awaited };
-            let hidden = self.reader.read(&batch.step, &tokens)?;
+            let hidden = self.reader.read(&batch.step, awaited.as_ref())?;
             Ok(match texts {
                 [] => StepResult::Read(hidden),
                 _ => StepResult::Draws(self.draw(batch, &hidden, texts, constraints, alive)?),
@@ -85,7 +86,9 @@ impl<M: CausalModel> Runner<M> {
             async_eval([&logits])?;
         }
         let masks = constraints.masks(self.reader.vocabulary(), texts);
-        self.samplers.draw(texts, &logits, &masks, alive)
+        let read = of_rows(batch.step.positions(), &rows)?;
+        let positions = read.add(uploads::int(1))?;
+        self.samplers.draw(texts, &logits, &positions, &masks, alive)
     }
 
     /// Whether a step may be handed over while the one before is underway.
@@ -133,14 +136,18 @@ pub(super) enum StepResult {
 }
 
 impl Step {
-    /// The tokens that are drawn for these texts.
-    fn drawn(&self, keys: &[Key]) -> Result<DrawnTokens<'_>> {
-        let row = |key: &Key| self.batch.drawn.iter().position(|drawing| drawing.key == *key);
-        let rows = keys.iter().map(row).collect::<Option<Vec<_>>>();
-        let drawn = match &self.result {
-            StepResult::Draws(draws) => rows.map(|rows| DrawnTokens { all: draws.tokens(), rows }),
+    /// The tokens that are drawn here and that the next batch awaits.
+    fn awaited(&self, next: &Batch) -> Result<AwaitedTokens<'_>> {
+        let texts = self.batch.drawn.iter().map(|drawing| drawing.key).zip(0..);
+        let places = texts.collect::<BTreeMap<Key, i32>>();
+        let rows = next.awaiting.iter().map(|(row, key)| Some((*row, *places.get(key)?)));
+        let awaited = match &self.result {
+            StepResult::Draws(draws) => rows
+                .collect::<Option<Vec<_>>>()
+                .map(|rows| AwaitedTokens { drawn: draws.tokens(), rows }),
             StepResult::Read(_) => None,
         };
-        CHECK.known(drawn, "batch", "await what is drawn", format_args!("{keys:?}"))
+        let texts = format_args!("{:?}", next.awaiting);
+        CHECK.known(awaited, "batch", "await what is drawn", texts)
     }
 }

@@ -63,12 +63,6 @@ impl<'a> Text<'a> {
             limit,
         }
     }
-
-    /// The positions of what it may draw: one, and one after each draft.
-    fn positions(&self) -> impl Iterator<Item = i32> {
-        let first = (self.prompt.len() + self.output.len()) as i32;
-        first..=first + self.drafts.len() as i32
-    }
 }
 
 pub(super) struct Samplers {
@@ -136,17 +130,17 @@ impl Samplers {
         (self.last, self.histories) = (None, HashMap::new());
     }
 
-    /// What is drawn for each text: a token, and one more for each of its drafts up to the first that is not drawn. Each row
-    /// draws what its mask allows. Other texts are remembered where they are `alive`.
+    /// What is drawn for each text: a token, and one more for each of its drafts up to the first that is not drawn. Each row,
+    /// of `logits` and of the `positions` of what it draws, draws what its mask allows. Other texts are remembered where they
+    /// are `alive`.
     pub(super) fn draw(
         &mut self,
         texts: &[Text],
         logits: &Array,
+        positions: &Array,
         masks: &[Option<&TokenMask>],
         alive: impl Fn(Key) -> bool,
     ) -> Result<Draws> {
-        let positions = texts.iter().flat_map(Text::positions).collect::<Vec<_>>();
-        let positions = Array::from_slice(&positions, &[positions.len() as i32]);
         let top = texts.iter().map(|text| text.request.top_log_probabilities).max();
         let mut last = self.batch(texts, top.unwrap_or_default(), alive)?;
         let drafted = proposal(texts, self.vocabulary)?;

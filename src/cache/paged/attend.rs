@@ -277,7 +277,7 @@ fn over_gathered(
         };
         parts.push(attend_in(call, &queries, held, &options)?);
     }
-    let padding = step.rows() - step.tokens();
+    let padding = step.rows() - step.token_rows();
     if padding > 0 {
         let shape = [padding, queries.dim(1), held[1].shape()[3]];
         parts.push(zeros_dtype(&shape, queries.dtype())?);

@@ -112,7 +112,7 @@ impl Held {
     pub(super) fn with_tokens(&self, step: &PagedStep, rows: &Array) -> Result<Self> {
         let [.., heads, size] = self.shape();
         let rows = rows.reshape(&[step.rows(), 1, 1, heads, size])?;
-        let tokens = self.form.encode(&rows.try_index(..step.tokens())?)?;
+        let tokens = self.form.encode(&rows.try_index(..step.token_rows())?)?;
         self.with(tokens, |array, tokens| Ok(scatter_single(array, &step.slots, tokens, 1)?))
     }
 

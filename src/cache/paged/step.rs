@@ -19,6 +19,8 @@ use crate::error::Result;
 pub struct PagedStep {
     /// For each token, i32: where it goes.
     pub(super) slots: Array,
+    /// `[T]`, u32.
+    tokens: Array,
     /// `[T]`, i32.
     pub(super) positions: Array,
     /// `[N, W]`, i32.
@@ -67,6 +69,11 @@ impl PagedStep {
         self.rows
     }
 
+    /// `[T]`, u32: the token of each row, and 0 in rows of no sequence.
+    pub fn tokens(&self) -> &Array {
+        &self.tokens
+    }
+
     /// `[T]`, i32: the position of each row's token, and 0 in rows of no sequence.
     pub fn positions(&self) -> &Array {
         &self.positions
@@ -82,8 +89,8 @@ impl PagedStep {
         self.starts.iter().skip(1).map(|end| end - 1).collect()
     }
 
-    /// The rows of tokens; the others are of no sequence.
-    pub(super) fn tokens(&self) -> i32 {
+    /// How many of the rows, the first ones, are of sequences.
+    pub(crate) fn token_rows(&self) -> i32 {
         self.slots.dim(0)
     }
 
@@ -98,6 +105,7 @@ pub(super) struct Plan {
     block_size: i32,
     number: u64,
     slots: Vec<i32>,
+    tokens: Vec<u32>,
     positions: Vec<i32>,
     starts: Vec<i32>,
     spans: Vec<Span>,
@@ -107,8 +115,9 @@ pub(super) struct Plan {
 
 impl Plan {
     pub(super) fn new(block_size: i32, number: u64, copies: Vec<(i32, i32)>) -> Self {
-        let (slots, positions, spans, done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        Self { block_size, number, slots, positions, starts: vec![0], spans, copies, done }
+        let (slots, tokens, positions) = (Vec::new(), Vec::new(), Vec::new());
+        let (starts, spans, done) = (vec![0], Vec::new(), Vec::new());
+        Self { block_size, number, slots, tokens, positions, starts, spans, copies, done }
     }
 
     /// Adds the tokens of a sequence that are in no step yet.
@@ -119,6 +128,7 @@ impl Plan {
             self.slots.push(sequence.slot(position, self.block_size as usize));
             self.positions.push(position as i32);
         }
+        self.tokens.extend_from_slice(&sequence.tokens[sequence.scheduled..]);
         let end = self.slots.len() as i32;
         let table = sequence.table.clone();
         self.spans.push(Span { rows: first..end, table, context: len as i32 });
@@ -141,9 +151,11 @@ impl Plan {
         let count = rows.max(self.slots.len());
         let run = self.run().filter(|_| count == self.slots.len());
         self.positions.resize(count, 0);
+        self.tokens.resize(count, 0);
         let width = self.spans.iter().map(|span| span.table.len()).max().unwrap_or_default();
         let mut parts = Parts::default();
         let slots = parts.add(self.slots.iter().copied());
+        let tokens = parts.add(self.tokens.iter().map(|token| token.cast_signed()));
         let positions = parts.add(self.positions.iter().copied());
         let tables = parts.add(self.spans.iter().flat_map(|span| {
             let beyond = std::iter::repeat_n(NONE, width - span.table.len());
@@ -164,6 +176,7 @@ impl Plan {
         let copies_overlap = self.copies.iter().any(overlaps);
         Ok(PagedStep {
             slots: part(&slots)?,
+            tokens: part(&tokens)?.view::<u32>()?,
             positions: part(&positions)?,
             block_tables: part(&tables)?.reshape(&[self.spans.len() as i32, width as i32])?,
             context_lengths: part(&lengths)?,

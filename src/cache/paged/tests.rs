@@ -146,12 +146,18 @@ impl Checked {
             }
         }
         let (slots, positions) = (step.slots.as_slice::<i32>(), step.positions.as_slice::<i32>());
+        let tokens = step.tokens().as_slice::<u32>();
         let last = step.query_starts().last().copied().unwrap() as usize;
         assert_eq!((slots.len(), positions.len()), (last, step.rows() as usize));
+        assert_eq!(
+            (tokens.len(), tokens[last..].iter().max().unwrap_or(&0)),
+            (positions.len(), &0)
+        );
         assert!(slots.iter().all(|&slot| slot >= BLOCK as i32), "the first block stays as it is");
         for (done, ends) in step.done().iter().zip(step.query_starts().windows(2)) {
             for row in ends[0] as usize..ends[1] as usize {
                 let token = self.lists[&done.id].tokens[positions[row] as usize];
+                assert_eq!(tokens[row], token);
                 self.slots[slots[row] as usize] = Some(token);
             }
         }

@@ -50,8 +50,8 @@ pub(crate) struct Batch {
     pub(crate) step: PagedStep,
     /// A token for each row of a sequence; [`AWAITED`] where the step before still draws it.
     pub(crate) tokens: Vec<u32>,
-    /// The texts whose token is awaited, in order.
-    pub(crate) awaiting: Vec<Key>,
+    /// The rows whose token is awaited, in order, and of which texts.
+    pub(crate) awaiting: Vec<(i32, Key)>,
     /// The texts that go on after this step.
     pub(crate) drawn: Vec<Drawing>,
     /// Every text that is in this step, in order.
@@ -121,7 +121,7 @@ struct Plan {
     sequences: Vec<SequenceId>,
     keys: Vec<Key>,
     tokens: Vec<u32>,
-    awaiting: Vec<Key>,
+    awaiting: Vec<(i32, Key)>,
     /// Which of the sequences are read to the end, and on.
     ends: Vec<(usize, Vec<u32>)>,
 }
@@ -397,9 +397,9 @@ impl Scheduler {
         self.pool.append(sequence, &tokens)?;
         let of_prompt = branch.prompt.len().saturating_sub(branch.len() - unread).min(count);
         self.counts.read += of_prompt as u64;
-        if tokens.contains(&AWAITED) {
-            plan.awaiting.push(branch.key);
-        }
+        let rows = (plan.tokens.len() as i32..).zip(&tokens);
+        let awaiting = rows.filter(|(_, token)| **token == AWAITED);
+        plan.awaiting.extend(awaiting.map(|(row, _)| (row, branch.key)));
         if count == unread {
             plan.ends.push((plan.sequences.len(), drafts.to_vec()));
         }

@@ -198,7 +198,7 @@ impl Checked {
         for drawing in &batch.drawn {
             let Some(text) = self.texts.get(&drawing.key) else { continue };
             let rows = drawing.rows().map(|row| batch.tokens[row as usize]).collect::<Vec<_>>();
-            let awaited = batch.awaiting.contains(&drawing.key);
+            let awaited = batch.awaiting.contains(&(drawing.row, drawing.key));
             assert_eq!(rows[0], if awaited { AWAITED } else { *text.tokens.last().unwrap() });
             assert_eq!(rows[1..], drawing.drafts);
             let guessed = drafts.get(&drawing.key).map_or(&[][..], Vec::as_slice);

@@ -16,7 +16,7 @@ use crate::{
     error::Result,
     generation::{
         model::{CausalModel, kvs, token_bytes},
-        reader::{Reader, Tokens},
+        reader::Reader,
         scheduler::rows_for,
     },
     kernel::inference,
@@ -120,11 +120,11 @@ impl<M: CausalModel> DraftModel<M> {
 
     /// Reads what is new of each text, up to a chunk; returns those of which all is read.
     fn catch_up(&mut self, texts: &[DraftedText], read: &mut Texts) -> Result<Option<Ready>> {
-        let (mut sequences, mut tokens) = (Vec::new(), Vec::new());
+        let (mut sequences, mut tokens) = (Vec::new(), 0);
         let (mut places, mut ends) = (Vec::new(), Vec::new());
         for (place, text) in texts.iter().enumerate() {
             let Some((sequence, unread)) = read.open(text, texts)? else { continue };
-            let chunk = unread.min(self.max_batch_tokens - tokens.len());
+            let chunk = unread.min(self.max_batch_tokens - tokens);
             if chunk == 0 {
                 continue;
             }
@@ -136,12 +136,12 @@ impl<M: CausalModel> DraftModel<M> {
                 ends.push(sequences.len());
             }
             sequences.push(sequence);
-            tokens.extend(chunk);
+            tokens += chunk.len();
         }
         if sequences.is_empty() {
             return Ok(None);
         }
-        let (step, hidden) = self.read(&sequences, &tokens, read)?;
+        let (step, hidden) = self.read(&sequences, tokens, read)?;
         read.pool.computed(&step);
         if places.is_empty() {
             self.reader.settle([&hidden])?;
@@ -152,15 +152,15 @@ impl<M: CausalModel> DraftModel<M> {
         Ok(Some(Ready { places, logits: self.reader.logits(&hidden, &rows)? }))
     }
 
-    /// Reads the appended tokens of these sequences.
+    /// Reads the appended tokens of these sequences, so many between them.
     fn read(
         &mut self,
         sequences: &[SequenceId],
-        tokens: &[u32],
+        tokens: usize,
         read: &mut Texts,
     ) -> Result<(PagedStep, Array)> {
-        let step = read.pool.step(sequences, rows_for(tokens.len(), Context::current()?.target))?;
-        let hidden = self.reader.read(&step, &Tokens::known(tokens))?;
+        let step = read.pool.step(sequences, rows_for(tokens, Context::current()?.target))?;
+        let hidden = self.reader.read(&step, None)?;
         Ok((step, hidden))
     }
 
@@ -189,7 +189,7 @@ impl<M: CausalModel> DraftModel<M> {
             if count + 1 == limit || !read.append(&sequences, drawn)? {
                 break;
             }
-            let (step, hidden) = self.read(&sequences, drawn, read)?;
+            let (step, hidden) = self.read(&sequences, drawn.len(), read)?;
             logits = self.reader.logits(&hidden, &step.last_rows())?;
         }
         let probabilities = stack(&probabilities, 1)?;
