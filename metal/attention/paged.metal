@@ -2,20 +2,25 @@
 //
 //   y = softmax(cap · tanh(scale · q kᵀ / cap) - slope · distance) v, lse = log(sum(exp(..)))
 //
-// queries: [N, H, SIZE] of T, by strides: those of sequence c are starts[c] to starts[c + 1] - 1; starts: [C + 1] of int.
+// queries: [N, H, SIZE] of T, by strides: those of sequence c are starts[c] to starts[c + 1] - 1; starts: [C + 1] of int, by
+// strides.
 // keys: [BLOCKS, BLOCK, K, SIZE] of E and values: [BLOCKS, BLOCK, K, VALUE_SIZE] of F, by strides; query head h reads
-// head h / (H / K). Key j of sequence c is key j % BLOCK of block tables[c, j / BLOCK]; tables: [C, WIDTH] of int, in which
-// nothing is read beyond the sequence's last block, and an entry that is no block stands for the nearest. Sequence c has
-// lengths[c] keys, of which its last query's is the last; lengths: [C] of int, and none beyond WIDTH blocks is read.
+// head h / (H / K). Key j of sequence c is key j % BLOCK of block tables[c, j / BLOCK]; tables: [C, WIDTH] of int, by strides, in
+// which nothing is read beyond the sequence's last block, and an entry that is no block stands for the nearest. Sequence c has
+// lengths[c] keys, of which its last query's is the last; lengths: [C] of int, by strides, and none beyond WIDTH blocks is read.
 // E is T, or int8_t, or uint8_t for e4m3 floats; then a number stands for itself times a scale, if KEYS_SCALED: key_scales,
 // of float, are [BLOCKS, BLOCK, K], or [BLOCKS, 1, K] for one a block, by strides. F, VALUES_SCALED and value_scales likewise.
 // LEFT, RIGHT, slopes: [1, H], sinks: [H], RATE, CAP, BY_TILES, TILES: as in decode.metal.
-// y: [P, N, H, VALUE_SIZE] and lse: [P, N, H], of each part alone; y is of T where there is one part. Queries of no sequence
-// see nothing, and have zeros and -inf, or the sink.
+// y: [P, N, H, VALUE_SIZE] and lse: [P, N, H], of each part alone; y is of T where there is one part. After without_lse.metal
+// there is no lse, and y has no P. Queries of no sequence see nothing, and have zeros and -inf, or the sink.
 // Grid: along x, for each head of keys N · (H / K) / ROWS + C + 1 groups of SIMDS simdgroups: block x of rows is of the
 // last sequence c for which starts[c] · (H / K) / ROWS + c <= x, and there may be none for it. P along y.
 // Threadgroup memory: 4 · (ROWS · VALUE_SIZE + 2 (SIMDS + 1) ROWS) bytes.
 // Kwon et al., Efficient Memory Management for Large Language Model Serving with PagedAttention, 2023.
+
+#ifndef LOGARITHMS
+#define LOGARITHMS lse
+#endif
 
 // Where a sequence's rows lie in blocks.
 template <typename Pointer, typename Table, typename Scales, int BLOCK, bool SCALED>
@@ -72,20 +77,21 @@ const int block = threadgroup_position_in_grid.x / key_heads;
 const int key_head = threadgroup_position_in_grid.x % key_heads;
 const int head = key_head * shared_by;
 const uint split = threadgroup_position_in_grid.y;
+const auto starting = strided(starts + 0, starts_strides[0]);
 
 // The queries after the last sequence's are those of one more, which has no keys.
 int sequence = 0;
 for (int end = sequences + 1; end - sequence > 1;) {
   const int middle = (sequence + end) / 2;
-  const long first = long(start_of(starts, middle, sequences, count)) * shared_by / ROWS + middle;
+  const long first = long(start_of(starting, middle, sequences, count)) * shared_by / ROWS + middle;
   if (first <= block) {
     sequence = middle;
   } else {
     end = middle;
   }
 }
-const int start = start_of(starts, sequence, sequences, count);
-const int length = start_of(starts, sequence + 1, sequences, count) - start;
+const int start = start_of(starting, sequence, sequences, count);
+const int length = start_of(starting, sequence + 1, sequences, count) - start;
 
 Span span;
 span.heads = shared_by;
@@ -94,7 +100,7 @@ span.first = (block - int(long(start) * shared_by / ROWS) - sequence) * ROWS;
 if (span.first >= span.count) return;
 const bool real = sequence < sequences;
 const int most = tables_shape[1] * BLOCK;
-span.keys = real ? clamped(lengths[real ? sequence : 0], 0, most) : 0;
+span.keys = real ? clamped(lengths[long(real ? sequence : 0) * lengths_strides[0]], 0, most) : 0;
 span.offset = span.keys - length;
 span.output = (split * count + start) * heads + head;
 span.head_step = 1;
@@ -111,9 +117,10 @@ prepare<LEFT, RIGHT, ALIBI>(
     slopes + (ALIBI ? head : 0),
     lane);
 
-Paged<decltype(keys + 0), decltype(tables + 0), decltype(key_scales + 0), BLOCK, KEYS_SCALED> key_rows;
+const auto table = strided(tables + (real ? long(sequence) * tables_strides[0] : 0), tables_strides[1]);
+Paged<decltype(keys + 0), Strided<decltype(tables + 0)>, decltype(key_scales + 0), BLOCK, KEYS_SCALED> key_rows;
 key_rows.start = keys + long(key_head) * keys_strides[2];
-key_rows.table = tables + (real ? size_t(sequence) * tables_shape[1] : 0);
+key_rows.table = table;
 key_rows.scales = key_scales + (KEYS_SCALED ? long(key_head) * key_scales_strides[2] : 0);
 key_rows.block_step = keys_strides[0];
 key_rows.row_step = keys_strides[1];
@@ -122,9 +129,9 @@ key_rows.scale_block_step = key_scales_strides[0];
 key_rows.scale_step = key_scales_shape[1] == 1 ? 0 : key_scales_strides[1];
 key_rows.last_block = keys_shape[0] - 1;
 key_rows.block_start = key_rows.start;
-Paged<decltype(values + 0), decltype(tables + 0), decltype(value_scales + 0), BLOCK, VALUES_SCALED> value_rows;
+Paged<decltype(values + 0), Strided<decltype(tables + 0)>, decltype(value_scales + 0), BLOCK, VALUES_SCALED> value_rows;
 value_rows.start = values + long(key_head) * values_strides[2];
-value_rows.table = key_rows.table;
+value_rows.table = table;
 value_rows.scales = value_scales + (VALUES_SCALED ? long(key_head) * value_scales_strides[2] : 0);
 value_rows.block_step = values_strides[0];
 value_rows.row_step = values_strides[1];
@@ -156,4 +163,4 @@ shared.sums = sums;
 shared.peaks = peaks;
 shared.totals = totals;
 finish<SIMDS, SINKS, VALUE_SIZE>(
-    sweep, shared, span, sinks + (SINKS ? head : 0), results_in(y, lse), simdgroup, lane);
+    sweep, shared, span, sinks + (SINKS ? head : 0), results_in(y, LOGARITHMS), simdgroup, lane);

@@ -40,7 +40,7 @@ struct Shared {
   threadgroup float* totals;
 };
 
-// Where results go: averages of values, and the logarithm of what they were divided by.
+// Where results go: averages of values, and the logarithm of what they were divided by, unless that is nowhere.
 template <typename Out>
 struct Results {
   device Out* averages;
@@ -85,7 +85,8 @@ METAL_FUNC void finish(
     for (int s = 0; s < SIMDS; s++) total += shared.totals[s * ROWS + r] * power(shared.peaks[s * ROWS + r], top);
     tops[r] = top;
     shares[r] = total == 0.0f ? 0.0f : 1.0f / total;
-    if (real) results.logarithms[output_of(span, r)] = total == 0.0f ? -INFINITY : (top + metal::log2(total)) * M_LN2_F;
+    if (real && results.logarithms != nullptr)
+      results.logarithms[output_of(span, r)] = total == 0.0f ? -INFINITY : (top + metal::log2(total)) * M_LN2_F;
   }
   for (int s = 0; s < SIMDS; s++) {
     threadgroup_barrier(mem_flags::mem_threadgroup);

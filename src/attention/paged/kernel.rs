@@ -12,22 +12,36 @@ use crate::{
         heads::with_positive_scale,
     },
     error::Result,
-    kernel::{self, Argument, Constant, Kernel, Plan, differentiable_by_reference, metal},
+    kernel::{self, Argument, Constant, File, Kernel, Plan, differentiable_by_reference, metal},
     target::Target,
 };
 
 /// The kernels of this operation.
-pub(crate) const KERNELS: &[&Kernel] = &[&WHOLE, &PART];
+pub(crate) const KERNELS: &[&Kernel] = &[&WHOLE, &WITH_LSE, &PART];
 
-static WHOLE: Kernel = Kernel {
-    name: "paged_attention",
+const OVER_BLOCKS: [File; FRAGMENTS.len() + 1] = before(metal!("common/strided.metal"), FRAGMENTS);
+const WITHOUT_LSE: [File; FRAGMENTS.len() + 2] =
+    before(metal!("common/without_lse.metal"), &OVER_BLOCKS);
+
+const fn before<const N: usize>(first: File, others: &[File]) -> [File; N] {
+    let mut all = [first; N];
+    let mut next = 0;
+    while next < others.len() {
+        all[next + 1] = others[next];
+        next += 1;
+    }
+    all
+}
+
+static WITH_LSE: Kernel = Kernel {
+    name: "paged_attention_with_lse",
     inputs: &[
         Argument::of("T", "queries", &["N", "H", "D"]).strided(),
         Argument::any("E", "keys", &["M", "B", "K", "D"]).strided(),
         Argument::any("F", "values", &["M", "B", "K", "V"]).strided(),
-        Argument::fixed(Dtype::Int32, "starts", &["any starts"]),
-        Argument::fixed(Dtype::Int32, "tables", &["C", "W"]),
-        Argument::fixed(Dtype::Int32, "lengths", &["C"]),
+        Argument::fixed(Dtype::Int32, "starts", &["any starts"]).strided(),
+        Argument::fixed(Dtype::Int32, "tables", &["C", "W"]).strided(),
+        Argument::fixed(Dtype::Int32, "lengths", &["C"]).strided(),
         Argument::fixed(Dtype::Float32, "key_scales", &["any of keys", "by key", "heads of keys"])
             .strided(),
         Argument::fixed(
@@ -44,8 +58,15 @@ static WHOLE: Kernel = Kernel {
         Argument::fixed(Dtype::Float32, "lse", &["P", "N", "H"]),
     ],
     constants: CONSTANTS_OVER_BLOCKS,
-    fragments: FRAGMENTS,
+    fragments: &OVER_BLOCKS,
     file: metal!("attention/paged.metal"),
+};
+
+static WHOLE: Kernel = Kernel {
+    name: "paged_attention",
+    outputs: &[Argument::of("T", "y", &["N", "H", "V"])],
+    fragments: &WITHOUT_LSE,
+    ..WITH_LSE
 };
 
 static PART: Kernel = Kernel {
@@ -54,7 +75,7 @@ static PART: Kernel = Kernel {
         Argument::fixed(Dtype::Float32, "y", &["P", "N", "H", "V"]),
         Argument::fixed(Dtype::Float32, "lse", &["P", "N", "H"]),
     ],
-    ..WHOLE
+    ..WITH_LSE
 };
 
 pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
@@ -75,43 +96,91 @@ pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
     .or_else(|| kernel::refusal([queries, keys, values, tables]))
 }
 
-/// `[T, H, D_v]` of the dtype of the queries, and `[T, H]`, f32.
-pub(super) fn attend(problem: &Problem) -> Result<[Array; 2]> {
+/// `[T, H, D_v]` of the dtype of the queries.
+pub(super) fn attend(problem: &Problem) -> Result<Array> {
+    let rule = problem.rule;
+    let [output] = differentiable_by_reference(
+        problem.operands.in_order(),
+        move |arrays| Sweep::new(&Operands::of(arrays), &rule)?.output(),
+        move |arrays| {
+            let [output, _] = reference::attend(&Operands::of(arrays), &rule)?;
+            Ok([output])
+        },
+    )?;
+    Ok(output)
+}
+
+/// The same, and `[T, H]`, f32.
+pub(super) fn attend_with_lse(problem: &Problem) -> Result<[Array; 2]> {
     let rule = problem.rule;
     differentiable_by_reference(
         problem.operands.in_order(),
-        move |arrays| forward(&Operands::of(arrays), &rule),
+        move |arrays| Sweep::new(&Operands::of(arrays), &rule)?.output_and_lse(),
         move |arrays| reference::attend(&Operands::of(arrays), &rule),
     )
 }
 
-fn forward(operands: &Operands<&Array>, rule: &Rule) -> Result<[Array; 2]> {
-    let (queries, scale) = with_positive_scale(operands.queries, rule.scale)?;
-    let [slopes, sinks] = [operands.slopes, operands.sinks].map(|x| x.as_dtype(Dtype::Float32));
-    let (slopes, sinks) = (slopes?, sinks?);
-    let shape = shape(operands);
-    let split = Split::new(shape, Target::current()?);
-    let inputs = [
-        &queries,
-        operands.keys,
-        operands.values,
-        operands.starts,
-        operands.tables,
-        operands.lengths,
-        operands.key_scales,
-        operands.value_scales,
-        &slopes,
-        &sinks,
-    ];
-    let plan = |sinks| plan(operands, split, &Rule { scale, sinks, ..*rule });
-    let [y, lse] = if split.is_whole() {
-        WHOLE.call(&inputs, plan(rule.sinks))?
-    } else {
-        let [parts, lses] = PART.call(&inputs, plan(false))?;
-        decode::merged(&queries.expand_dims(2)?, [parts, lses], &sinks, rule.sinks)?
-    };
-    let result = [queries.dim(0), queries.dim(1), shape.value_size];
-    Ok([y.reshape(&result)?, lse.reshape(&result[..2])?])
+/// A launch in the making.
+struct Sweep<'a> {
+    operands: Operands<&'a Array>,
+    /// With a scale that is not below zero.
+    queries: Array,
+    slopes: Array,
+    sinks: Array,
+    rule: Rule,
+    split: Split,
+}
+
+impl<'a> Sweep<'a> {
+    fn new(operands: &Operands<&'a Array>, rule: &Rule) -> Result<Self> {
+        let (queries, scale) = with_positive_scale(operands.queries, rule.scale)?;
+        let [slopes, sinks] = [operands.slopes, operands.sinks].map(|x| x.as_dtype(Dtype::Float32));
+        let split = Split::new(shape(operands), Target::current()?);
+        let rule = Rule { scale, ..*rule };
+        Ok(Self { operands: *operands, queries, slopes: slopes?, sinks: sinks?, rule, split })
+    }
+
+    fn output(&self) -> Result<[Array; 1]> {
+        if self.split.is_whole() {
+            return self.call(&WHOLE, self.rule.sinks);
+        }
+        let [output, _] = self.merged()?;
+        Ok([output])
+    }
+
+    fn output_and_lse(&self) -> Result<[Array; 2]> {
+        if !self.split.is_whole() {
+            return self.merged();
+        }
+        let [output, lse] = self.call(&WITH_LSE, self.rule.sinks)?;
+        Ok([output.squeeze_axes(&[0])?, lse.squeeze_axes(&[0])?])
+    }
+
+    /// Of all parts of the keys.
+    fn merged(&self) -> Result<[Array; 2]> {
+        let parts = self.call(&PART, false)?;
+        let queries = self.queries.expand_dims(2)?;
+        let [output, lse] = decode::merged(&queries, parts, &self.sinks, self.rule.sinks)?;
+        let shape = [queries.dim(0), queries.dim(1), self.operands.values.dim(3)];
+        Ok([output.reshape(&shape)?, lse.reshape(&shape[..2])?])
+    }
+
+    fn call<const M: usize>(&self, kernel: &'static Kernel, sinks: bool) -> Result<[Array; M]> {
+        let operands = &self.operands;
+        let inputs = [
+            &self.queries,
+            operands.keys,
+            operands.values,
+            operands.starts,
+            operands.tables,
+            operands.lengths,
+            operands.key_scales,
+            operands.value_scales,
+            &self.slopes,
+            &self.sinks,
+        ];
+        kernel.call(&inputs, plan(operands, self.split, &Rule { sinks, ..self.rule }))
+    }
 }
 
 /// As if all sequences were of one length, and as long as their tables have room for.

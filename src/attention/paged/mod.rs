@@ -122,15 +122,10 @@ pub fn paged_attention(
     context_lengths: impl AsRef<Array>,
     options: PagedAttentionOptions<'_>,
 ) -> Result<Array> {
-    let (output, _) = paged_attention_with_lse(
-        queries,
-        key_blocks,
-        value_blocks,
-        block_tables,
-        context_lengths,
-        options,
-    )?;
-    Ok(output)
+    let blocks = [key_blocks.as_ref(), value_blocks.as_ref()];
+    let (tables, lengths) = (block_tables.as_ref(), context_lengths.as_ref());
+    let problem = in_any_order(queries.as_ref(), blocks, tables, lengths, &options)?;
+    attend(&problem, options.dispatch)
 }
 
 /// [`paged_attention`], and the logarithm of what each query's weights were divided by, sinks included.
@@ -150,18 +145,15 @@ pub fn paged_attention_with_lse(
     options: PagedAttentionOptions<'_>,
 ) -> Result<(Array, Array)> {
     let blocks = [key_blocks.as_ref(), value_blocks.as_ref()];
-    let problem = Problem::new(
-        queries.as_ref(),
-        blocks,
-        block_tables.as_ref(),
-        context_lengths.as_ref(),
-        &options,
-    )?;
-    let problem = match options.query_starts {
-        Some(_) => problem.with_rising_starts()?,
-        None => problem,
-    };
-    let [output, lse] = attend(&problem, options.dispatch)?;
+    let (tables, lengths) = (block_tables.as_ref(), context_lengths.as_ref());
+    let problem = in_any_order(queries.as_ref(), blocks, tables, lengths, &options)?;
+    let [output, lse] = match options.dispatch.resolve(&problem)? {
+        _ if problem.is_empty() => problem.nothing(),
+        Backend::Kernel => kernel::attend_with_lse(&problem),
+        Backend::Builtin | Backend::Reference => {
+            reference::attend(&problem.operands.as_ref(), &problem.rule)
+        }
+    }?;
     Ok((output, lse))
 }
 
@@ -174,16 +166,31 @@ pub(crate) fn paged_attention_in_order(
     options: &PagedAttentionOptions<'_>,
 ) -> Result<Array> {
     let problem = Problem::new(queries, blocks, block_tables, context_lengths, options)?;
-    let [output, _] = attend(&problem, options.dispatch)?;
-    Ok(output)
+    attend(&problem, options.dispatch)
 }
 
-fn attend(problem: &Problem, dispatch: Dispatch) -> Result<[Array; 2]> {
-    match dispatch.resolve(problem)? {
+/// A problem whose `query_starts` are the caller's, and may fall.
+fn in_any_order(
+    queries: &Array,
+    blocks: [&Array; 2],
+    tables: &Array,
+    lengths: &Array,
+    options: &PagedAttentionOptions,
+) -> Result<Problem> {
+    let problem = Problem::new(queries, blocks, tables, lengths, options)?;
+    match options.query_starts {
+        Some(_) => problem.with_rising_starts(),
+        None => Ok(problem),
+    }
+}
+
+fn attend(problem: &Problem, dispatch: Dispatch) -> Result<Array> {
+    let [output, _] = match dispatch.resolve(problem)? {
         _ if problem.is_empty() => problem.nothing(),
-        Backend::Kernel => kernel::attend(problem),
+        Backend::Kernel => return kernel::attend(problem),
         Backend::Builtin | Backend::Reference => {
             reference::attend(&problem.operands.as_ref(), &problem.rule)
         }
-    }
+    }?;
+    Ok(output)
 }
