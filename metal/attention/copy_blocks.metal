@@ -8,9 +8,19 @@
 // passed: as slots.
 // Grid: threads along x share a copy; a copy along y. Threadgroup memory: none.
 
+// Shared out over `threads` threads, of which this is number `first`.
 template <typename T>
 METAL_FUNC void copy_block(device T* pool, int from, int to, size_t size, uint first, uint threads) {
-  copy_run<T>(pool + from * size, 1, pool + to * size, size, first, threads);
+  constexpr uint AT_ONCE = Chunk<T>::SIZE;
+  device T* const source = pool + from * size;
+  device T* const target = pool + to * size;
+  if (size % AT_ONCE == 0 && begins_a_chunk(source) && begins_a_chunk(target)) {
+    for (size_t i = first * AT_ONCE; i < size; i += threads * AT_ONCE) {
+      store_chunk<T>(target + i, load_chunk<T>(source + i));
+    }
+  } else {
+    for (size_t i = first; i < size; i += threads) target[i] = source[i];
+  }
 }
 
 // ---- body ----

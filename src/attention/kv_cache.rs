@@ -5,7 +5,10 @@ use std::fmt::Debug;
 use mlx_rs::Array;
 
 use super::flash::FlashAttentionOptions;
-use crate::{error::Result, rope::RopeOffset};
+use crate::{
+    error::Result,
+    rope::{RopeOffset, RopeOptions, rope_qk},
+};
 
 /// The keys and values of the tokens seen so far, as an attention layer sees them.
 ///
@@ -33,6 +36,33 @@ pub trait KvCache: Debug {
         values: &Array,
         options: FlashAttentionOptions<'_>,
     ) -> Result<Array>;
+
+    /// Whether layers leave it to [`Self::turn_and_attend`] to turn queries and keys, because it costs less there, or because all
+    /// tokens are to turn by the same op. Default: no; a layer then turns them itself, both in one call.
+    fn turns(&self) -> bool {
+        false
+    }
+
+    /// [`Self::attend`] with queries and keys that are turned first as `rope` says, from [`Self::offset`] on. The layout is that
+    /// of `options`, whatever that of `rope`.
+    ///
+    /// # Shapes
+    /// Those of [`Self::attend`].
+    ///
+    /// # Errors
+    /// Those of [`Self::attend`] and of [`rope_qk`]. Nothing is changed then.
+    fn turn_and_attend(
+        &mut self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        rope: RopeOptions,
+        options: FlashAttentionOptions<'_>,
+    ) -> Result<Array> {
+        let rope = RopeOptions { layout: options.layout, ..rope };
+        let (queries, keys) = rope_qk(queries, keys, self.offset(), rope)?;
+        self.attend(&queries, &keys, values, options)
+    }
 }
 
 impl<C: KvCache + ?Sized> KvCache for Box<C> {
@@ -48,5 +78,20 @@ impl<C: KvCache + ?Sized> KvCache for Box<C> {
         options: FlashAttentionOptions<'_>,
     ) -> Result<Array> {
         (**self).attend(queries, keys, values, options)
+    }
+
+    fn turns(&self) -> bool {
+        (**self).turns()
+    }
+
+    fn turn_and_attend(
+        &mut self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        rope: RopeOptions,
+        options: FlashAttentionOptions<'_>,
+    ) -> Result<Array> {
+        (**self).turn_and_attend(queries, keys, values, rope, options)
     }
 }

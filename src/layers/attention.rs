@@ -217,48 +217,76 @@ impl Attention {
         mask: Option<&Array>,
         cache: Option<&mut dyn KvCache>,
     ) -> Result<Array> {
-        let offset = cache.as_ref().map_or(RopeOffset::At(0), |cache| cache.offset());
-        let [queries, keys, values] = self.project(rows, order, offset)?;
         let options = self.options(mask, order.layout);
+        let heads = self.project(rows, order)?;
         let attended = match cache {
-            Some(cache) => cache.attend(&queries, &keys, &values, options)?,
-            None => flash_attention(queries, keys, values, options)?,
+            Some(cache) => self.attend_in(cache, heads, options)?,
+            None => {
+                let [queries, keys, values] = self.turned(heads, order.layout, 0.into())?;
+                flash_attention(queries, keys, values, options)?
+            }
         };
         Prepared::forward(&mut self.outward, &mut self.output, &order.merge(attended)?)
     }
 
-    /// Queries, keys and values of tokens that start at `offset`, in the layout of `order`.
-    fn project(&mut self, rows: &Array, order: Order, offset: RopeOffset) -> Result<[Array; 3]> {
+    fn attend_in(
+        &mut self,
+        cache: &mut dyn KvCache,
+        heads: Heads,
+        options: FlashAttentionOptions,
+    ) -> Result<Array> {
+        let layout = options.layout;
+        if let Some(rope) = self.rope_alone().filter(|_| cache.turns()) {
+            let [queries, keys, values] = self.apart(heads, layout)?;
+            let rope = rope.options_for(layout, &queries, cache.offset())?;
+            return cache.turn_and_attend(&queries, &keys, &values, rope, options);
+        }
+        let [queries, keys, values] = self.turned(heads, layout, cache.offset())?;
+        cache.attend(&queries, &keys, &values, options)
+    }
+
+    /// How queries and keys turn, if nothing else is done to them.
+    fn rope_alone(&self) -> Option<&Rope> {
+        self.rope.as_ref().filter(|_| self.query_norm.is_none() && self.key_norm.is_none())
+    }
+
+    /// Queries, keys and values in the layout of `order`.
+    fn project(&mut self, rows: &Array, order: Order) -> Result<Heads> {
         let parts = [&self.query, &self.key, &self.value];
         if let Some(whole) = Prepared::product(&mut self.inward, parts, rows)? {
-            let heads = order.split(whole, self.num_heads + 2 * self.num_kv_heads)?;
-            return self.turn_whole(&heads, order.layout, offset);
+            return Ok(Heads::Together(
+                order.split(whole, self.num_heads + 2 * self.num_kv_heads)?,
+            ));
         }
         let queries = order.split(self.query.forward(rows)?, self.num_heads)?;
         let keys = order.split(self.key.forward(rows)?, self.num_kv_heads)?;
         let values = order.split(self.value.forward(rows)?, self.num_kv_heads)?;
-        let (queries, keys) = self.turn(queries, keys, order.layout, offset)?;
-        Ok([queries, keys, values])
+        Ok(Heads::Apart([queries, keys, values]))
     }
 
-    /// [`Self::turn`] for queries, keys and values, one head after another: what only turns, turns at once.
-    fn turn_whole(
-        &mut self,
-        heads: &Array,
-        layout: Layout,
-        offset: RopeOffset,
-    ) -> Result<[Array; 3]> {
-        let [keys, values] = [self.num_heads, self.num_heads + self.num_kv_heads];
-        let cut =
-            |heads: &Array, places: &[i32]| heads.split_at_indices(places, layout.head_axis());
-        if let (None, None, Some(rope)) = (&self.query_norm, &self.key_norm, &self.rope) {
-            let parts = cut(heads, &[values])?;
-            let turned = cut(&rope.rotate_one(layout, &parts[0], offset)?, &[keys])?;
+    fn apart(&self, heads: Heads, layout: Layout) -> Result<[Array; 3]> {
+        let heads = match heads {
+            Heads::Apart(heads) => return Ok(heads),
+            Heads::Together(heads) => heads,
+        };
+        let places = [self.num_heads, self.num_heads + self.num_kv_heads];
+        let parts = heads.split_at_indices(&places, layout.head_axis())?;
+        Ok([parts[0].clone(), parts[1].clone(), parts[2].clone()])
+    }
+
+    /// Queries, keys and values of tokens that start at `offset`, normalized and rotated. What only turns, and stands together,
+    /// turns at once.
+    fn turned(&mut self, heads: Heads, layout: Layout, offset: RopeOffset) -> Result<[Array; 3]> {
+        if let (Heads::Together(heads), Some(rope)) = (&heads, self.rope_alone()) {
+            let [keys, values] = [self.num_heads, self.num_heads + self.num_kv_heads];
+            let cut = |heads: &Array, place| heads.split_at_indices(&[place], layout.head_axis());
+            let parts = cut(heads, values)?;
+            let turned = cut(&rope.rotate_one(layout, &parts[0], offset)?, keys)?;
             return Ok([turned[0].clone(), turned[1].clone(), parts[1].clone()]);
         }
-        let parts = cut(heads, &[keys, values])?;
-        let (queries, keys) = self.turn(parts[0].clone(), parts[1].clone(), layout, offset)?;
-        Ok([queries, keys, parts[2].clone()])
+        let [queries, keys, values] = self.apart(heads, layout)?;
+        let (queries, keys) = self.turn(queries, keys, layout, offset)?;
+        Ok([queries, keys, values])
     }
 
     /// Normalizes and rotates what tokens that start at `offset` are compared by.
@@ -334,6 +362,13 @@ fn are_alike(query_norm: &RmsNorm, key_norm: &RmsNorm) -> bool {
 
 fn normed(norm: &mut Option<RmsNorm>, x: Array) -> Result<Array> {
     Ok(norm.as_mut().map_or(Ok(x.clone()), |norm| norm.forward(&x))?)
+}
+
+/// Heads of queries, of keys and of values.
+enum Heads {
+    /// In one array, in this order.
+    Together(Array),
+    Apart([Array; 3]),
 }
 
 /// How the heads of tokens stand in an array. One token of each sequence is of either layout, and goes without a

@@ -60,7 +60,7 @@ impl RopeFrequencies {
     }
 
     /// `[dims/2]`, u64: what each position turns a pair by, in units of 2⁻⁶⁴ turns.
-    pub(super) fn turns(&self) -> Array {
+    pub(crate) fn turns(&self) -> Array {
         let units = |frequency: &f64| ((frequency / TAU).rem_euclid(1.0) * 2.0_f64.powi(64)) as u64;
         uploads::numbers(self.inverse.iter().map(units).collect())
     }

@@ -23,7 +23,8 @@ pub(crate) use rope_qk::KERNELS as ROPE_QK_KERNELS;
 
 use mlx_rs::Array;
 
-use self::turning::{Turning, check_offset};
+pub(crate) use self::turning::Turning;
+use self::turning::check_offset;
 use crate::{
     check::Check,
     dispatch::{Backend, Context, Dispatch, Dispatched, NO_KERNEL, Target},

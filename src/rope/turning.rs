@@ -14,16 +14,16 @@ use crate::{
 
 /// How heads turn.
 #[derive(Debug, Clone)]
-pub(super) struct Turning {
-    pub(super) dims: i32,
-    pub(super) style: RopeStyle,
-    pub(super) frequencies: RopeFrequencies,
+pub(crate) struct Turning {
+    pub(crate) dims: i32,
+    pub(crate) style: RopeStyle,
+    pub(crate) frequencies: RopeFrequencies,
     pub(super) layout: Layout,
 }
 
 impl Turning {
     /// For heads of `size` elements.
-    pub(super) fn new(check: Check, options: RopeOptions, size: i32) -> Result<Self> {
+    pub(crate) fn new(check: Check, options: RopeOptions, size: i32) -> Result<Self> {
         let dims = options.dims.unwrap_or(size);
         check_dims(check, dims)?;
         check.value(dims <= size, "dims", format_args!("be at most D = {size}"), dims)?;

@@ -11,7 +11,7 @@ use crate::{
     check::Check,
     error::Result,
     layout::Layout,
-    rope::{Rope, RopeOffset},
+    rope::Rope,
 };
 
 const CHECK: Check = Check::op("FusedRopeAttention");
@@ -150,13 +150,13 @@ where
         self.check(&input)?;
         let FusedRopeAttentionInput { queries, keys, values, mask, cache } = input;
         let &mut Self { causal, scale, layout, .. } = self;
-        let offset = cache.as_ref().map_or(RopeOffset::At(0), |cache| cache.offset());
-        let (queries, keys) = self.rope.rotate_in(layout, queries, keys, offset)?;
         let options = FlashAttentionOptions { scale, causal, mask, layout, ..Default::default() };
-        Ok(match cache {
-            Some(cache) => cache.attend(&queries, &keys, values, options)?,
-            None => flash_attention(queries, keys, values, options)?,
-        })
+        if let Some(cache) = cache {
+            let rope = self.rope.options_for(layout, queries, cache.offset())?;
+            return Ok(cache.turn_and_attend(queries, keys, values, rope, options)?);
+        }
+        let (queries, keys) = self.rope.rotate_in(layout, queries, keys, 0.into())?;
+        Ok(flash_attention(queries, keys, values, options)?)
     }
 
     fn training_mode(&mut self, _: bool) {}

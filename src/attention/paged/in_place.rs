@@ -7,7 +7,8 @@ use crate::{
     check::{Check, axes},
     dispatch::Context,
     error::Result,
-    kernel::{self, Argument, Constant, File, Kernel, Launch, Plan, Sole, metal},
+    kernel::{self, Argument, Constant, Kernel, Launch, Plan, Sole, metal, stand_in},
+    rope::{RopeStyle, Turning},
     uploads,
 };
 
@@ -36,15 +37,21 @@ static APPEND: Kernel = Kernel {
         Argument::of("T", "queries", &["N", "H", "or H", "D"]).strided(),
         Argument::of("T", "keys", &["N", "K", "or K", "D"]).strided(),
         Argument::of("T", "values", &["N", "K", "or K", "V"]).strided(),
-        Argument::fixed(Dtype::Int32, "slots", &["C"]),
+        Argument::fixed(Dtype::Int32, "positions", &["any positions"]).strided(),
+        Argument::fixed(Dtype::Uint64, "turns", &["any turns"]).strided(),
+        Argument::fixed(Dtype::Int32, "slots", &["C"]).strided(),
         KEY_POOL,
         VALUE_POOL,
         KEY_SCALES,
         VALUE_SCALES,
     ],
-    outputs: &[Argument::of("T", "passed", &["N", "H", "or H", "D"])],
-    constants: &["KEYS_SCALED", "VALUES_SCALED"],
-    fragments: FRAGMENTS,
+    outputs: &[Argument::of("T", "passed", &["N", "heads", "D"])],
+    constants: &["KEYS_SCALED", "VALUES_SCALED", "DIMS", "INTERLEAVED", "MAGNITUDE"],
+    fragments: &[
+        metal!("common/chunk.metal"),
+        metal!("common/heads.metal"),
+        metal!("common/strided.metal"),
+    ],
     file: metal!("attention/append.metal"),
 };
 
@@ -62,11 +69,9 @@ static COPY: Kernel = Kernel {
     ],
     outputs: &[Argument::fixed(Dtype::Int32, "passed", &["C"])],
     constants: &["KEYS_SCALED", "VALUES_SCALED", "BLOCK"],
-    fragments: FRAGMENTS,
+    fragments: &[metal!("common/chunk.metal")],
     file: metal!("attention/copy_blocks.metal"),
 };
-
-const FRAGMENTS: &[File] = &[metal!("common/chunk.metal"), metal!("common/copy.metal")];
 
 /// Fewer would be passed where a kernel cannot write.
 const LEAST: usize = 8;
@@ -84,7 +89,8 @@ pub(crate) fn refusal(context: &Context, pools: [Pool; 2]) -> Option<&'static st
     context.obstacle.or(small).or_else(|| kernel::refusal(pools.into_iter().flatten()))
 }
 
-/// Writes the keys and values of new tokens into the slots of a pool, and returns the queries.
+/// Writes the keys and values of new tokens into the slots of a pool, and returns the queries, `[T, H, D]`. Queries and keys are
+/// turned on the way, if they are to be, from `positions`, `[T]`, i32.
 ///
 /// All are a row for each token in one layout or the other, `[T, H, 1, _]` or `[T, 1, H, _]`, and `slots`, i32, are those of the
 /// first tokens; the others go nowhere. Plain blocks are of the dtype of the tokens. Whoever attends to the pools afterwards must
@@ -94,6 +100,7 @@ pub(crate) fn refusal(context: &Context, pools: [Pool; 2]) -> Option<&'static st
 /// When shapes or dtypes do not fit, or where [`refusal`] has a reason.
 pub(crate) fn append(
     [queries, keys, values]: [&Array; 3],
+    turning: Option<(&Turning, &Array)>,
     slots: &Array,
     pools: [Pool; 2],
     sole: Sole,
@@ -106,9 +113,27 @@ pub(crate) fn append(
     CHECK.dtype_among("key_pool", &key_pool[0], &stored)?;
     CHECK.dtype_among("value_pool", &value_pool[0], &stored)?;
     let [key_scales, value_scales] = [scales(key_pool)?, scales(value_pool)?];
-    let inputs =
-        [queries, keys, values, slots, &key_pool[0], &value_pool[0], &key_scales, &value_scales];
-    let plan = append_plan(queries.dim(0), heads + 2 * key_heads, pools.map(is_scaled));
+    let (positions, turns) = match turning {
+        Some((turning, positions)) => {
+            CHECK.shape("positions", positions, axes![queries.dim(0)])?;
+            (positions.clone(), turning.frequencies.turns())
+        }
+        None => (stand_in(Dtype::Int32, 1), uploads::numbers(vec![0])),
+    };
+    let inputs = [
+        queries,
+        keys,
+        values,
+        &positions,
+        &turns,
+        slots,
+        &key_pool[0],
+        &value_pool[0],
+        &key_scales,
+        &value_scales,
+    ];
+    let turning = turning.map(|(turning, _)| turning);
+    let plan = append_plan(queries.dim(0), [heads, key_heads], pools.map(is_scaled), turning);
     let [passed] = APPEND.call_in_place(&inputs, plan, sole)?;
     Ok(passed)
 }
@@ -138,9 +163,26 @@ pub(crate) fn copy(
 }
 
 /// A simdgroup for each head of each token, of queries, keys and values.
-fn append_plan(tokens: i32, heads: i32, scaled: [bool; 2]) -> Plan {
-    let simdgroups = tokens.unsigned_abs().saturating_mul(heads.unsigned_abs());
-    plan([simdgroups.div_ceil(SIMDGROUPS), 1, 1], scaled.map(Constant::Bool).to_vec())
+fn append_plan(
+    tokens: i32,
+    [heads, key_heads]: [i32; 2],
+    scaled: [bool; 2],
+    turning: Option<&Turning>,
+) -> Plan {
+    let of_token = heads + 2 * key_heads;
+    let simdgroups = tokens.unsigned_abs().saturating_mul(of_token.unsigned_abs());
+    let (dims, interleaved, magnitude) = turning.map_or((0, false, 1.0), |turning| {
+        let interleaved = turning.style == RopeStyle::Interleaved;
+        (turning.dims, interleaved, turning.frequencies.magnitude as f32)
+    });
+    let mut constants = scaled.map(Constant::Bool).to_vec();
+    constants.extend([
+        Constant::Int(dims),
+        Constant::Bool(interleaved),
+        Constant::Float(magnitude),
+    ]);
+    let plan = plan([simdgroups.div_ceil(SIMDGROUPS), 1, 1], constants);
+    Plan { extents: vec![("heads", heads)], ..plan }
 }
 
 /// Some groups for each copy.
@@ -172,15 +214,36 @@ fn scales(pool: Pool) -> Result<Array> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rope::{RopeFrequencies, RopeOptions};
 
     #[test]
     fn each_head_of_each_token_has_a_simdgroup() {
-        for (tokens, heads) in [(1, 3), (1, 40), (7, 48), (2048, 13)] {
-            let launch = append_plan(tokens, heads, [false; 2]).launch;
+        for (tokens, heads, key_heads) in [(1, 1, 1), (1, 32, 4), (7, 32, 8), (2048, 9, 2)] {
+            let launch = append_plan(tokens, [heads, key_heads], [false; 2], None).launch;
             let simdgroups = launch.groups[0] * launch.group[0] / 32;
-            let needed = (tokens * heads) as u32;
+            let needed = (tokens * (heads + 2 * key_heads)) as u32;
             assert!((needed..needed + SIMDGROUPS).contains(&simdgroups), "{tokens} {heads}");
         }
+    }
+
+    #[test]
+    fn a_kernel_is_told_how_to_turn() -> Result<()> {
+        let mut frequencies = RopeFrequencies::from(vec![1.0, 0.5]);
+        frequencies.magnitude = 1.25;
+        let options = RopeOptions {
+            dims: Some(4),
+            style: RopeStyle::Interleaved,
+            frequencies: Some(frequencies),
+            ..Default::default()
+        };
+        let turning = Turning::new(CHECK, options, 6)?;
+        let plan = append_plan(1, [4, 2], [true, false], Some(&turning));
+        let turned = [Constant::Int(4), Constant::Bool(true), Constant::Float(1.25)];
+        assert_eq!(plan.constants[2..], turned);
+        assert_eq!(plan.constants[..2], [Constant::Bool(true), Constant::Bool(false)]);
+        let plan = append_plan(1, [4, 2], [false; 2], None);
+        assert_eq!(plan.constants[2], Constant::Int(0));
+        Ok(())
     }
 
     #[test]

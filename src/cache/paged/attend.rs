@@ -23,6 +23,7 @@ use crate::{
     error::{Error, Result},
     kernel::Sole,
     layout::Layout,
+    rope::{RopeOptions, Turning, rope_qk},
     uploads,
 };
 
@@ -36,6 +37,48 @@ pub(super) fn check(queries: &Array, options: &FlashAttentionOptions) -> Result<
     options.alibi_slopes.map_or(Ok(()), |slopes| CHECK.shape("alibi_slopes", slopes, axes![heads]))
 }
 
+/// The queries, keys and values of a step, a row for each token.
+pub(super) struct Tokens<'a> {
+    pub(super) queries: &'a Array,
+    pub(super) keys: &'a Array,
+    pub(super) values: &'a Array,
+    /// How queries and keys turn first, if they do.
+    pub(super) rope: Option<RopeOptions>,
+}
+
+impl Tokens<'_> {
+    /// With queries and keys turned. By a kernel if they are to turn `alike`, whose angles are those of the one that writes
+    /// tokens in place, unless another op was asked for.
+    fn turned(&self, step: &PagedStep, alike: bool) -> Result<[Array; 3]> {
+        let Some(rope) = &self.rope else {
+            return Ok([self.queries, self.keys, self.values].map(Array::clone));
+        };
+        let turned = |dispatch| {
+            let rope = RopeOptions { dispatch, ..rope.clone() };
+            rope_qk(self.queries, self.keys, step.positions(), rope)
+        };
+        let alike = alike && rope.dispatch == Dispatch::Auto;
+        let by_kernel = alike.then(|| turned(Dispatch::Only(Backend::Kernel)));
+        let (queries, keys) = match by_kernel {
+            None | Some(Err(Error::Unavailable { .. })) => turned(rope.dispatch)?,
+            Some(turned) => turned?,
+        };
+        Ok([queries, keys, self.values.clone()])
+    }
+
+    /// How a kernel turns them, if it is to.
+    fn turning(&self) -> Result<Option<Turning>> {
+        let size = self.queries.dim(-1);
+        self.rope.clone().map(|rope| Turning::new(CHECK, rope, size)).transpose()
+    }
+
+    /// Whether a kernel may turn them in passing, or has nothing to turn.
+    fn may_turn_in_passing(&self) -> bool {
+        let asked = self.rope.as_ref().map(|rope| rope.dispatch);
+        matches!(asked, None | Some(Dispatch::Auto | Dispatch::Only(Backend::Kernel)))
+    }
+}
+
 /// A step on one layer.
 pub(super) struct Appended {
     /// The blocks with its tokens.
@@ -46,11 +89,10 @@ pub(super) struct Appended {
     pub(super) in_place: bool,
 }
 
-/// The blocks with the tokens of a step written, and what their queries see in them. Queries, keys and values are a row for
-/// each token, in the layout of `options`. A kernel writes them where it may, but not `again` in one step: that would write what
-/// the first time may not have read yet.
+/// The blocks with the tokens of a step written, and what their queries see in them. The tokens are in the layout of `options`.
+/// A kernel writes them where it may, but not `again` in one step: that would write what the first time may not have read yet.
 pub(super) fn append_and_attend(
-    tokens: [&Array; 3],
+    tokens: &Tokens,
     kv: &PagedKv,
     step: &PagedStep,
     options: &FlashAttentionOptions,
@@ -68,7 +110,7 @@ pub(super) fn append_and_attend(
             }
         }
     }
-    let [queries, keys, values] = tokens;
+    let [queries, keys, values] = &tokens.turned(step, kv.turns_alike(&context))?;
     let held = with_tokens(&kv.copied(step)?, step, [keys, values])?;
     let attended = attend(queries, &held, step, options, way)?;
     Ok(Appended { held, attended, in_place: false })
@@ -85,19 +127,25 @@ pub(super) fn with_tokens(
 
 /// Attends to blocks into which a kernel writes the tokens first, by a way that takes queries and blocks together.
 fn in_place(
-    tokens: [&Array; 3],
+    tokens: &Tokens,
     held: &[Held; 2],
     step: &PagedStep,
     options: &FlashAttentionOptions,
     way: &Way,
     sole: Sole,
 ) -> Result<Array> {
-    let queries = held::write_in_place(tokens, step, held, sole)?;
-    if let Way::Run(slots) = way {
-        return over_run(&queries, held, slots.clone(), options);
-    }
-    let by_kernel = Dispatch::Only(Backend::Kernel);
-    in_rows(&queries, options, |rows| over_blocks(rows, held, step, options, by_kernel))
+    let queries = if tokens.may_turn_in_passing() {
+        let rows = [tokens.queries, tokens.keys, tokens.values];
+        held::write_in_place(rows, tokens.turning()?.as_ref(), step, held, sole)?
+    } else {
+        let rows = tokens.turned(step, false)?;
+        held::write_in_place(rows.each_ref(), None, step, held, sole)?
+    };
+    let attended = match way {
+        Way::Run(slots) => over_run(&queries, held, slots.clone(), options)?,
+        _ => over_blocks(&queries, held, step, options, Dispatch::Only(Backend::Kernel))?,
+    };
+    in_layout(&attended, &queries, held, options.layout)
 }
 
 /// Of `queries`, a row for each token in the layout of `options`, over the blocks of a step whose tokens are written.
@@ -109,12 +157,16 @@ fn attend(
     way: Way,
 ) -> Result<Array> {
     match way {
-        Way::Run(slots) => over_run(queries, held, slots, options),
-        Way::Gathered => in_rows(queries, options, |rows| over_gathered(rows, held, step, options)),
-        Way::Blocks(dispatch) => {
-            in_rows(queries, options, |rows| over_blocks(rows, held, step, options, dispatch))
+        Way::Run(slots) => {
+            in_rows(queries, held, options, |rows| over_run(rows, held, slots.clone(), options))
         }
-        Way::BlocksOrGathered => in_rows(queries, options, |rows| {
+        Way::Gathered => {
+            in_rows(queries, held, options, |rows| over_gathered(rows, held, step, options))
+        }
+        Way::Blocks(dispatch) => {
+            in_rows(queries, held, options, |rows| over_blocks(rows, held, step, options, dispatch))
+        }
+        Way::BlocksOrGathered => in_rows(queries, held, options, |rows| {
             match over_blocks(rows, held, step, options, Dispatch::Only(Backend::Kernel)) {
                 Err(Error::Unavailable { .. }) => over_gathered(rows, held, step, options),
                 attended => attended,
@@ -185,15 +237,27 @@ fn way(
     }
 }
 
-/// `[T, H, D_v]` of `[T, H, D]`, each a row of the layout of `options`.
+/// Attends with `[T, H, D]` of queries that are a row for each token in the layout of `options`, as what they see is.
 fn in_rows(
     queries: &Array,
+    held: &[Held; 2],
     options: &FlashAttentionOptions,
     attend: impl Fn(&Array) -> Result<Array>,
 ) -> Result<Array> {
     let [rows, _, heads, size] = options.layout.dims(queries);
-    let attended = attend(&queries.reshape(&[rows, heads, size])?)?;
-    Ok(attended.expand_dims(options.layout.sequence_axis())?)
+    let queries = queries.reshape(&[rows, heads, size])?;
+    in_layout(&attend(&queries)?, &queries, held, options.layout)
+}
+
+/// What queries `[T, H, D]` see, a row for each token in this layout.
+fn in_layout(
+    attended: &Array,
+    queries: &Array,
+    [_, values]: &[Held; 2],
+    layout: Layout,
+) -> Result<Array> {
+    let [.., value_size] = values.shape();
+    Ok(attended.reshape(&layout.shape([queries.dim(0), 1, queries.dim(1), value_size]))?)
 }
 
 fn is_plain(held: &Held) -> bool {
@@ -213,25 +277,22 @@ fn asks_little(options: &FlashAttentionOptions) -> bool {
     soft_cap.is_none() && alibi_slopes.is_none() && sinks.is_none() && !windowed
 }
 
-/// Over keys that lie one after another. One token alone is a sequence in any layout; several are moved from the first axis
-/// to that of the sequence.
+/// What `[T, H, D]` see, row by row, of keys that lie one after another. One token alone is a sequence in any layout.
 fn over_run(
     queries: &Array,
     [keys, values]: &[Held; 2],
     slots: Range<i32>,
     options: &FlashAttentionOptions,
 ) -> Result<Array> {
-    let [tokens, _, heads, size] = options.layout.dims(queries);
-    let layout = if tokens == 1 { options.layout } else { Layout::Bshd };
+    let [tokens, heads, size] = [0, 1, 2].map(|axis| queries.dim(axis));
+    let layout = if tokens == 1 { Layout::Bhsd } else { Layout::Bshd };
     let run = |held: &Held| -> Result<Array> {
         let run = held.run(slots.clone())?;
         Ok(if layout == Layout::Bshd { run } else { run.swap_axes(1, 2)? })
     };
     let queries = queries.reshape(&layout.shape([1, tokens, heads, size]))?;
     let of_run = FlashAttentionOptions { layout, ..options.clone() };
-    let attended = flash_attention(queries, run(keys)?, run(values)?, of_run)?;
-    let [.., value_size] = values.shape();
-    Ok(attended.reshape(&options.layout.shape([tokens, 1, heads, value_size]))?)
+    flash_attention(queries, run(keys)?, run(values)?, of_run)
 }
 
 /// `[T, H, D_v]` of `[T, H, D]`.

@@ -17,6 +17,7 @@ use crate::{
     error::Result,
     kernel::Sole,
     layout::Layout,
+    rope::Turning,
 };
 
 #[derive(Debug, Clone)]
@@ -137,10 +138,12 @@ pub(super) fn can_be_written_in_place(
     refused.is_none() && !step.copies_overlap
 }
 
-/// Makes the copies of a step and writes its tokens where they go, and returns their queries; `rows` are queries, keys and
-/// values. [`can_be_written_in_place`] must have said so, and what attends afterwards must take these queries.
+/// Makes the copies of a step and writes its tokens where they go, turned if they are to be, and returns their queries,
+/// `[T, H, D]`; `rows` are queries, keys and values. [`can_be_written_in_place`] must have said so, and what attends afterwards
+/// must take these queries.
 pub(super) fn write_in_place(
     rows: [&Array; 3],
+    turning: Option<&Turning>,
     step: &PagedStep,
     held: &[Held; 2],
     sole: Sole,
@@ -153,5 +156,6 @@ pub(super) fn write_in_place(
         }
         None => &step.slots,
     };
-    in_place::append(rows, slots, pools, sole)
+    let turning = turning.map(|turning| (turning, &step.positions));
+    in_place::append(rows, turning, slots, pools, sole)
 }

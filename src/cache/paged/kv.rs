@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype};
 
 use super::{
-    attend::{self, Appended},
+    attend::{self, Appended, Tokens},
     held::{self, Held},
     pool::{PagedPool, check_slots},
     sequence::SequenceId,
@@ -12,11 +12,11 @@ use super::{
 use crate::{
     attention::{BlockForm, FlashAttentionOptions, KvCache},
     check::Check,
-    dispatch::Context,
+    dispatch::{Context, Target},
     error::Result,
     kernel::Sole,
     layout::Layout,
-    rope::RopeOffset,
+    rope::{RopeOffset, RopeOptions},
     uploads,
 };
 
@@ -114,6 +114,12 @@ impl PagedKv {
     /// The promise by which a kernel makes a step's copies and writes its tokens where they go, if one may.
     pub(super) fn writes_in_place(&self, step: &PagedStep, context: &Context) -> Option<Sole> {
         self.sole.filter(|_| held::can_be_written_in_place(context, &self.held, step))
+    }
+
+    /// Whether all tokens turn by the angles of our kernels, written in place or not: a text is not to depend on how it was cut
+    /// into steps. Without a GPU there is one op for it.
+    pub(super) fn turns_alike(&self, context: &Context) -> bool {
+        self.sole.is_some() && context.target != Target::Cpu && context.obstacle.is_none()
     }
 
     /// Whether MLX copies no pool for the last step, whatever reads that when it is computed.
@@ -286,6 +292,9 @@ impl PagedKv {
 /// `Kernel` and `Reference` are those of [`paged_attention`](crate::attention::paged_attention); `Builtin` is MLX's fused
 /// attention, over the keys and values of one sequence whose blocks lie in a row, and without soft cap, window, slopes and
 /// sinks. On a GPU `Auto` goes there for halves in heads up to 128, else to the kernel.
+///
+/// On a GPU that of an engine [turns](KvCache::turns) queries and keys: in the kernel that writes its tokens, or by
+/// [`rope_qk`](crate::rope::rope_qk)'s, by the same angles.
 #[derive(Debug)]
 pub struct PagedLayer<'a> {
     kv: &'a mut PagedKv,
@@ -305,12 +314,33 @@ impl KvCache for PagedLayer<'_> {
         values: &Array,
         options: FlashAttentionOptions<'_>,
     ) -> Result<Array> {
+        self.attend_to(&Tokens { queries, keys, values, rope: None }, &options)
+    }
+
+    fn turns(&self) -> bool {
+        Context::current().is_ok_and(|context| self.kv.turns_alike(&context))
+    }
+
+    fn turn_and_attend(
+        &mut self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        rope: RopeOptions,
+        options: FlashAttentionOptions<'_>,
+    ) -> Result<Array> {
+        let rope = Some(RopeOptions { layout: options.layout, ..rope });
+        self.attend_to(&Tokens { queries, keys, values, rope }, &options)
+    }
+}
+
+impl PagedLayer<'_> {
+    fn attend_to(&mut self, tokens: &Tokens, options: &FlashAttentionOptions) -> Result<Array> {
         let (kv, step) = (&mut *self.kv, self.step);
-        kv.check(step, [queries, keys, values], options.layout)?;
-        attend::check(queries, &options)?;
-        let tokens = [queries, keys, values];
+        kv.check(step, [tokens.queries, tokens.keys, tokens.values], options.layout)?;
+        attend::check(tokens.queries, options)?;
         let Appended { held, attended, in_place } =
-            attend::append_and_attend(tokens, kv, step, &options, self.attended)?;
+            attend::append_and_attend(tokens, kv, step, options, self.attended)?;
         (kv.held, kv.copied, kv.in_place) = (held, None, in_place);
         self.attended = true;
         Ok(attended)

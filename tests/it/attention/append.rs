@@ -1,11 +1,14 @@
 //! New tokens into the blocks of a pool, by the kernel alone.
 
 use mlx_primitives::{
+    Layout,
     kernel::{Call, Constant, Kernel, Launch, Plan},
     kernels,
+    rope::RopeStyle,
 };
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp};
 
+use crate::rope::oracle::{Oracle, frequencies};
 use crate::support::{
     FLOATING,
     compare::{Tolerance, assert_close},
@@ -99,14 +102,57 @@ fn count_of_heads(rows: &Array) -> usize {
     rows.size() / rows.dim(3) as usize
 }
 
-fn append(tokens: [&Array; 3], slots: &Array, pools: &[Pool; 2]) -> Array {
+/// How the heads of queries and keys turn.
+#[derive(Debug, Clone, Copy)]
+struct Turning {
+    dims: i32,
+    style: RopeStyle,
+    magnitude: f32,
+}
+
+/// Of tokens.
+const POSITIONS: [i32; 7] = [3, 0, 100_000, 7, 1, 5, 2];
+
+const UNTURNED: Turning = Turning { dims: 0, style: RopeStyle::HalfSplit, magnitude: 1.0 };
+
+impl Turning {
+    const BASE: f64 = 100.0;
+
+    /// As the kernel takes it: what each pair turns by at each position, in units of 2^-64 turns.
+    fn turns(self) -> Array {
+        let inverse = frequencies(self.dims.max(2), Self::BASE);
+        let turns = inverse.iter().map(|radians| radians / std::f64::consts::TAU);
+        let turns = turns.map(|turns| (turns * 2.0_f64.powi(64)) as u64).collect::<Vec<_>>();
+        Array::from_slice(&turns, &[turns.len() as i32])
+    }
+
+    /// `rows`, a row for each token in either layout.
+    fn of(self, rows: &Array) -> Tensor {
+        let oracle = Oracle {
+            style: self.style,
+            layout: if rows.dim(1) == 1 { Layout::Bshd } else { Layout::Bhsd },
+            frequencies: frequencies(self.dims, Self::BASE),
+            magnitude: self.magnitude.into(),
+            starts: POSITIONS.iter().map(|&position| position.into()).collect(),
+        };
+        oracle.rotate(&Tensor::of(rows))
+    }
+}
+
+fn append(tokens: [&Array; 3], turning: Turning, slots: &Array, pools: &[Pool; 2]) -> Array {
     let [keys, values] = pools;
     let [queries, key_rows, value_rows] = tokens;
+    let count = queries.dim(0);
+    let positions = Array::from_slice(&POSITIONS[..count as usize], &[count]);
+    let (positions, slots) = (strided(&positions), strided(slots));
+    let turns = turning.turns();
     let inputs = [
         queries,
         key_rows,
         value_rows,
-        slots,
+        &positions,
+        &turns,
+        &slots,
         &keys.numbers,
         &values.numbers,
         &keys.scales,
@@ -115,8 +161,14 @@ fn append(tokens: [&Array; 3], slots: &Array, pools: &[Pool; 2]) -> Array {
     let simdgroups = (count_of_heads(queries) + 2 * count_of_heads(key_rows)) as u32;
     let launch =
         Launch { groups: [simdgroups.div_ceil(4), 1, 1], group: [128, 1, 1], threadgroup_bytes: 0 };
-    let constants = pools.each_ref().map(|pool| Constant::Bool(scaled(pool.dtype))).to_vec();
-    let plan = Plan { constants, extents: Vec::new(), launch };
+    let mut constants = pools.each_ref().map(|pool| Constant::Bool(scaled(pool.dtype))).to_vec();
+    constants.extend([
+        Constant::Int(turning.dims),
+        Constant::Bool(turning.style == RopeStyle::Interleaved),
+        Constant::Float(turning.magnitude),
+    ]);
+    let extents = vec![("heads", queries.dim(1) * queries.dim(2))];
+    let plan = Plan { constants, extents, launch };
     let call = Call::new(kernel("append_to_blocks"), &inputs, plan).unwrap();
     // SAFETY: the pools are of this test alone, and the launch has a simdgroup for each head of each token.
     let passed = unsafe { call.run_unchecked() }.unwrap().remove(0);
@@ -124,21 +176,32 @@ fn append(tokens: [&Array; 3], slots: &Array, pools: &[Pool; 2]) -> Array {
     passed
 }
 
-fn check(sizes: Sizes, dtype: Dtype, stored: [Dtype; 2], slice: bool) {
-    let what = format!("{sizes:?} {dtype:?} {stored:?} {slice}");
+/// Queries, keys and values; in slices each is every other number of an array.
+fn tokens(sizes: Sizes, dtype: Dtype, slice: bool) -> [Array; 3] {
     let [count, heads, key_heads, size, value_size] = sizes;
     let tokens = [(heads, size), (key_heads, size), (key_heads, value_size)];
-    let tokens = [0, 1, 2].map(|n: usize| {
+    [0, 1, 2].map(|n: usize| {
         let (heads, size) = tokens[n];
         let shape = if slice { [count, 1, heads, size] } else { [count, heads, 1, size] };
         let array = normal(7 + n as u64, &shape, dtype);
         if slice { strided(&array) } else { array }
-    });
+    })
+}
+
+/// `[T, H, D]` of a row for each token in either layout.
+fn in_heads(rows: &Array) -> Array {
+    rows.reshape(&[rows.dim(0), rows.dim(1) * rows.dim(2), rows.dim(3)]).unwrap()
+}
+
+fn check(sizes: Sizes, dtype: Dtype, stored: [Dtype; 2], slice: bool) {
+    let what = format!("{sizes:?} {dtype:?} {stored:?} {slice}");
+    let [count, _, key_heads, size, value_size] = sizes;
+    let tokens = tokens(sizes, dtype, slice);
     let pools =
         [Pool::new(stored[0], key_heads, size), Pool::new(stored[1], key_heads, value_size)];
     let slots = Array::from_slice(&SLOTS[..count as usize - 1], &[count - 1]);
-    let passed = append(tokens.each_ref(), &slots, &pools);
-    assert_close(&what, &passed, &Tensor::of(&tokens[0]), Tolerance::EXACT);
+    let passed = append(tokens.each_ref(), UNTURNED, &slots, &pools);
+    assert_close(&what, &passed, &Tensor::of(&in_heads(&tokens[0])), Tolerance::EXACT);
 
     for (pool, rows) in pools.iter().zip(&tokens[1..]) {
         let rows = Tensor::of(rows);
@@ -196,6 +259,58 @@ fn eight_bits_hold_what_is_nearest() {
     check([3, 2, 1, 64, 32], Dtype::Float16, [Dtype::Float16, Uint8], false);
 }
 
+/// Keys go, turned, into slots of their own, of a plain pool and of one of 8 bits.
+fn check_turned(sizes: Sizes, dtype: Dtype, turning: Turning, slice: bool) {
+    let what = format!("{sizes:?} {dtype:?} {turning:?} {slice}");
+    let [count, _, key_heads, size, value_size] = sizes;
+    let tokens = tokens(sizes, dtype, slice);
+    let slots = Array::from_slice(&(0..count).collect::<Vec<_>>(), &[count]);
+    let append = |stored: Dtype| {
+        let pools = [Pool::new(stored, key_heads, size), Pool::new(stored, key_heads, value_size)];
+        (append(tokens.each_ref(), turning, &slots, &pools), pools)
+    };
+    let tolerance = Tolerance::of("rope_qk", dtype);
+    let (passed, [keys, values]) = append(dtype);
+    let turned = |rows: &Array| turning.of(rows).to_array(Dtype::Float32);
+    assert_close(&what, &passed, &Tensor::of(&in_heads(&turned(&tokens[0]))), tolerance);
+    let held = |pool: &Pool| pool.numbers.squeeze_axes(&[0]).unwrap();
+    let first = |array: Array| array.try_index(..count).unwrap();
+    let expected = Tensor::of(&in_heads(&turned(&tokens[1])));
+    assert_close(&what, &first(held(&keys)), &expected, tolerance);
+    let expected = Tensor::of(&in_heads(&tokens[2]));
+    assert_close(&what, &first(held(&values)), &expected, Tolerance::EXACT);
+
+    // What is rounded to 8 bits is what a plain pool holds.
+    for stored in [Dtype::Int8, Dtype::Uint8] {
+        let (again, [rounded, _]) = append(stored);
+        assert_close(&what, &again, &Tensor::of(&passed), Tolerance::EXACT);
+        for (slot, head) in (0..count).flat_map(|slot| (0..key_heads).map(move |h| (slot, h))) {
+            let (_, numbers) = keys.head(slot, head);
+            assert_stored(&what, stored, &rounded.head(slot, head), &numbers);
+        }
+    }
+}
+
+#[test]
+fn queries_and_keys_turn_on_the_way() {
+    if !host::install() {
+        return;
+    }
+    use RopeStyle::{HalfSplit, Interleaved};
+    for dtype in FLOATING {
+        for (sizes, dims, style, slice) in [
+            ([7, 4, 2, 16, 16], 16, HalfSplit, false),
+            ([7, 3, 1, 10, 9], 6, Interleaved, true),
+            ([5, 2, 1, 128, 64], 128, HalfSplit, false),
+            ([3, 2, 2, 96, 32], 32, HalfSplit, true),
+            ([3, 2, 2, 64, 64], 64, Interleaved, false),
+        ] {
+            let magnitude = if dims == 32 { 1.25 } else { 1.0 };
+            check_turned(sizes, dtype, Turning { dims, style, magnitude }, slice);
+        }
+    }
+}
+
 #[test]
 fn heads_of_nothing_and_of_no_number_are_stored_too() {
     if !host::install() {
@@ -212,7 +327,7 @@ fn heads_of_nothing_and_of_no_number_are_stored_too() {
             (row(f32::INFINITY), false),
         ] {
             let pools = [Pool::new(dtype, 1, 32), Pool::new(dtype, 1, 32)];
-            append([&keys, &keys, &keys], &Array::from_slice(&[4], &[1]), &pools);
+            append([&keys, &keys, &keys], UNTURNED, &Array::from_slice(&[4], &[1]), &pools);
             let (scale, stored) = pools[0].head(4, 0);
             for stored in stored {
                 let stored = if dtype == Dtype::Int8 { stored } else { e4m3(stored as u8) };
@@ -316,7 +431,7 @@ fn e4m3_is_rounded_to_the_nearest_and_to_even() {
     let size = numbers.len() as i32;
     let rows = Array::from_slice(&numbers, &[1, 1, 1, size]);
     let pools = [Pool::new(Dtype::Uint8, 1, size), Pool::new(Dtype::Uint8, 1, size)];
-    append([&rows, &rows, &rows], &Array::from_slice(&[4], &[1]), &pools);
+    append([&rows, &rows, &rows], UNTURNED, &Array::from_slice(&[4], &[1]), &pools);
     let (scale, stored) = pools[0].head(4, 0);
     assert!((scale - 1.0).abs() < 1e-12, "{scale}");
     for ((stored, expected), number) in stored.into_iter().zip(expected).zip(numbers) {

@@ -8,6 +8,7 @@ use mlx_primitives::{
         CausalModel, GenerationEngine, GenerationEngineOptions, GenerationRequest, LayerKv,
     },
     layout::Layout,
+    rope::{RopeFrequencies, RopeOptions, RopeStyle},
 };
 use mlx_rs::{Array, Dtype, error::Exception};
 
@@ -24,13 +25,15 @@ struct Tables {
     dispatch: Dispatch,
     /// As often a layer attends in a step.
     times: usize,
+    /// Whether queries and keys turn.
+    turns: bool,
 }
 
 impl Tables {
     fn new(dispatch: Dispatch, times: usize) -> Self {
         let tables =
             [21, 22, 23].map(|seed| normal(seed, &[VOCABULARY, HEADS * SIZE], Dtype::Float32));
-        Self { tables, dispatch, times }
+        Self { tables, dispatch, times, turns: false }
     }
 }
 
@@ -69,7 +72,11 @@ impl CausalModel for Tables {
                 ..Default::default()
             };
             for _ in 0..self.times {
-                let attended = cache.attend(&queries, &keys, &values, options.clone())?;
+                let attended = if self.turns {
+                    cache.turn_and_attend(&queries, &keys, &values, rope(), options.clone())?
+                } else {
+                    cache.attend(&queries, &keys, &values, options.clone())?
+                };
                 x = x.add(attended.reshape(&[count, 1, HEADS * SIZE])?)?;
             }
         }
@@ -78,6 +85,18 @@ impl CausalModel for Tables {
 
     fn logits(&mut self, hidden: &Array) -> Result<Array, Exception> {
         hidden.matmul(self.tables[1].t())
+    }
+}
+
+/// Of half of each head, by pairs of neighbours.
+fn rope() -> RopeOptions {
+    let mut frequencies = RopeFrequencies::from(vec![1.0, 0.4]);
+    frequencies.magnitude = 1.25;
+    RopeOptions {
+        dims: Some(SIZE / 2),
+        style: RopeStyle::Interleaved,
+        frequencies: Some(frequencies),
+        ..Default::default()
     }
 }
 
@@ -137,4 +156,25 @@ fn a_layer_may_attend_again() {
     let [expected, found] = [BY_REFERENCE, BY_KERNEL]
         .map(|dispatch| texts(Tables::new(dispatch, 2), BlockForm::Plain, true, &requests));
     assert_eq!(found, expected);
+}
+
+#[test]
+fn queries_and_keys_turn_as_they_are_written() {
+    if !host::install() {
+        return;
+    }
+    let requests = [(20, 5), (3, 7)]
+        .map(|(len, tokens)| request(prompt(len, len as usize), tokens, params(5, 1.0)));
+    let turning = |dispatch| Tables { turns: true, ..Tables::new(dispatch, 1) };
+    for form in [BlockForm::Plain, BlockForm::Int8] {
+        let expected = texts(turning(BY_REFERENCE), form, false, &requests);
+        assert_ne!(expected, texts(Tables::new(BY_REFERENCE, 1), form, false, &requests));
+        for run_ahead in [false, true] {
+            let found = texts(turning(BY_KERNEL), form, run_ahead, &requests);
+            assert_eq!(found, expected, "{form:?}, run_ahead {run_ahead}");
+        }
+    }
+    if Target::current().unwrap() == Target::Cpu {
+        assert!(host::has_run_with("append_to_blocks", "DIMS", SIZE / 2));
+    }
 }

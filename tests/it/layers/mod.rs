@@ -1,5 +1,6 @@
 mod grouped_query;
 mod oracle;
+mod turning_cache;
 
 use mlx_primitives::{
     Error, Layout,

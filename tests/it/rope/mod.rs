@@ -1,6 +1,6 @@
 mod function;
 mod module;
-mod oracle;
+pub(crate) mod oracle;
 mod pair;
 mod properties;
 mod qk_norm_rope;

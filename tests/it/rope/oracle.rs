@@ -8,18 +8,18 @@ use crate::support::{compare::Tolerance, tensor::Tensor};
 
 /// A rotation by the definition.
 #[derive(Debug, Clone)]
-pub(super) struct Oracle {
-    pub(super) style: RopeStyle,
-    pub(super) layout: Layout,
+pub(crate) struct Oracle {
+    pub(crate) style: RopeStyle,
+    pub(crate) layout: Layout,
     /// The radians each pair turns by at each position.
-    pub(super) frequencies: Vec<f64>,
-    pub(super) magnitude: f64,
+    pub(crate) frequencies: Vec<f64>,
+    pub(crate) magnitude: f64,
     /// The first position of each row.
-    pub(super) starts: Vec<i64>,
+    pub(crate) starts: Vec<i64>,
 }
 
 /// `base^(-2i/dims)`.
-pub(super) fn frequencies(dims: i32, base: f64) -> Vec<f64> {
+pub(crate) fn frequencies(dims: i32, base: f64) -> Vec<f64> {
     (0..dims / 2).map(|pair| (-2.0 * f64::from(pair) / f64::from(dims) * base.ln()).exp()).collect()
 }
 
@@ -35,7 +35,7 @@ impl Oracle {
         }
     }
 
-    pub(super) fn rotate(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn rotate(&self, x: &Tensor) -> Tensor {
         Tensor::from_fn(&x.shape, |index| {
             let element = index[3];
             let pairs = self.frequencies.len();

@@ -50,6 +50,14 @@ pub(crate) fn has_run(kernel: &str, axes: &[i32]) -> bool {
     RUNS.lock().unwrap().iter().any(|(name, shape)| *name == kernel && shape.ends_with(axes))
 }
 
+/// Whether a kernel has been run on this host with this integer among its constants.
+pub(crate) fn has_run_with(kernel: &str, constant: &str, value: i32) -> bool {
+    CONSTANTS.lock().unwrap().contains(&(kernel.to_owned(), constant.to_owned(), value))
+}
+
+/// Kernels, names of their constants, and what these were.
+static CONSTANTS: Mutex<BTreeSet<(String, String, i32)>> = Mutex::new(BTreeSet::new());
+
 /// Kernels, and the shapes of their first inputs.
 static RUNS: Mutex<BTreeSet<(&str, Vec<i32>)>> = Mutex::new(BTreeSet::new());
 
@@ -62,7 +70,13 @@ struct Ladder {
 impl kernel::Host for Ladder {
     fn run(&self, call: &Call) -> Result<Vec<Array>> {
         let shape = call.inputs().first().map_or(Vec::new(), |array| array.shape().to_vec());
-        RUNS.lock().unwrap().insert((call.kernel().name, shape));
+        let name = call.kernel().name;
+        RUNS.lock().unwrap().insert((name, shape));
+        let integers = call.template().iter().filter_map(|(constant, template)| match template {
+            Template::Int(value) => Some((name.to_owned(), (*constant).to_owned(), *value)),
+            _ => None,
+        });
+        CONSTANTS.lock().unwrap().extend(integers);
         let source = source(call);
         let launch = Launch { grid: call.launch().grid(), group: call.launch().group };
         let bytes = kernel_inputs(call).map(|(argument, array)| passed_bytes(argument, array));
