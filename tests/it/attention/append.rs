@@ -6,7 +6,10 @@ use mlx_primitives::{
     kernels,
     rope::RopeStyle,
 };
-use mlx_rs::{Array, Dtype, ops::indexing::TryIndexOp};
+use mlx_rs::{
+    Array, Dtype,
+    ops::{concatenate, indexing::TryIndexOp},
+};
 
 use crate::rope::oracle::{Oracle, frequencies};
 use crate::support::{
@@ -176,16 +179,38 @@ fn append(tokens: [&Array; 3], turning: Turning, slots: &Array, pools: &[Pool; 2
     passed
 }
 
-/// Queries, keys and values; in slices each is every other number of an array.
-fn tokens(sizes: Sizes, dtype: Dtype, slice: bool) -> [Array; 3] {
+/// How tokens lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Lie {
+    /// In rows, heads first.
+    Rows,
+    /// Every other number of an array, tokens first.
+    Strided,
+    /// Heads first, all heads of a token in one array, as of one size a layer makes them.
+    Together,
+}
+
+use Lie::{Rows, Strided, Together};
+
+/// Queries, keys and values.
+fn tokens(sizes: Sizes, dtype: Dtype, lie: Lie) -> [Array; 3] {
     let [count, heads, key_heads, size, value_size] = sizes;
     let tokens = [(heads, size), (key_heads, size), (key_heads, value_size)];
-    [0, 1, 2].map(|n: usize| {
+    let parts = [0, 1, 2].map(|n: usize| {
         let (heads, size) = tokens[n];
-        let shape = if slice { [count, 1, heads, size] } else { [count, heads, 1, size] };
+        let shape = match lie {
+            Strided => [count, 1, heads, size],
+            Rows | Together => [count, heads, 1, size],
+        };
         let array = normal(7 + n as u64, &shape, dtype);
-        if slice { strided(&array) } else { array }
-    })
+        if lie == Strided { strided(&array) } else { array }
+    });
+    if lie != Together {
+        return parts;
+    }
+    let together = concatenate(&parts, 1).unwrap();
+    let parts = together.split_at_indices(&[heads, heads + key_heads], 1).unwrap();
+    parts.try_into().unwrap()
 }
 
 /// `[T, H, D]` of a row for each token in either layout.
@@ -193,10 +218,10 @@ fn in_heads(rows: &Array) -> Array {
     rows.reshape(&[rows.dim(0), rows.dim(1) * rows.dim(2), rows.dim(3)]).unwrap()
 }
 
-fn check(sizes: Sizes, dtype: Dtype, stored: [Dtype; 2], slice: bool) {
-    let what = format!("{sizes:?} {dtype:?} {stored:?} {slice}");
+fn check(sizes: Sizes, dtype: Dtype, stored: [Dtype; 2], lie: Lie) {
+    let what = format!("{sizes:?} {dtype:?} {stored:?} {lie:?}");
     let [count, _, key_heads, size, value_size] = sizes;
-    let tokens = tokens(sizes, dtype, slice);
+    let tokens = tokens(sizes, dtype, lie);
     let pools =
         [Pool::new(stored[0], key_heads, size), Pool::new(stored[1], key_heads, value_size)];
     let slots = Array::from_slice(&SLOTS[..count as usize - 1], &[count - 1]);
@@ -236,10 +261,13 @@ fn tokens_go_where_they_belong_and_nowhere_else() {
         return;
     }
     for dtype in FLOATING {
-        for (sizes, slice) in
-            [([7, 4, 2, 16, 16], false), ([7, 3, 1, 5, 9], true), ([2, 2, 2, 128, 64], true)]
-        {
-            check(sizes, dtype, [dtype; 2], slice);
+        for (sizes, lie) in [
+            ([7, 4, 2, 16, 16], Rows),
+            ([7, 3, 1, 5, 9], Strided),
+            ([2, 2, 2, 128, 64], Strided),
+            ([3, 4, 2, 24, 24], Together),
+        ] {
+            check(sizes, dtype, [dtype; 2], lie);
         }
     }
 }
@@ -251,19 +279,19 @@ fn eight_bits_hold_what_is_nearest() {
     }
     use Dtype::{Float32, Int8, Uint8};
     for stored in [[Int8, Uint8], [Uint8, Int8]] {
-        for (sizes, slice) in [([7, 4, 2, 40, 16], false), ([3, 2, 1, 128, 7], true)] {
-            check(sizes, Float32, stored, slice);
+        for (sizes, lie) in [([7, 4, 2, 40, 16], Rows), ([3, 2, 1, 128, 7], Strided)] {
+            check(sizes, Float32, stored, lie);
         }
     }
-    check([3, 2, 1, 64, 32], Dtype::Bfloat16, [Int8, Dtype::Bfloat16], false);
-    check([3, 2, 1, 64, 32], Dtype::Float16, [Dtype::Float16, Uint8], false);
+    check([3, 2, 1, 64, 32], Dtype::Bfloat16, [Int8, Dtype::Bfloat16], Rows);
+    check([3, 2, 1, 64, 32], Dtype::Float16, [Dtype::Float16, Uint8], Rows);
 }
 
 /// Keys go, turned, into slots of their own, of a plain pool and of one of 8 bits.
-fn check_turned(sizes: Sizes, dtype: Dtype, turning: Turning, slice: bool) {
-    let what = format!("{sizes:?} {dtype:?} {turning:?} {slice}");
+fn check_turned(sizes: Sizes, dtype: Dtype, turning: Turning, lie: Lie) {
+    let what = format!("{sizes:?} {dtype:?} {turning:?} {lie:?}");
     let [count, _, key_heads, size, value_size] = sizes;
-    let tokens = tokens(sizes, dtype, slice);
+    let tokens = tokens(sizes, dtype, lie);
     let slots = Array::from_slice(&(0..count).collect::<Vec<_>>(), &[count]);
     let append = |stored: Dtype| {
         let pools = [Pool::new(stored, key_heads, size), Pool::new(stored, key_heads, value_size)];
@@ -298,15 +326,17 @@ fn queries_and_keys_turn_on_the_way() {
     }
     use RopeStyle::{HalfSplit, Interleaved};
     for dtype in FLOATING {
-        for (sizes, dims, style, slice) in [
-            ([7, 4, 2, 16, 16], 16, HalfSplit, false),
-            ([7, 3, 1, 10, 9], 6, Interleaved, true),
-            ([5, 2, 1, 128, 64], 128, HalfSplit, false),
-            ([3, 2, 2, 96, 32], 32, HalfSplit, true),
-            ([3, 2, 2, 64, 64], 64, Interleaved, false),
+        for (sizes, dims, style, lie) in [
+            ([7, 4, 2, 16, 16], 16, HalfSplit, Rows),
+            ([7, 3, 1, 10, 9], 6, Interleaved, Strided),
+            ([5, 2, 1, 128, 64], 128, HalfSplit, Rows),
+            ([3, 2, 2, 96, 32], 32, HalfSplit, Strided),
+            ([3, 2, 2, 64, 64], 64, Interleaved, Rows),
+            ([3, 4, 2, 32, 32], 32, Interleaved, Together),
+            ([4, 3, 1, 20, 20], 10, HalfSplit, Together),
         ] {
             let magnitude = if dims == 32 { 1.25 } else { 1.0 };
-            check_turned(sizes, dtype, Turning { dims, style, magnitude }, slice);
+            check_turned(sizes, dtype, Turning { dims, style, magnitude }, lie);
         }
     }
 }
