@@ -7,7 +7,7 @@ use crate::{
     check::{Check, axes},
     dispatch::Target,
     error::Result,
-    kernel::{Launch, differentiable},
+    kernel::{Constant, Launch, differentiable},
     layout::Layout,
     uploads,
 };
@@ -15,8 +15,8 @@ use crate::{
 /// How heads turn.
 #[derive(Debug, Clone)]
 pub(crate) struct Turning {
-    pub(crate) dims: i32,
-    pub(crate) style: RopeStyle,
+    pub(super) dims: i32,
+    pub(super) style: RopeStyle,
     pub(crate) frequencies: RopeFrequencies,
     pub(super) layout: Layout,
 }
@@ -32,6 +32,15 @@ impl Turning {
             options.frequencies.unwrap_or_else(|| RopeFrequencies::of_base(dims, options.base));
         frequencies.check(check, dims)?;
         Ok(Self { dims, style: options.style, frequencies, layout: options.layout })
+    }
+
+    /// `DIMS`, `INTERLEAVED` and `MAGNITUDE` of a kernel that turns.
+    pub(crate) fn constants(&self) -> [Constant; 3] {
+        [
+            Constant::Int(self.dims),
+            Constant::Bool(self.style == RopeStyle::Interleaved),
+            Constant::Float(self.frequencies.magnitude as f32),
+        ]
     }
 
     /// MLX's op, where it is right: see [`Self::builtin_refusal`].

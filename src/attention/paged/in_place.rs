@@ -8,7 +8,7 @@ use crate::{
     dispatch::Context,
     error::Result,
     kernel::{self, Argument, Constant, Kernel, Launch, Plan, Sole, metal, stand_in},
-    rope::{RopeStyle, Turning},
+    rope::Turning,
     uploads,
 };
 
@@ -171,16 +171,9 @@ fn append_plan(
 ) -> Plan {
     let of_token = heads + 2 * key_heads;
     let simdgroups = tokens.unsigned_abs().saturating_mul(of_token.unsigned_abs());
-    let (dims, interleaved, magnitude) = turning.map_or((0, false, 1.0), |turning| {
-        let interleaved = turning.style == RopeStyle::Interleaved;
-        (turning.dims, interleaved, turning.frequencies.magnitude as f32)
-    });
-    let mut constants = scaled.map(Constant::Bool).to_vec();
-    constants.extend([
-        Constant::Int(dims),
-        Constant::Bool(interleaved),
-        Constant::Float(magnitude),
-    ]);
+    let unturned = [Constant::Int(0), Constant::Bool(false), Constant::Float(1.0)];
+    let turned = turning.map_or(unturned, Turning::constants);
+    let constants = [&scaled.map(Constant::Bool)[..], &turned].concat();
     let plan = plan([simdgroups.div_ceil(SIMDGROUPS), 1, 1], constants);
     Plan { extents: vec![("heads", heads)], ..plan }
 }
@@ -214,7 +207,7 @@ fn scales(pool: Pool) -> Result<Array> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rope::{RopeFrequencies, RopeOptions};
+    use crate::rope::{RopeFrequencies, RopeOptions, RopeStyle};
 
     #[test]
     fn each_head_of_each_token_has_a_simdgroup() {

@@ -7,7 +7,7 @@ use crate::{
     error::Result,
     kernel::{Argument, Constant, Kernel, Plan, Vjp, differentiable, metal},
     rope::{
-        RopeOffset, RopeStyle,
+        RopeOffset,
         heads::{Geometry, by_token},
         turning::Turning,
     },
@@ -188,16 +188,9 @@ impl Work {
     }
 
     fn constants(&self, geometry: Geometry) -> Vec<Constant> {
-        vec![
-            Constant::Int(geometry.heads),
-            Constant::Int(geometry.lanes),
-            Constant::Int(geometry.rounds),
-            Constant::Int(self.turning.dims),
-            Constant::Bool(self.turning.style == RopeStyle::Interleaved),
-            Constant::Float(self.turning.frequencies.magnitude as f32),
-            Constant::Float(self.scaling.eps),
-            Constant::Bool(self.scaling.unit_offset),
-        ]
+        let shares = [geometry.heads, geometry.lanes, geometry.rounds].map(Constant::Int);
+        let scaling = [Constant::Float(self.scaling.eps), Constant::Bool(self.scaling.unit_offset)];
+        [&shares[..], &self.turning.constants(), &scaling].concat()
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     kernel::{Argument, Constant, Kernel, Plan, differentiable, metal},
     rope::{
-        RopeOffset, RopeStyle,
+        RopeOffset,
         heads::{Geometry, by_token},
         pair::Pair,
         turning::Turning,
@@ -64,13 +64,8 @@ fn turn([queries, keys, starts]: &[Array; 3], turning: &Turning) -> Result<[Arra
 
 fn plan([queries, keys]: &[Array; 2], turning: &Turning) -> Plan {
     let geometry = Geometry::apart(turning.dims, queries.dim(3), queries.dtype());
-    let constants = vec![
-        Constant::Int(geometry.heads),
-        Constant::Int(geometry.lanes),
-        Constant::Int(turning.dims),
-        Constant::Bool(turning.style == RopeStyle::Interleaved),
-        Constant::Float(turning.frequencies.magnitude as f32),
-    ];
+    let shares = [geometry.heads, geometry.lanes].map(Constant::Int);
+    let constants = [&shares[..], &turning.constants()].concat();
     let groups = geometry.groups(queries) + geometry.groups(keys);
     Plan { constants, extents: Vec::new(), launch: Geometry::launch(groups, 0) }
 }
