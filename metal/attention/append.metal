@@ -3,7 +3,8 @@
 //
 // queries: [N, H, 1, D] or [N, 1, H, D], keys: likewise of K heads of D, and values: of K heads of V, of T, by strides;
 // positions: [N] of int and turns, by strides, DIMS, INTERLEAVED and MAGNITUDE as in rope_qk.metal; where DIMS is 0, nothing
-// turns, and positions and turns are unread. slots: [C] of int, by strides, where the first C tokens go; what is no slot is nowhere.
+// turns, and positions and turns are unread. slots: [C] of int, by strides, where the first C tokens go; what is no slot is
+// nowhere.
 // key_pool: [1, S, K, D] of E and value_pool: [1, S, K, V] of F, in rows, both written. E is T, or int8_t, or uint8_t for e4m3
 // floats; then a number is divided by a scale, which goes into key_scales, [1, S, K] of float in rows, if KEYS_SCALED: the
 // largest of its head is 127, or 448. F, VALUES_SCALED and value_scales likewise.

@@ -57,8 +57,8 @@ pub trait CausalModel {
     ///
     /// # Shapes
     /// `[B, S]`, u32, to `[B, S, dims]`. The engine calls it with a row for each token of all sequences, `[T, 1]`, each at
-    /// the position that its cache says ([`KvCache::offset`]); there may be rows of no sequence at the end, of any token, of which
-    /// nothing is kept. A step that still runs may draw them, where the engine
+    /// the position that its cache says ([`KvCache::offset`]); there may be rows of no sequence at the end, of any token, of
+    /// which nothing is kept. A step that still runs may draw the tokens, where the engine
     /// [runs ahead](super::GenerationEngineOptions::run_ahead): to read them here waits for it. What a cache attends to has to
     /// be part of the result: a GPU writes the tokens on the way there.
     ///

@@ -52,11 +52,11 @@ pub(crate) fn has_run(kernel: &str, axes: &[i32]) -> bool {
 
 /// Whether a kernel has been run on this host with this integer among its constants.
 pub(crate) fn has_run_with(kernel: &str, constant: &str, value: i32) -> bool {
-    CONSTANTS.lock().unwrap().contains(&(kernel.to_owned(), constant.to_owned(), value))
+    CONSTANTS.lock().unwrap().contains(&(kernel, constant, value))
 }
 
 /// Kernels, names of their constants, and what these were.
-static CONSTANTS: Mutex<BTreeSet<(String, String, i32)>> = Mutex::new(BTreeSet::new());
+static CONSTANTS: Mutex<BTreeSet<(&str, &str, i32)>> = Mutex::new(BTreeSet::new());
 
 /// Kernels, and the shapes of their first inputs.
 static RUNS: Mutex<BTreeSet<(&str, Vec<i32>)>> = Mutex::new(BTreeSet::new());
@@ -72,8 +72,8 @@ impl kernel::Host for Ladder {
         let shape = call.inputs().first().map_or(Vec::new(), |array| array.shape().to_vec());
         let name = call.kernel().name;
         RUNS.lock().unwrap().insert((name, shape));
-        let integers = call.template().iter().filter_map(|(constant, template)| match template {
-            Template::Int(value) => Some((name.to_owned(), (*constant).to_owned(), *value)),
+        let integers = call.template().iter().filter_map(|&(constant, template)| match template {
+            Template::Int(value) => Some((name, constant, value)),
             _ => None,
         });
         CONSTANTS.lock().unwrap().extend(integers);
