@@ -2,16 +2,27 @@
 
 use std::{cmp::Reverse, ops::Range};
 
-use mlx_rs::Array;
+use mlx_rs::{
+    Array,
+    ops::{concatenate, indexing::TryIndexOp, zeros_dtype},
+};
 
-use super::step::Span;
+use super::{held::Held, step::Span};
+use crate::{
+    attention::{FlashAttentionOptions, Window, flash_attention},
+    error::Result,
+    layout::Layout,
+    uploads,
+};
 
 /// The calls of one step.
 #[derive(Debug, Clone)]
 pub(super) struct Dense {
-    pub(super) calls: Vec<Call>,
+    calls: Vec<Call>,
+    /// Rows of no sequence, which come last.
+    padding: i32,
     /// Where each row of the step is, in what the calls yield one after another; `None` if in order.
-    pub(super) places: Option<Array>,
+    places: Option<Array>,
 }
 
 /// Sequences of one row each that attend together, or one of any number of rows.
@@ -20,17 +31,17 @@ pub(super) struct Dense {
 /// the first key of a shorter sequence is the first slot of the pool, which is zero: what lies in others may be NaN, and a
 /// weight of zero does not hide that.
 #[derive(Debug, Clone)]
-pub(super) struct Call {
-    pub(super) rows: Rows,
+struct Call {
+    rows: Rows,
     /// `[N, 1, S_kv]`, i32.
-    pub(super) slots: Array,
+    slots: Array,
     /// `[N, 1, 1, S_kv]`; `None` if all sequences are equally long.
-    pub(super) mask: Option<Array>,
+    mask: Option<Array>,
 }
 
 /// Rows of the step.
 #[derive(Debug, Clone)]
-pub(super) enum Rows {
+enum Rows {
     Run(Range<i32>),
     Some(Array),
 }
@@ -44,7 +55,32 @@ impl Dense {
         let called = groups.iter().flatten().flat_map(|span| span.rows.clone());
         let tokens = spans.last().map_or(0, |span| span.rows.end);
         let places = places(&called.chain(tokens..rows).collect::<Vec<_>>());
-        Self { calls: groups.iter().map(|group| Call::new(group, block_size)).collect(), places }
+        let calls = groups.iter().map(|group| Call::new(group, block_size)).collect();
+        Self { calls, padding: rows - tokens, places }
+    }
+
+    /// What `[T, H, D]` see, row by row, `[T, H, D_v]`: single tokens together, longer stretches one after another.
+    pub(super) fn attend(
+        &self,
+        queries: &Array,
+        held: &[Held; 2],
+        options: &FlashAttentionOptions,
+    ) -> Result<Array> {
+        let options = FlashAttentionOptions { layout: Layout::Bhsd, ..options.clone() };
+        let mut parts = Vec::new();
+        for call in &self.calls {
+            let queries = match &call.rows {
+                Rows::Run(rows) => queries.try_index(rows.clone())?,
+                Rows::Some(rows) => queries.take_axis(rows, 0)?,
+            };
+            parts.push(call.attend(&queries, held, &options)?);
+        }
+        if self.padding > 0 {
+            let shape = [self.padding, queries.dim(1), held[1].shape()[3]];
+            parts.push(zeros_dtype(&shape, queries.dtype())?);
+        }
+        let rows = concatenate(&parts, 0)?;
+        Ok(self.places.as_ref().map_or(Ok(rows.clone()), |places| rows.take_axis(places, 0))?)
     }
 }
 
@@ -89,6 +125,45 @@ impl Call {
         let mask = mask.then(|| Array::from_slice(&visible, &[count, 1, 1, length]));
         let slots = Array::from_slice(&slots, &[count, 1, length]);
         Self { rows: rows(spans), slots, mask }
+    }
+
+    /// What `[_, H, D]` of its rows see, `[_, H, D_v]`. The layout of the options is [`Layout::Bhsd`].
+    fn attend(
+        &self,
+        queries: &Array,
+        [keys, values]: &[Held; 2],
+        options: &FlashAttentionOptions,
+    ) -> Result<Array> {
+        let (keys, values) = (self.gathered(keys)?, self.gathered(values)?);
+        let options = FlashAttentionOptions { mask: self.mask.as_ref(), ..options.clone() };
+        let [sequences, _, key_heads, _] = Layout::Bhsd.dims(&keys);
+        let [rows, heads, size] = [0, 1, 2].map(|axis| queries.dim(axis));
+        if rows > sequences {
+            // Of one sequence, whose queries follow each other.
+            let queries = queries.swap_axes(0, 1)?.expand_dims(0)?;
+            let attended = flash_attention(queries, keys, values, options)?;
+            return Ok(attended.squeeze_axes(&[0])?.swap_axes(0, 1)?);
+        }
+        let by_head = options.alibi_slopes.is_some() || options.sinks.is_some();
+        let (queries, options) = if by_head || options.window.left.is_some() {
+            (queries.expand_dims(2)?, options)
+        } else {
+            // The heads that share keys attend as if they were queries of one head: a CPU multiplies by each key once for all.
+            let shape = [sequences, key_heads, heads / key_heads, size];
+            let window = Window::default();
+            (queries.reshape(&shape)?, FlashAttentionOptions { causal: false, window, ..options })
+        };
+        let value_size = values.dim(3);
+        let attended = flash_attention(queries, keys, values, options)?;
+        Ok(attended.reshape(&[rows, heads, value_size])?)
+    }
+
+    /// `[N, H_kv, S_kv, _]`, one head after another, which a CPU multiplies several times as fast as one token after another.
+    fn gathered(&self, held: &Held) -> Result<Array> {
+        let [.., heads, _] = held.shape();
+        let head = uploads::integers((0..heads).collect()).expand_dims(-1)?;
+        let rows = self.slots.multiply(uploads::int(heads))?.add(head)?;
+        held.picked(|array| Ok(array.flatten(0, 2)?.take_axis(&rows, 0)?))
     }
 }
 

@@ -3,11 +3,12 @@
 use mlx_rs::{Array, Dtype};
 
 use super::{
-    attend::{self, Appended, Tokens},
+    attend::{self, Appended},
     held::{self, Held},
     pool::{PagedPool, check_slots},
     sequence::SequenceId,
     step::PagedStep,
+    tokens::Tokens,
 };
 use crate::{
     attention::{BlockForm, FlashAttentionOptions, KvCache},

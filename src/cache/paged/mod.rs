@@ -19,6 +19,8 @@ mod sequence;
 mod step;
 #[cfg(test)]
 mod tests;
+mod tokens;
+mod way;
 
 pub use eviction::Eviction;
 pub use kv::{PagedKv, PagedKvOptions, PagedLayer};
