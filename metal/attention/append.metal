@@ -107,9 +107,13 @@ METAL_FUNC void store_plain(H head, device T* to, uint lane) {
 
 template <typename T, typename E, typename H>
 METAL_FUNC void store_scaled(H head, device E* to, device float* scale, uint lane) {
+  // Most heads have no more than a slot for each lane, which is kept: to turn it takes sines.
+  Share<T> kept = {};
   float peak = 0.0f;
   for (uint slot = lane; slot < head.slots(); slot += 32) {
-    const Values<T> values = values_of<T>(head.share(slot));
+    const Share<T> share = head.share(slot);
+    if (slot == lane) kept = share;
+    const Values<T> values = values_of<T>(share);
     UNROLL
     for (int i = 0; i < 2 * Chunk<T>::SIZE; i++) {
       const float x = values.at[i];
@@ -120,7 +124,7 @@ METAL_FUNC void store_scaled(H head, device E* to, device float* scale, uint lan
   const float rate = metal::max(metal::simd_max(peak) / largest_of(E(0)), 1e-30f);
   for (uint slot = lane; slot < head.slots(); slot += 32) {
     const Spans spans = head.spans(slot);
-    const Values<T> values = values_of<T>(head.share(slot));
+    const Values<T> values = values_of<T>(slot == lane ? kept : head.share(slot));
     UNROLL
     for (int i = 0; i < 2 * Chunk<T>::SIZE; i++) {
       const int part = i / Chunk<T>::SIZE;

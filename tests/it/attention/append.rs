@@ -266,6 +266,8 @@ fn tokens_go_where_they_belong_and_nowhere_else() {
             ([7, 3, 1, 5, 9], Strided),
             ([2, 2, 2, 128, 64], Strided),
             ([3, 4, 2, 24, 24], Together),
+            // More than a slot for each thread of a simdgroup.
+            ([2, 2, 1, 600, 264], Rows),
         ] {
             check(sizes, dtype, [dtype; 2], lie);
         }
@@ -283,6 +285,7 @@ fn eight_bits_hold_what_is_nearest() {
             check(sizes, Float32, stored, lie);
         }
     }
+    check([2, 2, 1, 264, 300], Float32, [Int8, Uint8], Rows);
     check([3, 2, 1, 64, 32], Dtype::Bfloat16, [Int8, Dtype::Bfloat16], Rows);
     check([3, 2, 1, 64, 32], Dtype::Float16, [Dtype::Float16, Uint8], Rows);
 }
@@ -334,6 +337,7 @@ fn queries_and_keys_turn_on_the_way() {
             ([3, 2, 2, 64, 64], 64, Interleaved, Rows),
             ([3, 4, 2, 32, 32], 32, Interleaved, Together),
             ([4, 3, 1, 20, 20], 10, HalfSplit, Together),
+            ([2, 2, 1, 600, 40], 560, HalfSplit, Rows),
         ] {
             let magnitude = if dims == 32 { 1.25 } else { 1.0 };
             check_turned(sizes, dtype, Turning { dims, style, magnitude }, lie);
