@@ -1,4 +1,4 @@
-"""What mlx-lm writes of the models and requests of examples/throughput.rs, for its table in the README.
+"""What mlx-lm writes of the models and requests of examples/throughput.rs, for its table in MEASUREMENTS.md.
 
     pip install mlx-lm==0.32.2 "mlx[cuda13]==0.32.2"
     MLX_CUDA_GRAPH_CACHE_SIZE=20000 python benches/beside_mlx_lm.py --shape smollm2-135m --batch 32 64

@@ -56,7 +56,7 @@ enum Task {
         /// The JSON file to write
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// Times nothing: puts the files of `benches/results/` into the README
+        /// Times nothing: puts the files of `benches/results/` into MEASUREMENTS.md
         #[arg(long, conflicts_with_all = ["suite", "output"])]
         report: bool,
     },

@@ -1,4 +1,4 @@
-//! The README's tables, made of the files in `benches/results/`.
+//! The tables of MEASUREMENTS.md, made of the files in `benches/results/`.
 use std::fs;
 use std::path::PathBuf;
 
@@ -10,14 +10,16 @@ use crate::paths;
 const START: &str = "<!-- speed: `cargo xtask bench --report` writes what follows -->";
 const END: &str = "<!-- end of speed -->";
 
-/// Puts the results of every file into the README.
+const PAGE: &str = "MEASUREMENTS.md";
+
+/// Puts the results of every file into the page.
 pub(crate) fn write() -> Result<()> {
-    let readme = paths::root().join("README.md");
-    let text = fs::read_to_string(&readme)?;
+    let page = paths::root().join(PAGE);
+    let text = fs::read_to_string(&page)?;
     let fresh = with_tables(&text, &kept()?)?;
     if fresh != text {
-        fs::write(&readme, fresh)?;
-        eprintln!("wrote {}", readme.display());
+        fs::write(&page, fresh)?;
+        eprintln!("wrote {}", page.display());
     }
     Ok(())
 }
@@ -36,10 +38,10 @@ fn kept() -> Result<Vec<Results>> {
     files.iter().map(read).collect()
 }
 
-/// `readme` with a table for each of `results` between the markers.
-fn with_tables(readme: &str, results: &[Results]) -> Result<String> {
-    let (before, rest) = readme.split_once(START).context("README.md has lost its start marker")?;
-    let (_, after) = rest.split_once(END).context("README.md has lost its end marker")?;
+/// `page` with a table for each of `results` between the markers.
+fn with_tables(page: &str, results: &[Results]) -> Result<String> {
+    let (before, rest) = page.split_once(START).context("the start marker is missing")?;
+    let (_, after) = rest.split_once(END).context("the end marker is missing")?;
     let tables: Vec<_> = results.iter().map(section).collect();
     Ok(format!("{before}{START}\n{}\n{END}{after}", tables.concat()))
 }
@@ -80,18 +82,18 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_shows_what_the_files_hold() -> Result<()> {
-        let readme = fs::read_to_string(paths::root().join("README.md"))?;
+    fn the_page_shows_what_the_files_hold() -> Result<()> {
+        let page = fs::read_to_string(paths::root().join(PAGE))?;
         let kept = kept()?;
         assert!(!kept.is_empty());
-        assert!(with_tables(&readme, &kept)? == readme, "run: cargo xtask bench --report");
+        assert!(with_tables(&page, &kept)? == page, "run: cargo xtask bench --report");
         Ok(())
     }
 
     #[test]
     fn tables_replace_what_stood_between_the_markers() -> Result<()> {
-        let readme = format!("before\n{START}\nold\n{END}\nafter\n");
-        let once = with_tables(&readme, &[results(), results()])?;
+        let page = format!("before\n{START}\nold\n{END}\nafter\n");
+        let once = with_tables(&page, &[results(), results()])?;
         let head = format!("before\n{START}\n\n#### A GPU, MLX 0.32.2, cuBLAS 13\n\n| operation ");
         assert!(once.starts_with(&head), "{once}");
         assert!(once.ends_with(&format!("|\n\n{END}\nafter\n")), "{once}");
