@@ -158,8 +158,8 @@ fn follow(
     }
     let mut ahead = caught(|| Ok(state.fork()))?;
     for (place, &draft) in (1..).zip(text.drafts) {
-        // Drafts hold no stop token.
-        if !matches!(steps.last(), Some(Next::Tokens(mask)) if mask.allows(draft)) {
+        let may_follow = matches!(steps.last(), Some(Next::Tokens(mask)) if mask.allows(draft));
+        if !may_follow || text.request.sampling.stop_tokens.contains(&draft) {
             return Ok(());
         }
         if caught(|| ahead.accept(draft).map(|()| ahead.is_complete()))? {

@@ -78,11 +78,15 @@ impl Drafting {
     }
 
     fn take(&self, text: &DraftedText, draft: Draft, guesses: &mut Guesses) {
-        let Draft { tokens, probabilities } = draft;
-        // A stop token ends the text, and is drawn after what comes before it.
+        let Draft { mut tokens, probabilities } = draft;
+        let known = |token: &&u32| **token < self.vocabulary;
+        tokens.truncate(tokens.iter().take(text.limit).take_while(known).count());
         let stops = &text.sampling.stop_tokens;
-        let goes_on = |token: &u32| *token < self.vocabulary && !stops.contains(token);
-        let tokens = tokens.into_iter().take_while(goes_on).take(text.limit).collect::<Vec<_>>();
+        if let Some(stop) = tokens.iter().position(|token| stops.contains(token)) {
+            // Nothing comes after it. A guess needs no check, for the model draws it as it is; but what was drawn must be checked
+            // whatever it is, or it would come as often as both draw it.
+            tokens.truncate(stop + usize::from(probabilities.is_some()));
+        }
         if let Err(error) = self.check(tokens.len(), probabilities.as_ref()) {
             return tracing::warn!(target: TARGET, %error, "the drafter failed");
         }

@@ -241,29 +241,49 @@ impl CausalModel for Chain {
     }
 }
 
+/// A token that ends a text, and is drawn often enough to be missed.
+const STOP: u32 = 2;
+
+/// The place of a text among those of three tokens; one that has ended stays as it is.
+fn place(tokens: &[u32]) -> u32 {
+    let length = tokens.iter().position(|&token| token == STOP).unwrap_or(tokens.len());
+    let padded = tokens[..length].iter().copied().chain(std::iter::repeat(STOP));
+    padded.take(3).fold(0, |place, token| place * STATES as u32 + token)
+}
+
 #[test]
 fn drafts_leave_the_distribution_of_texts_as_it_is() {
     const TEXTS: u64 = 12_800;
-    for temperature in [0.7, 1.0] {
-        let expected = Chain::new(3, 0.0).texts(temperature);
+    for (temperature, stops) in [(0.7, false), (1.0, false), (1.0, true)] {
+        let mut expected = Chain::new(3, 0.0).texts(temperature);
+        if stops {
+            let likely = std::mem::replace(&mut expected, vec![0.0; STATES.pow(3)]);
+            for (number, p) in (0..).zip(likely) {
+                expected[place(&[number / 25, number / 5 % 5, number % 5]) as usize] += p;
+            }
+        }
         let drafts =
-            [("good", Chain::new(3, 0.3), 0.7..0.99), ("bad", Chain::new(77, 0.0), 0.1..0.6)];
+            [("good", Chain::new(3, 0.3), 0.7..0.99), ("bad", Chain::new(77, 0.0), 0.1..0.7)];
         for (what, draft, kept) in drafts {
             let draft = DraftModel::new(draft, DraftModelOptions::default()).unwrap();
             let options = GenerationEngineOptions { max_batch_size: 64, ..Default::default() };
             let model = Chain::new(3, 0.0);
             let engine = GenerationEngine::with_drafter(model, draft, options).unwrap();
             let requests = (0..TEXTS / 64).map(|number| {
-                let sampling = params(64 * number, temperature as f32);
+                let stop_tokens = if stops { vec![STOP] } else { Vec::new() };
+                let sampling =
+                    SamplingParams { stop_tokens, ..params(64 * number, temperature as f32) };
                 GenerationRequest { n: 64, ..request(vec![0], 3, sampling) }
             });
             let texts = requests.flat_map(|request| engine.generate(request).unwrap());
             // Each text is a number of three digits.
-            let place = |text: Completion| {
-                text.tokens.iter().fold(0, |place, &token| place * STATES as u32 + token)
+            let number = |text: Completion| match stops {
+                true => place(&text.tokens),
+                false => text.tokens.iter().fold(0, |place, &token| place * STATES as u32 + token),
             };
-            let of = format!("texts by {what} drafts at {temperature}");
-            assert_follow(&of, &texts.map(place).collect::<Vec<_>>(), &expected);
+            let stopping = if stops { ", ending" } else { "" };
+            let of = format!("texts by {what} drafts at {temperature}{stopping}");
+            assert_follow(&of, &texts.map(number).collect::<Vec<_>>(), &expected);
             let stats = engine.stats();
             let share = stats.accepted_tokens as f64 / stats.drafted_tokens as f64;
             assert!(kept.contains(&share), "{what} at {temperature}: {share} kept");

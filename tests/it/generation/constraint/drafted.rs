@@ -1,17 +1,22 @@
 //! Guesses under constraints: what is drawn is what would be drawn without.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
 use mlx_primitives::{
     Result,
     generation::{
-        Draft, DraftModel, DraftModelOptions, DraftedText, Drafter, FinishReason, GenerationEngine,
-        GenerationRequest, PromptLookup,
+        Allowed, Constraint, ConstraintError, Draft, DraftModel, DraftModelOptions, DraftedText,
+        Drafter, FinishReason, GenerationEngine, GenerationRequest, PromptLookup,
     },
-    sampling::SamplingParams,
+    sampling::{SamplingParams, TokenMask},
 };
 
 use super::{
-    Decoder, Ruled, anything, engine, options, prompt, request, texts::samplings, third, thirds,
-    together, under,
+    Decoder, Ruled, VOCABULARY, anything, engine, options, params, prompt, request,
+    texts::samplings, third, thirds, together, under,
 };
 
 /// Prompts that repeat themselves, so that there is something to look up.
@@ -73,6 +78,51 @@ fn what_a_model_drafts_freely_is_drawn_within_the_constraint() {
     }
     let stats = engine_of_guesses.stats();
     assert!(stats.accepted_tokens > 0 && stats.accepted_tokens < stats.drafted_tokens, "{stats:?}");
+}
+
+/// Says whether it was ever given a token to stop at, which is none of a text.
+#[derive(Debug, Clone)]
+struct Endless(TokenMask, Arc<AtomicBool>);
+
+impl Constraint for Endless {
+    fn vocabulary(&self) -> i32 {
+        self.0.vocabulary()
+    }
+
+    fn allowed(&mut self) -> Result<Allowed, ConstraintError> {
+        Ok(Allowed { tokens: self.0.clone(), end: true })
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), ConstraintError> {
+        self.1.fetch_or(!self.0.allows(token), Relaxed);
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        false
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+#[test]
+fn tokens_to_stop_at_may_be_drafted_and_are_none_of_the_text() {
+    let model = DraftModel::new(Decoder::new(), DraftModelOptions::default()).unwrap();
+    let mut tokens = TokenMask::all(VOCABULARY).unwrap();
+    (0..9).for_each(|stop| tokens.forbid(stop));
+    let given = Arc::new(AtomicBool::new(false));
+    let bound = (0..40).map(|seed| {
+        let sampling = SamplingParams { stop_tokens: (0..9).collect(), ..params(seed, 1.0) };
+        let constraint = Arc::new(Endless(tokens.clone(), given.clone()));
+        let request = request(prompt(seed, 5), 24, sampling);
+        GenerationRequest { constraint: Some(constraint), ..request }
+    });
+    let texts = together(&drafted(model), &bound.collect::<Vec<_>>());
+    let stopped = texts.iter().filter(|text| matches!(text.reason, FinishReason::StopToken(0..9)));
+    assert!((30..=40).contains(&stopped.count()), "{texts:?}");
+    assert!(!given.load(Relaxed));
 }
 
 /// Guesses sevens.
