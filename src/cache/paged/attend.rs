@@ -38,18 +38,17 @@ pub(super) struct Appended {
 }
 
 /// The blocks with the tokens of a step written, and what their queries see in them. The tokens are in the layout of `options`.
-/// A kernel writes them where it may, but not `again` in one step: that would write what the first time may not have read yet.
+/// A kernel writes them where it may, but not again in one step: that would write what the first time may not have read yet.
 pub(super) fn append_and_attend(
     tokens: &Tokens,
     kv: &PagedKv,
     step: &PagedStep,
     options: &FlashAttentionOptions,
-    again: bool,
 ) -> Result<Appended> {
     let context = Context::current()?;
     let held = kv.held();
     let way = Way::of(held, step, options, &context);
-    let sole = kv.writes_in_place(step, &context).filter(|_| !again);
+    let sole = kv.writes_in_place(step, &context).filter(|_| !kv.has_applied(step));
     let after_queries = || way.clone().after_queries(held, step, options, &context);
     if let Some((sole, way)) = sole.zip(after_queries()) {
         match in_place(tokens, held, step, options, &way, sole) {

@@ -7,7 +7,7 @@ use super::{
     held::{self, Held},
     pool::{PagedPool, check_slots},
     sequence::SequenceId,
-    step::PagedStep,
+    step::{PagedStep, StepId},
     tokens::Tokens,
 };
 use crate::{
@@ -69,6 +69,8 @@ pub struct PagedKv {
     /// Keys and values.
     held: [Held; 2],
     copied: Option<Copied>,
+    /// The last step whose copies were made and whose tokens were written.
+    applied: Option<StepId>,
     /// That nobody else ever holds one of these arrays.
     sole: Option<Sole>,
     /// Whether the last step was put together such that MLX copies no pool for it, whatever reads that when it is computed.
@@ -78,7 +80,7 @@ pub struct PagedKv {
 /// What a step copies, gathered before.
 #[derive(Debug)]
 struct Copied {
-    step: u64,
+    step: StepId,
     blocks: [Vec<Array>; 2],
 }
 
@@ -98,7 +100,7 @@ impl PagedKv {
         CHECK.floating_dtype("dtype", dtype)?;
         let zeros = |form, size| Held::zeros(form, [blocks, block_size, num_kv_heads, size], dtype);
         let held = [zeros(options.keys, head_dim)?, zeros(options.values, value_dim)?];
-        Ok(Self { held, copied: None, sole: None, in_place: false })
+        Ok(Self { held, copied: None, applied: None, sole: None, in_place: false })
     }
 
     /// The same, written in place also while the device still reads it for steps before, by a kernel where one runs: nobody may
@@ -181,36 +183,30 @@ impl PagedKv {
     /// When MLX fails.
     pub fn gather(&mut self, step: &PagedStep) -> Result<Vec<Array>> {
         let Some([from, _]) = &step.copies else { return Ok(Vec::new()) };
-        if self.in_place && self.writes_in_place(step, &Context::current()?).is_some() {
+        // The kernel that wrote the last step may still run, and nothing that reads the blocks now would wait for it.
+        if self.in_place {
             return Ok(Vec::new());
         }
         let blocks = self.gathered(from)?;
-        self.copied = Some(Copied { step: step.number, blocks: blocks.clone() });
+        self.copied = Some(Copied { step: step.id, blocks: blocks.clone() });
         Ok(blocks.concat())
     }
 
     /// The cache of this layer for one step: queries, keys and values are `[T, 1, heads, D]`, a row for each token.
     pub fn layer<'a>(&'a mut self, step: &'a PagedStep) -> PagedLayer<'a> {
-        PagedLayer { kv: self, step, attended: false }
+        PagedLayer { kv: self, step }
     }
 
     /// The keys and values of a sequence in numbers, `[1, S, H_kv, D]` and `[1, S, H_kv, D_v]`: what another cache goes on
-    /// from, and what [`save_caches`](crate::cache::save_caches) takes in one.
+    /// from, and what [`save_caches`](crate::cache::save_caches) takes in one. Every step of the pool must have been run here.
     ///
     /// # Errors
-    /// When there is no such sequence, or the pool is of other sizes.
+    /// When there is no such sequence, it has tokens that are in no step yet, or the pool has blocks of another size or more of
+    /// them.
     pub fn read(&self, pool: &PagedPool, sequence: SequenceId) -> Result<(Array, Array)> {
-        let (table, len) = (pool.table(sequence)?, pool.len(sequence)?);
-        self.check_block_size("pool", pool.block_size())?;
-        let last = table.iter().copied().max().unwrap_or(0);
-        let [blocks, ..] = self.held[0].shape();
-        CHECK.value(
-            last < blocks,
-            "pool",
-            format_args!("have at most {blocks} blocks"),
-            last + 1,
-        )?;
-        let table = uploads::integers(table.to_vec());
+        let (table, len) = (pool.written_table(sequence)?, pool.len(sequence)?);
+        self.check_blocks("pool", [pool.blocks(), pool.block_size()])?;
+        let table = uploads::integers(table);
         let [keys, values] = &self.held;
         Ok((keys.sequence(&table, len)?, values.sequence(&table, len)?))
     }
@@ -219,26 +215,33 @@ impl PagedKv {
     /// without a model: what [`Self::read`] or another cache held.
     ///
     /// # Errors
-    /// When they do not fit the step or the blocks. Nothing is changed then.
+    /// When they do not fit the step or the blocks, or the step is of a pool with blocks of another size or more of them.
+    /// Nothing is changed then.
     pub fn write(&mut self, step: &PagedStep, keys: &Array, values: &Array) -> Result<()> {
         self.check_tokens(step, keys, values, Layout::Bshd)?;
         let written = attend::with_tokens(&self.copied(step)?, step, [keys, values])?;
-        (self.held, self.copied) = (written, None);
+        (self.held, self.copied, self.applied) = (written, None, Some(step.id));
         Ok(())
+    }
+
+    /// Whether the tokens of a step were written before, and its copies made.
+    pub(super) fn has_applied(&self, step: &PagedStep) -> bool {
+        self.applied == Some(step.id)
     }
 
     /// The blocks with the copies of a step made.
     pub(super) fn copied(&self, step: &PagedStep) -> Result<[Held; 2]> {
         match &step.copies {
-            Some(copies) => self.with_copies(step, copies),
-            None => Ok(self.held.clone()),
+            // What they are copies of may have been overwritten by the tokens of the step.
+            Some(copies) if !self.has_applied(step) => self.with_copies(step, copies),
+            _ => Ok(self.held.clone()),
         }
     }
 
     fn with_copies(&self, step: &PagedStep, [from, to]: &[Array; 2]) -> Result<[Held; 2]> {
         let [keys, values] = &self.held;
         let [of_keys, of_values] =
-            match self.copied.as_ref().filter(|copied| copied.step == step.number) {
+            match self.copied.as_ref().filter(|copied| copied.step == step.id) {
                 Some(copied) => copied.blocks.clone(),
                 None => self.gathered(from)?,
             };
@@ -276,13 +279,15 @@ impl PagedKv {
             CHECK.dtype_among(name, array, &[held.dtype()])?;
             CHECK.shape(name, array, &layout.axes(step.rows(), 1, heads, size))?;
         }
-        self.check_block_size("step", step.block_size)
+        self.check_blocks("step", [step.blocks, step.block_size])
     }
 
-    fn check_block_size(&self, name: &'static str, found: i32) -> Result<()> {
-        let [_, block, ..] = self.held[0].shape();
-        let expected = format_args!("have blocks of {block}");
-        CHECK.value(found == block, name, expected, found)
+    /// Refuses what knows of other blocks than these.
+    fn check_blocks(&self, name: &'static str, [blocks, block_size]: [i32; 2]) -> Result<()> {
+        let [most, size, ..] = self.held[0].shape();
+        let expected = format_args!("have blocks of {size}");
+        CHECK.value(block_size == size, name, expected, block_size)?;
+        CHECK.value(blocks <= most, name, format_args!("have at most {most} blocks"), blocks)
     }
 }
 
@@ -300,7 +305,6 @@ impl PagedKv {
 pub struct PagedLayer<'a> {
     kv: &'a mut PagedKv,
     step: &'a PagedStep,
-    attended: bool,
 }
 
 impl KvCache for PagedLayer<'_> {
@@ -341,9 +345,9 @@ impl PagedLayer<'_> {
         kv.check(step, [tokens.queries, tokens.keys, tokens.values], options.layout)?;
         attend::check(tokens.queries, options)?;
         let Appended { held, attended, in_place } =
-            attend::append_and_attend(tokens, kv, step, options, self.attended)?;
+            attend::append_and_attend(tokens, kv, step, options)?;
         (kv.held, kv.copied, kv.in_place) = (held, None, in_place);
-        self.attended = true;
+        kv.applied = Some(step.id);
         Ok(attended)
     }
 }

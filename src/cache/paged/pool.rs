@@ -1,13 +1,16 @@
 //! The manager of blocks: sequences, their tables, and what they share.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{
     blocks::Blocks,
     eviction::Eviction,
     prefix::{Content, Shared, root},
     sequence::{Sequence, SequenceId},
-    step::{PagedStep, Plan},
+    step::{PagedStep, Plan, StepId},
 };
 use crate::{check::Check, error::Result};
 
@@ -80,7 +83,7 @@ impl PagedPoolOptions {
 /// pool.append(first, &prompt)?;
 /// let step = pool.step(&[first], 0)?;
 /// // ... the model runs ...
-/// pool.computed(&step);
+/// pool.computed(&step)?;
 ///
 /// // The first block is shared; the rest is left to compute.
 /// let second = pool.open(&prompt, b"")?;
@@ -96,6 +99,8 @@ impl PagedPoolOptions {
 #[derive(Debug)]
 pub struct PagedPool {
     options: PagedPoolOptions,
+    /// No other pool has it.
+    id: u64,
     pub(super) blocks: Blocks,
     pub(super) sequences: BTreeMap<SequenceId, Sequence>,
     opened: u64,
@@ -114,8 +119,15 @@ impl PagedPool {
         check_slots(CHECK, options.blocks, options.block_size)?;
         options.eviction.check(CHECK)?;
         let blocks = Blocks::new(options.blocks as usize, options.eviction.clone());
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let (sequences, copies) = (BTreeMap::new(), Vec::new());
-        Ok(Self { options, blocks, sequences, opened: 0, steps: 0, copies })
+        Ok(Self { options, id, blocks, sequences, opened: 0, steps: 0, copies })
+    }
+
+    /// How many blocks there are, used or not.
+    pub fn blocks(&self) -> i32 {
+        self.options.blocks
     }
 
     /// How many tokens a block holds.
@@ -236,11 +248,7 @@ impl PagedPool {
     /// # Errors
     /// When there is no such sequence, or it has tokens that are in no step yet.
     pub fn fork(&mut self, id: SequenceId) -> Result<SequenceId> {
-        let sequence = self.get(id)?;
-        let waiting = sequence.tokens.len() - sequence.scheduled;
-        let expected = "have no appended tokens that are in no step yet";
-        CHECK.value(waiting == 0, "sequence", expected, waiting)?;
-        let twin = sequence.clone();
+        let twin = self.without_waiting(id)?.clone();
         self.blocks.share(&twin.table);
         Ok(self.insert(twin))
     }
@@ -286,6 +294,15 @@ impl PagedPool {
         Ok(&self.get(id)?.table)
     }
 
+    /// The blocks in which the keys and values of a sequence are until the next step: not in copies that this is to make.
+    ///
+    /// # Errors
+    /// When there is no such sequence, or it has tokens that are in no step yet.
+    pub(super) fn written_table(&self, id: SequenceId) -> Result<Vec<i32>> {
+        let table = self.without_waiting(id)?.table.iter();
+        Ok(table.map(|&block| self.source(block)).collect())
+    }
+
     /// Tells how much attention each block of a sequence drew, for [`Eviction::AttentionScore`].
     ///
     /// # Errors
@@ -307,7 +324,9 @@ impl PagedPool {
     /// When there is no such sequence, one comes twice or has no tokens to compute, there is none, or MLX fails.
     pub fn step(&mut self, sequences: &[SequenceId], rows: usize) -> Result<PagedStep> {
         CHECK.value(!sequences.is_empty(), "sequences", "be one or more", 0)?;
-        let mut plan = Plan::new(self.options.block_size, self.steps, self.copies.clone());
+        let PagedPoolOptions { blocks, block_size, .. } = self.options;
+        let id = StepId { pool: self.id, number: self.steps };
+        let mut plan = Plan::new(id, [blocks, block_size], self.copies.clone());
         for (index, &id) in sequences.iter().enumerate() {
             let sequence = self.get(id)?;
             let first = !sequences[..index].contains(&id);
@@ -327,12 +346,16 @@ impl PagedPool {
     }
 
     /// Tells that the keys and values of a step are computed, on every layer. Prompts find them from now on.
-    pub fn computed(&mut self, step: &PagedStep) {
-        for done in step.done() {
-            if self.options.share_prefixes {
-                self.publish(done.id, done.cuts, done.len);
-            }
+    ///
+    /// # Errors
+    /// When the step is of another pool.
+    pub fn computed(&mut self, step: &PagedStep) -> Result<()> {
+        let expected = "be one of this pool";
+        CHECK.value(step.id.pool == self.id, "step", expected, "one of another")?;
+        if self.options.share_prefixes {
+            step.done().iter().for_each(|done| self.publish(done.id, done.cuts, done.len));
         }
+        Ok(())
     }
 
     /// Publishes the full blocks among the first `len` tokens of a sequence, if none were taken back since.
@@ -384,11 +407,16 @@ impl PagedPool {
             *last = to;
         }
         // All copies of a step read before any writes: one of a copy is one of what that copies.
-        let source = self.copies.iter().find(|(_, copied)| *copied == from);
-        let source = source.map_or(from, |&(source, _)| source);
+        let source = self.source(from);
         self.release(&[from]);
         self.copies.push((source, to));
         Ok(())
+    }
+
+    /// Where what a block is to hold is until the next step.
+    fn source(&self, block: i32) -> i32 {
+        let copy = self.copies.iter().find(|(_, to)| *to == block);
+        copy.map_or(block, |&(from, _)| from)
     }
 
     /// Takes a user from each block. No copy is made into one that is free again, as its next user may ask for one.
@@ -402,6 +430,15 @@ impl PagedPool {
         self.opened += 1;
         self.sequences.insert(id, sequence);
         id
+    }
+
+    /// A sequence whose tokens are all in some step.
+    fn without_waiting(&self, id: SequenceId) -> Result<&Sequence> {
+        let sequence = self.get(id)?;
+        let waiting = sequence.tokens.len() - sequence.scheduled;
+        let expected = "have no appended tokens that are in no step yet";
+        CHECK.value(waiting == 0, "sequence", expected, waiting)?;
+        Ok(sequence)
     }
 
     fn get(&self, id: SequenceId) -> Result<&Sequence> {

@@ -34,9 +34,10 @@ pub struct PagedStep {
     /// Whether a block is copied from that is copied to as well.
     pub(super) copies_overlap: bool,
     pub(super) spans: Vec<Span>,
+    pub(super) id: StepId,
+    /// Those of its pool.
+    pub(super) blocks: i32,
     pub(super) block_size: i32,
-    /// Which step of its pool it is.
-    pub(super) number: u64,
     /// The slots of all tokens of the one sequence that there is, if they lie one after another.
     pub(super) run: Option<Range<i32>>,
     /// For where no kernel reads blocks; made when it is first needed.
@@ -44,6 +45,13 @@ pub struct PagedStep {
     rows: i32,
     starts: Vec<i32>,
     done: Vec<Done>,
+}
+
+/// Which step of which pool it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct StepId {
+    pub(super) pool: u64,
+    pub(super) number: u64,
 }
 
 /// The rows of one sequence, for those who go from one sequence to the next.
@@ -102,8 +110,9 @@ impl PagedStep {
 /// A step in the making.
 #[derive(Debug)]
 pub(super) struct Plan {
+    id: StepId,
+    blocks: i32,
     block_size: i32,
-    number: u64,
     slots: Vec<i32>,
     tokens: Vec<u32>,
     positions: Vec<i32>,
@@ -114,10 +123,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) fn new(block_size: i32, number: u64, copies: Vec<(i32, i32)>) -> Self {
+    /// Of a pool of so many blocks of so many tokens.
+    pub(super) fn new(id: StepId, [blocks, block_size]: [i32; 2], copies: Vec<(i32, i32)>) -> Self {
         let (slots, tokens, positions) = (Vec::new(), Vec::new(), Vec::new());
         let (starts, spans, done) = (vec![0], Vec::new(), Vec::new());
-        Self { block_size, number, slots, tokens, positions, starts, spans, copies, done }
+        Self { id, blocks, block_size, slots, tokens, positions, starts, spans, copies, done }
     }
 
     /// Adds the tokens of a sequence that are in no step yet.
@@ -184,8 +194,9 @@ impl Plan {
             copies,
             copies_overlap,
             spans: self.spans,
+            id: self.id,
+            blocks: self.blocks,
             block_size: self.block_size,
-            number: self.number,
             run,
             dense: OnceCell::new(),
             rows: count as i32,

@@ -127,7 +127,7 @@ impl Checked {
         }
         // Now and then the model fails, and nothing of it may be shared.
         if random.below(5) > 0 {
-            self.pool.computed(&step);
+            self.pool.computed(&step).unwrap();
         } else {
             ids.into_iter().for_each(|id| self.close(id));
         }
@@ -310,7 +310,7 @@ fn computed(pool: &mut PagedPool, prompt: &[u32], salt: &[u8]) -> (SequenceId, i
     let found = pool.len(id).unwrap();
     pool.append(id, &prompt[found as usize..]).unwrap();
     let step = pool.step(&[id], 0).unwrap();
-    pool.computed(&step);
+    pool.computed(&step).unwrap();
     (id, found)
 }
 
@@ -345,10 +345,10 @@ fn nothing_is_shared_that_was_not_computed_or_was_taken_back() {
     assert_eq!(pool.longest_prefix(&prompt, b""), 0);
     pool.truncate(id, 6).unwrap();
     pool.append(id, &[6, 7]).unwrap();
-    pool.computed(&step);
+    pool.computed(&step).unwrap();
     assert_eq!(pool.longest_prefix(&prompt, b""), 0);
     let step = pool.step(&[id], 0).unwrap();
-    pool.computed(&step);
+    pool.computed(&step).unwrap();
     assert_eq!(pool.longest_prefix(&prompt, b""), 8);
     let apart = PagedPoolOptions { share_prefixes: false, ..PagedPoolOptions::new(4) };
     let mut apart = PagedPool::new(apart).unwrap();

@@ -209,7 +209,7 @@ impl Scheduler {
     /// Takes in what was drawn after a batch, for each text in [`Batch::drawn`] its drafts up to the first that is wrong, and
     /// a token after that.
     pub(crate) fn advance(&mut self, batch: &Batch, tokens: &[Vec<u32>]) -> Result<()> {
-        self.pool.computed(&batch.step);
+        self.pool.computed(&batch.step)?;
         for (drawing, tokens) in batch.drawn.iter().zip(tokens) {
             let running = self.running.iter_mut().find(|branch| branch.key == drawing.key);
             let Some(branch) = running else { continue };

@@ -142,7 +142,7 @@ impl<M: CausalModel> DraftModel<M> {
             return Ok(None);
         }
         let (step, hidden) = self.read(&sequences, tokens, read)?;
-        read.pool.computed(&step);
+        read.pool.computed(&step)?;
         if places.is_empty() {
             self.reader.settle([&hidden])?;
             return Ok(None);

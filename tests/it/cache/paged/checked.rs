@@ -260,6 +260,23 @@ impl Checked {
         held
     }
 
+    /// Reads a sequence: what was written, unless some of it waits for a step.
+    pub(super) fn read(&self, id: SequenceId) {
+        let read = self.kv.read(&self.pool, id);
+        if self.written[&id] < self.lists[&id].len() {
+            let refused = read.unwrap_err().to_string();
+            assert!(refused.contains("no appended tokens that are in no step yet"), "{refused}");
+            return;
+        }
+        let (keys, values) = read.unwrap();
+        let sides = [keys, values].into_iter().enumerate();
+        for (side, array) in sides.filter(|&(side, _)| self.forms[side] == BlockForm::Plain) {
+            let held = self.held(side, id);
+            let shape = [1, held.len(), HEADS[1], HEADS[2 + side]];
+            assert_eq!(Tensor::of(&array), Tensor::new(&shape, held.concat()), "{id:?}");
+        }
+    }
+
     /// Runs a step over these sequences, and compares every row with the oracle.
     pub(super) fn step(&mut self, ids: &[SequenceId], rows: usize, asked: Asked, layout: Layout) {
         let ran: Vec<_> = ids.iter().map(|id| (*id, self.written[id])).collect();
@@ -286,7 +303,7 @@ impl Checked {
         for &id in ids {
             self.written.insert(id, self.lists[&id].len());
         }
-        self.pool.computed(&step);
+        self.pool.computed(&step).unwrap();
     }
 }
 

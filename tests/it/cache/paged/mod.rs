@@ -84,10 +84,76 @@ fn run_at_random(mut checked: Checked, random: &mut Random, asked: Asked) {
                 }
             }
         }
+        checked.lists.keys().for_each(|&id| checked.read(id));
     }
     let ids: Vec<_> = checked.lists.keys().copied().collect();
     ids.into_iter().for_each(|id| checked.close(id));
     assert_eq!(checked.pool.used_blocks(), 0);
+}
+
+#[test]
+fn a_copy_that_is_yet_to_be_made_is_read_where_it_comes_from() {
+    let mut checked = Checked::new(F32);
+    let id = checked.open(&[]);
+    checked.append(id, &[1, 0, 1]);
+    checked.step(&[id], 0, PLAIN, Layout::Bshd);
+    let fork = checked.fork(id);
+    checked.append(fork, &[1]);
+    checked.read(fork);
+    checked.pool.truncate(fork, 3).unwrap();
+    checked.lists.insert(fork, vec![1, 0, 1]);
+    assert_ne!(checked.pool.table(fork).unwrap(), checked.pool.table(id).unwrap());
+    checked.read(fork);
+}
+
+#[test]
+fn a_layer_that_attends_again_copies_no_block_again() {
+    let mut checked = Checked::new(F32);
+    let first = checked.open(&[]);
+    checked.append(first, &[1, 0, 1]);
+    checked.step(&[first], 0, PLAIN, Layout::Bshd);
+    let fork = checked.fork(first);
+    checked.append(fork, &[0]);
+    // What the fork's block is a copy of is overwritten in the step that copies it.
+    let shared = checked.pool.table(first).unwrap().to_vec();
+    checked.close(first);
+    let second = checked.open(&[]);
+    checked.append(second, &[0, 1, 0]);
+    assert_eq!(checked.pool.table(second).unwrap(), shared);
+    let step = checked.pool.step(&[fork, second], 0).unwrap();
+    for _ in 0..2 {
+        let tokens = [(0, 3), (0, 0), (1, 1), (0, 2)];
+        checked.attended(&step, &tokens, PLAIN, Layout::Bshd);
+        checked.written.extend([(fork, 4), (second, 3)]);
+        checked.read(fork);
+        checked.read(second);
+    }
+}
+
+#[test]
+fn a_step_of_another_pool_is_refused() {
+    let mut large =
+        PagedPool::new(PagedPoolOptions { block_size: BLOCK, ..PagedPoolOptions::new(BLOCKS + 1) })
+            .unwrap();
+    let id = large.open(&[], b"").unwrap();
+    large.append(id, &[1; 3]).unwrap();
+    let step = large.step(&[id], 0).unwrap();
+    let mut checked = Checked::new(F32);
+    let before = Tensor::of(&checked.kv.key_blocks().unwrap());
+    let [keys, values] = [[2, 8], [2, 5]].map(|[heads, size]| normal(1, &[3, 1, heads, size], F32));
+    let queries = normal(2, &[3, 1, 4, 8], F32);
+    let expected = format!("must have at most {BLOCKS} blocks but got {}", BLOCKS + 1);
+    for refused in [
+        checked.kv.write(&step, &keys, &values).unwrap_err(),
+        checked.kv.layer(&step).attend(&queries, &keys, &values, Default::default()).unwrap_err(),
+    ] {
+        assert_eq!(refused.to_string(), format!("[PagedKv] step {expected}"));
+    }
+    let refused = checked.kv.read(&large, id).unwrap_err().to_string();
+    assert_eq!(refused, format!("[PagedKv] pool {expected}"));
+    assert_eq!(Tensor::of(&checked.kv.key_blocks().unwrap()), before);
+    let refused = checked.pool.computed(&step).unwrap_err().to_string();
+    assert_eq!(refused, "[PagedPool] step must be one of this pool but got one of another");
 }
 
 #[test]
@@ -363,7 +429,7 @@ fn a_sequence_goes_into_a_file_and_into_another_pool() {
     let step = again.pool.step(&[id], 0).unwrap();
     let rows = |array: &Array| array.swap_axes(0, 1).unwrap();
     again.kv.write(&step, &rows(&keys), &rows(&values)).unwrap();
-    again.pool.computed(&step);
+    again.pool.computed(&step).unwrap();
     again.written.insert(id, 6);
     again.append(id, &[0, 1]);
     again.step(&[id], 0, PLAIN, Layout::Bshd);
