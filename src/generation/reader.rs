@@ -21,25 +21,26 @@ const CHECK: Check = Check::op("CausalModel");
 
 pub(super) struct Reader<M> {
     model: M,
-    kvs: Vec<PagedKv>,
+    /// None where they could not be made.
+    kvs: Option<Vec<PagedKv>>,
 }
 
 impl<M: CausalModel> Reader<M> {
     /// Without caches, until it gets some.
     pub(super) fn new(model: M) -> Self {
-        Self { model, kvs: Vec::new() }
+        Self { model, kvs: None }
     }
 
     /// Takes empty caches of these sizes in place of any that it has.
     pub(super) fn reset(&mut self, kvs: &[PagedKvOptions]) -> Result<()> {
-        self.kvs.clear();
+        self.kvs = None;
         // What a failed step has left underway may hold the old ones.
         synchronize()?;
         // SAFETY: the caches are made here, and none of their arrays leaves them. What attends to them takes what a kernel
         // passes on. A step is handed over when the one before has ended, or awaits its tokens.
         let promise = unsafe { Sole::promise() };
         let kv = |options| Ok(PagedKv::new(options)?.sole(promise));
-        self.kvs = kvs.iter().map(kv).collect::<Result<_>>()?;
+        self.kvs = Some(kvs.iter().map(kv).collect::<Result<_>>()?);
         self.settle([])
     }
 
@@ -53,10 +54,12 @@ impl<M: CausalModel> Reader<M> {
         step: &PagedStep,
         awaited: Option<&AwaitedTokens>,
     ) -> Result<Array> {
-        let copies = self.kvs.iter_mut().map(|kv| kv.gather(step)).collect::<Result<Vec<_>>>()?;
+        let expected = "have been made anew since a step failed";
+        let kvs = CHECK.known(self.kvs.as_mut(), "caches", expected, "none")?;
+        let copies = kvs.iter_mut().map(|kv| kv.gather(step)).collect::<Result<Vec<_>>>()?;
         eval(copies.iter().flatten())?;
         let tokens = tokens(step, awaited)?;
-        let mut layers = self.kvs.iter_mut().map(|kv| kv.layer(step)).collect::<Vec<PagedLayer>>();
+        let mut layers = kvs.iter_mut().map(|kv| kv.layer(step)).collect::<Vec<PagedLayer>>();
         let mut caches =
             layers.iter_mut().map(|layer| layer as &mut dyn KvCache).collect::<Vec<_>>();
         Ok(self.model.hidden(&tokens, &mut caches)?)
@@ -82,11 +85,11 @@ impl<M: CausalModel> Reader<M> {
 
     /// Whether the step that was read last writes all its tokens where they go, whatever else is underway.
     pub(super) fn reads_in_place(&self) -> bool {
-        self.kvs.iter().all(PagedKv::was_written_in_place)
+        self.kvs.iter().flatten().all(PagedKv::was_written_in_place)
     }
 
     fn written(&self) -> impl Iterator<Item = &Array> {
-        self.kvs.iter().flat_map(PagedKv::arrays)
+        self.kvs.iter().flatten().flat_map(PagedKv::arrays)
     }
 }
 
@@ -132,8 +135,14 @@ impl AwaitedTokens<'_> {
 
 #[cfg(test)]
 mod tests {
+    use mlx_rs::{Dtype, error::Exception};
+
     use super::*;
-    use crate::cache::{PagedPool, PagedPoolOptions};
+    use crate::{
+        attention::BlockForm,
+        cache::{PagedPool, PagedPoolOptions},
+        generation::LayerKv,
+    };
 
     /// A step that reads these tokens, each of another sequence.
     fn step(own: &[u32], rows: usize) -> Result<PagedStep> {
@@ -145,6 +154,58 @@ mod tests {
         };
         let sequences = own.iter().map(open).collect::<Result<Vec<_>>>()?;
         pool.step(&sequences, rows)
+    }
+
+    /// A model of one layer that nothing should ask.
+    struct Silent;
+
+    impl CausalModel for Silent {
+        fn vocabulary(&self) -> i32 {
+            4
+        }
+
+        fn layers(&self) -> Vec<LayerKv> {
+            Vec::new()
+        }
+
+        fn hidden(
+            &mut self,
+            _: &Array,
+            _: &mut [&mut dyn KvCache],
+        ) -> std::result::Result<Array, Exception> {
+            Err(Exception::custom("it was asked"))
+        }
+
+        fn logits(&mut self, _: &Array) -> std::result::Result<Array, Exception> {
+            Err(Exception::custom("it was asked"))
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_without_caches() -> Result<()> {
+        let mut reader = Reader::new(Silent);
+        let refused = |reader: &mut Reader<Silent>| -> Result<String> {
+            let read = reader.read(&step(&[1], 1)?, None);
+            Ok(read.map_or_else(|error| error.to_string(), |_| "read".to_owned()))
+        };
+        let lost = "[CausalModel] caches must have been made anew since a step failed but got none";
+        assert_eq!(refused(&mut reader)?, lost);
+        let kv = PagedKvOptions {
+            blocks: 16,
+            block_size: 16,
+            num_kv_heads: 1,
+            head_dim: 8,
+            value_dim: None,
+            dtype: Dtype::Float32,
+            keys: BlockForm::Plain,
+            values: BlockForm::Plain,
+        };
+        reader.reset(std::slice::from_ref(&kv))?;
+        assert!(refused(&mut reader)?.contains("it was asked"));
+        let none = PagedKvOptions { head_dim: 0, ..kv };
+        assert!(reader.reset(&[none]).is_err());
+        assert_eq!(refused(&mut reader)?, lost);
+        Ok(())
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct GenerationRequest {
     /// The highest goes first, and has to wait last where room runs short, if the engine's policy is
     /// [`Policy::Priority`](super::Policy::Priority).
     pub priority: i32,
-    /// How many of the most likely tokens to report beside each one drawn, up to 20. Default: 0.
+    /// How many of the most likely tokens to report beside each one drawn, up to 20 and the vocabulary. Default: 0.
     pub top_log_probabilities: i32,
     /// What each text has to be; of the tokens that it allows, those are drawn that the rest of this says. Default: anything.
     pub constraint: Option<Arc<dyn Constraint>>,
@@ -77,8 +77,9 @@ impl GenerationRequest {
         CHECK.value(!empty, "stop_strings", "be of one character or more", "\"\"")?;
         let found = detokenizes || self.stop_strings.is_empty();
         CHECK.value(found, "stop_strings", "be none without a detokenizer", "some")?;
-        let (top, expected) = (self.top_log_probabilities, format_args!("be from 0 to {MAX_TOP}"));
-        CHECK.value((0..=MAX_TOP).contains(&top), "top_log_probabilities", expected, top)
+        let (top, most) = (self.top_log_probabilities, MAX_TOP.min(vocabulary));
+        let expected = format_args!("be from 0 to {most}");
+        CHECK.value((0..=most).contains(&top), "top_log_probabilities", expected, top)
     }
 }
 

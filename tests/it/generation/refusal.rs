@@ -5,7 +5,7 @@ use mlx_primitives::{
     sampling::SamplingParams,
 };
 
-use super::{Decoder, cache_bytes, engine, options, params, prompt, request};
+use super::{Decoder, cache_bytes, engine, options, params, prompt, request, speculation::Chain};
 
 #[test]
 fn bad_requests_are_refused_before_anything_happens() {
@@ -59,6 +59,21 @@ fn bad_requests_are_refused_before_anything_happens() {
     let longest = request(prompt(1, 63), 1, params(1, 1.0));
     assert_eq!(engine.generate(longest).unwrap()[0].tokens.len(), 1);
     assert_eq!(engine.stats().finished, 1);
+}
+
+#[test]
+fn no_more_tokens_are_reported_than_there_are() {
+    let engine = GenerationEngine::new(Chain::new(1, 0.0), options()).unwrap();
+    let asked = |top| GenerationRequest {
+        top_log_probabilities: top,
+        ..request(vec![0], 2, params(1, 1.0))
+    };
+    assert_eq!(
+        engine.submit(asked(6)).unwrap_err().to_string(),
+        "[GenerationRequest] top_log_probabilities must be from 0 to 5 but got 6",
+    );
+    let text = engine.generate(asked(5)).unwrap().swap_remove(0);
+    assert_eq!(text.tokens.len(), 2);
 }
 
 #[test]

@@ -187,7 +187,7 @@ fn a_drafter_of_another_vocabulary_is_refused() {
 }
 
 /// A model that looks at the last token alone, so that every text's probability is known.
-struct Chain {
+pub(super) struct Chain {
     logits: Vec<f32>,
     table: Array,
 }
@@ -196,7 +196,7 @@ const STATES: usize = 5;
 
 impl Chain {
     /// The chain of `seed`, and so much of another one.
-    fn new(seed: u64, noise: f64) -> Self {
+    pub(super) fn new(seed: u64, noise: f64) -> Self {
         let (mut random, mut other) = (Random::new(seed), Random::new(seed + 1000));
         let logits = (0..STATES * STATES).map(|_| 1.2 * random.normal() + noise * other.normal());
         let logits = logits.map(|logit| logit as f32).collect::<Vec<_>>();
