@@ -20,8 +20,8 @@ use crate::{
         history::{Counts, Recent, stack_all},
         log_probability::{log_probabilities, token_log_probabilities},
         steps::{
-            Bias, dry, min_p, mirostat, penalize, surprise_of, temper, top_k, top_n_sigma, top_p,
-            typical_p, without_top_choices,
+            Bias, dry, min_p, mirostat, penalize, surprise_of, temper_some, top_k, top_n_sigma,
+            top_p, typical_p, without_top_choices,
         },
     },
 };
@@ -202,21 +202,30 @@ impl Group {
         if self.steps.is_empty() {
             return Ok((logits.clone(), None));
         }
-        let (mut left, mut watched) = (scores(logits)?, None);
+        let (mut left, mut below, mut watched) = (scores(logits)?, None, None);
         for &step in &self.steps {
             if step == Step::Mirostat {
                 watched = Some(left.clone());
             }
-            left = self.step(step, &left, positions)?;
+            left = self.step(step, &left, &mut below, positions)?;
         }
         Ok((left, watched))
     }
 
-    fn step(&self, step: Step, left: &Array, positions: &Array) -> Result<Array> {
+    /// What a step leaves of scores; `below` is what [`temper_some`] says of them, if it has been.
+    fn step(
+        &self,
+        step: Step,
+        left: &Array,
+        below: &mut Option<Array>,
+        positions: &Array,
+    ) -> Result<Array> {
         let Some(set) = &self.settings else { return Ok(left.clone()) };
         match step {
             Step::Penalties => match (&self.state.counts, &set.penalties) {
-                (Some(counts), Some(penalties)) => penalize(left, counts, penalties),
+                (Some(counts), Some(penalties)) => {
+                    penalize(left, below.as_ref(), counts, penalties)
+                }
                 _ => Ok(left.clone()),
             },
             Step::Dry => match (&self.state.recent, &set.dry) {
@@ -227,7 +236,11 @@ impl Group {
                 Some(bias) => Ok(left.add(bias)?),
                 None => Ok(left.clone()),
             },
-            Step::Temperature => temper(left, &set.rates),
+            Step::Temperature => {
+                let (tempered, centred_by) = temper_some(left, &set.rates)?;
+                *below = Some(centred_by);
+                Ok(tempered)
+            }
             Step::TopNSigma => top_n_sigma(left, &set.sigmas),
             Step::TopK => top_k(left, &set.top_k),
             Step::TopP => top_p(left, &set.spare),

@@ -25,22 +25,34 @@ pub(in crate::sampling) struct Penalties {
     pub(in crate::sampling) presence: Array,
 }
 
-/// Takes repetition, frequency and presence penalties off scores, in this order.
+/// Takes repetition, frequency and presence penalties off scores, in this order. The first of these divides what is above 0 and
+/// multiplies what is not, so it has to know how far scores are `below` what they stand for, `[N, 1]`, if they are.
 pub(in crate::sampling) fn penalize(
     scores: &Array,
+    below: Option<&Array>,
     counts: &Counts,
     penalties: &Penalties,
 ) -> Result<Array> {
     let zero = uploads::float(0.0);
     let used = counts.output.gt(&zero)?;
     let seen = counts.prompt.logical_or(&used)?;
-    let smaller = scores.divide(&penalties.repetition)?;
-    let larger = scores.multiply(&penalties.repetition)?;
-    let repeated = select(scores.gt(&zero)?, smaller, larger)?;
-    let scores = select(seen, repeated, scores)?;
+    let scores = match below {
+        None => select(seen, repeated(scores, &penalties.repetition)?, scores)?,
+        Some(below) => {
+            let repeated = repeated(&scores.add(below)?, &penalties.repetition)?;
+            // Without a penalty a score is to stay what it is to the bit.
+            let seen = seen.logical_and(penalties.repetition.ne(uploads::float(1.0))?)?;
+            select(seen, repeated.subtract(below)?, scores)?
+        }
+    };
     let frequency = counts.output.multiply(&penalties.frequency)?;
     let presence = select(used, &penalties.presence, zero)?;
     Ok(scores.subtract(frequency)?.subtract(presence)?)
+}
+
+fn repeated(scores: &Array, penalty: &Array) -> Result<Array> {
+    let (smaller, larger) = (scores.divide(penalty)?, scores.multiply(penalty)?);
+    Ok(select(scores.gt(uploads::float(0.0))?, smaller, larger)?)
 }
 
 /// What is added to the logits of some rows: biases, and −∞ for tokens that may not be drawn.

@@ -25,6 +25,19 @@ pub(in crate::sampling) fn temper(scores: &Array, rate: &Array) -> Result<Array>
     Ok(centred.multiply(rate)?)
 }
 
+/// The same of rows of which `rate` is neither 0 nor 1, and how far these are then below what they would be uncentred, `[N, 1]`,
+/// for a step that has to know. Others stay to the bit what they are.
+pub(in crate::sampling) fn temper_some(scores: &Array, rate: &Array) -> Result<(Array, Array)> {
+    let (none, one) = (uploads::float(0.0), uploads::float(1.0));
+    let off = rate.eq(&none)?.logical_or(rate.eq(one)?)?;
+    let tempered = select(&off, scores, temper(scores, rate)?)?;
+    // So large, it decides as any larger one would.
+    let most = uploads::float(1e30);
+    let largest = shift(&scores.max_axis(-1, true)?)?.multiply(rate)?;
+    let largest = maximum(minimum(largest, &most)?, most.negative()?)?;
+    Ok((tempered, select(off, none, largest)?))
+}
+
 /// Keeps the `k` best of each row, i32; `k` of `V` or more keeps all.
 pub(in crate::sampling) fn top_k(scores: &Array, k: &Array) -> Result<Array> {
     let size = uploads::int(scores.dim(-1));

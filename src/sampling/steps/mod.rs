@@ -10,7 +10,7 @@ mod surprise;
 
 pub(super) use adjust::{Bias, Penalties, penalize};
 pub(super) use dry::{DryRows, dry};
-pub(super) use filters::{min_p, temper, top_k, top_n_sigma, top_p};
+pub(super) use filters::{min_p, temper, temper_some, top_k, top_n_sigma, top_p};
 pub(super) use surprise::{mirostat, surprise_of, typical_p, without_top_choices};
 
 use mlx_rs::{Array, ops::select};

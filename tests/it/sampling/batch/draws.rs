@@ -61,6 +61,17 @@ pub(super) fn cases() -> Vec<(&'static str, SamplingParams)> {
             },
         ),
         (
+            "temperature before penalties",
+            SamplingParams {
+                temperature: 0.7,
+                repetition_penalty: 1.7,
+                presence_penalty: 0.3,
+                top_p: 0.9,
+                chain: vec![Step::Temperature, Step::Penalties, Step::TopP],
+                ..some()
+            },
+        ),
+        (
             "everything",
             SamplingParams {
                 temperature: 1.3,

@@ -1,6 +1,6 @@
 //! What goes on from token to token.
 
-use mlx_primitives::sampling::{Dry, Mirostat, Sampled, SamplerBatch, SamplingParams};
+use mlx_primitives::sampling::{Dry, Mirostat, Sampled, SamplerBatch, SamplingParams, Step};
 use mlx_rs::Array;
 
 use super::{LOGITS, Text, batch, history, oracle::probabilities, positions_from, rows_of, tokens};
@@ -87,7 +87,10 @@ fn requests() -> Vec<(SamplingParams, Text)> {
         let plain = SamplingParams { seed, ..Default::default() };
         let params = match random.below(8) {
             0 => SamplingParams { temperature: 0.0, ..plain },
-            1 => SamplingParams { seed, temperature: 0.8, ..penalized() },
+            1 => {
+                let temperature = [0.8, 1.0, 0.0][random.below(3)];
+                SamplingParams { seed, temperature, ..penalized() }
+            }
             2 => SamplingParams { mirostat: Some(Mirostat { tau: 2.0, eta: 0.3 }), ..plain },
             3 => SamplingParams { typical_p: 0.7, banned_tokens: vec![2], ..plain },
             4 => SamplingParams { top_p: 0.7, min_p: 0.1, ..plain },
@@ -102,13 +105,44 @@ fn requests() -> Vec<(SamplingParams, Text)> {
 
 #[test]
 fn a_request_draws_the_same_alone_and_in_company() {
-    let requests = requests();
-    let together = run_ahead(batch(&requests, LOGITS.len()), requests.len());
+    let mut odd = Step::ALL.to_vec();
+    odd.rotate_left(3);
+    assert_eq!(odd[0], Step::Temperature);
+    for chain in [Step::ALL.to_vec(), odd] {
+        same_in_company(
+            &requests()
+                .into_iter()
+                .map(|(params, text)| (SamplingParams { chain: chain.clone(), ..params }, text))
+                .collect::<Vec<_>>(),
+        );
+    }
+}
+
+fn same_in_company(requests: &[(SamplingParams, Text)]) {
+    let together = run_ahead(batch(requests, LOGITS.len()), requests.len());
     for (row, request) in requests.iter().enumerate() {
         let alone = run_ahead(batch(std::slice::from_ref(request), LOGITS.len()), 1);
         let alone: Vec<_> = alone.into_iter().map(|tokens| tokens[0]).collect();
         let company: Vec<_> = together.iter().map(|tokens| tokens[row]).collect();
         assert_eq!(alone, company, "row {row}: {:?}", request.0);
+    }
+}
+
+#[test]
+fn a_penalty_after_the_temperature_is_that_of_the_logit_itself() {
+    let chain = vec![Step::Temperature, Step::Penalties];
+    let greedy = |temperature| {
+        let penalty = SamplingParams { repetition_penalty: 1.5, temperature, ..Default::default() };
+        let params = SamplingParams { chain: chain.clone(), top_k: 0, ..penalty };
+        (params, Text { prompt: vec![0], ..Default::default() })
+    };
+    // 1.2 / 1.5 is less than 1, though the best of all is 0 once it is taken off.
+    let logits = [1.2, 1.0, -3.0, -3.0];
+    for requests in [vec![greedy(0.0)], vec![greedy(0.0), greedy(0.01)]] {
+        let batch = batch(&requests, logits.len());
+        let positions = positions_from(0, requests.len());
+        let drawn = tokens(&batch.sample(rows_of(&logits, requests.len()), positions).unwrap());
+        assert_eq!(drawn, vec![1; requests.len()]);
     }
 }
 
