@@ -58,8 +58,9 @@ pub(in crate::sampling) fn without_top_choices(
     protected: Option<&Array>,
 ) -> Result<Array> {
     let (_, surprise) = surprise(scores)?;
-    let likely = surprise.le(threshold.log()?.negative()?)?;
     let none = uploads::float(f32::NEG_INFINITY);
+    // A threshold of 0 is above what may not be drawn, too.
+    let likely = surprise.le(threshold.log()?.negative()?)?.logical_and(scores.gt(&none)?)?;
     let least_likely = select(&likely, &surprise, none)?.max_axis(-1, true)?;
     let goes = likely.logical_and(surprise.lt(least_likely)?)?.logical_and(happens)?;
     let stays = goes.logical_not()?;

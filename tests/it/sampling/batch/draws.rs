@@ -36,6 +36,14 @@ pub(super) fn cases() -> Vec<(&'static str, SamplingParams)> {
         ("typical-p", SamplingParams { typical_p: 0.6, ..some() }),
         ("top-n-sigma", SamplingParams { top_n_sigma: Some(1.0), ..some() }),
         ("xtc", SamplingParams { xtc: Some(xtc(0.4)), ..some() }),
+        (
+            "xtc of all that is left",
+            SamplingParams {
+                top_k: 4,
+                xtc: Some(Xtc { probability: 0.5, threshold: 0.0, protected: vec![] }),
+                ..some()
+            },
+        ),
         ("dry", SamplingParams { dry: Some(dry.clone()), ..some() }),
         ("mirostat", SamplingParams { mirostat: Some(mirostat), ..some() }),
         ("repetition", SamplingParams { repetition_penalty: 1.7, ..some() }),

@@ -161,7 +161,7 @@ fn within_sigmas(row: &[f64], sigmas: f64) -> Vec<f64> {
 fn without_top_choices(row: &[f64], params: &SamplingParams) -> Vec<f64> {
     let Some(xtc) = &params.xtc else { return row.to_vec() };
     let p = softmax(row);
-    let likely = |i: usize| p[i] >= f64::from(xtc.threshold);
+    let likely = |i: usize| p[i] > 0.0 && p[i] >= f64::from(xtc.threshold);
     let least = (0..row.len()).filter(|&i| likely(i)).map(|i| p[i]).fold(f64::INFINITY, f64::min);
     let goes = |i: usize| likely(i) && p[i] > least && !xtc.protected.contains(&(i as u32));
     filtered(row, |i| !goes(i))

@@ -60,6 +60,7 @@ fn what_is_proposed_leaves_every_distribution_as_it_is() {
     let mut random = Random::new(5);
     for (what, params) in cases() {
         let expected = probabilities(&logits, &params, &text());
+        let has_coin = params.xtc.is_some();
         let batch = batch(&vec![(params, text()); ROWS], LOGITS.len());
         for (how, sixteenths) in PROPOSED {
             let weights = proposed_rows(&sixteenths, ROWS);
@@ -75,8 +76,8 @@ fn what_is_proposed_leaves_every_distribution_as_it_is() {
                 drawn.extend(got);
             }
             assert_follow(&format!("{what}, {how}"), &drawn, &expected);
-            if what != "xtc" && what != "everything" {
-                // Those two draw by one of two distributions each time.
+            // A coin chooses each time by which of two distributions is drawn.
+            if !has_coin {
                 let common =
                     expected.iter().zip(sixteenths).map(|(p, q)| p.min(f64::from(q) / 16.0));
                 let common = common.sum::<f64>();
