@@ -32,10 +32,12 @@ use crate::{
     check::Check,
     dispatch::Context,
     error::{Error, Result},
+    sampling::NOTHING_TO_DRAW,
 };
 
 const CHECK: Check = Check::op("GenerationEngine");
 const NOT_A_NUMBER: &str = "the model's output is not a number";
+const NOTHING_ALLOWED: &str = "the model gives no chance to any token that the request allows";
 
 /// What a handle tells the thread.
 pub(super) enum Command {
@@ -310,11 +312,10 @@ impl<M: CausalModel> Worker<M> {
     }
 
     fn advance(&mut self, batch: &Batch, drawn: Vec<Vec<Drawn>>) -> Result<()> {
-        // What comes of a text that is not a number is not to be found by others.
+        // Before the scheduler takes it in: what comes of no number is not to be found by others.
         for (drawing, drawn) in batch.drawn.iter().zip(&drawn) {
-            let ended = self.scheduler.get(drawing.key).is_none();
-            if !ended && drawn.iter().any(|drawn| drawn.log_probability.is_nan()) {
-                self.end(drawing.key.request, &FinishReason::Failed(NOT_A_NUMBER.to_owned()));
+            if let Some(reason) = self.fault(drawing.key, drawn) {
+                self.end(drawing.key.request, &FinishReason::Failed(reason.to_owned()));
             }
         }
         let tokens = drawn.iter().map(|drawn| drawn.iter().map(|drawn| drawn.token).collect());
@@ -336,6 +337,22 @@ impl<M: CausalModel> Worker<M> {
         shared.stats.drafted_tokens += counts.drafted;
         shared.stats.accepted_tokens += counts.accepted;
         Ok(())
+    }
+
+    /// What is wrong with what was drawn for a text, if it has not ended.
+    fn fault(&self, key: Key, drawn: &[Drawn]) -> Option<&'static str> {
+        let (branch, client) = (self.scheduler.get(key)?, self.clients.get(&key.request)?);
+        let sampling = &client.request.sampling;
+        let nothing = |(place, drawn): (usize, &Drawn)| {
+            drawn.token == NOTHING_TO_DRAW && !sampling.may_draw(drawn.token, place)
+        };
+        if drawn.iter().any(|drawn| drawn.log_probability.is_nan()) {
+            Some(NOT_A_NUMBER)
+        } else if (branch.output.len()..).zip(drawn).any(nothing) {
+            Some(NOTHING_ALLOWED)
+        } else {
+            None
+        }
     }
 
     /// Tells of the tokens of a text, as far as it goes; returns how many those were.

@@ -34,3 +34,6 @@ pub use mask::TokenMask;
 pub use params::{Dry, Mirostat, SamplingParams, Step, Xtc};
 pub(crate) use rows::KERNELS as SAMPLE_ROWS_KERNELS;
 pub(crate) use weights::MAX_VOCABULARY;
+
+/// The token of a row that has nothing to draw from.
+pub(crate) const NOTHING_TO_DRAW: u32 = 0;

@@ -304,10 +304,21 @@ impl SamplingParams {
         Ok(())
     }
 
+    /// Whether a token may be drawn after so many of output.
+    pub(crate) fn may_draw(&self, token: u32, generated: usize) -> bool {
+        let allowed = self.allowed_tokens.as_ref().is_none_or(|allowed| allowed.contains(&token));
+        allowed && !self.banned_after(generated).any(|&banned| banned == token)
+    }
+
+    /// What is banned after so many tokens of output.
+    pub(super) fn banned_after(&self, generated: usize) -> impl Iterator<Item = &u32> {
+        let early = generated < self.min_tokens as usize;
+        self.banned_tokens.iter().chain(if early { &self.stop_tokens[..] } else { &[] })
+    }
+
     /// Whether any token is allowed, not banned and, where there is a minimum of tokens, no stop.
     fn has_something_to_draw(&self, vocabulary: i32) -> bool {
-        let stop = if self.min_tokens > 0 { &self.stop_tokens[..] } else { &[] };
-        let banned: HashSet<_> = self.banned_tokens.iter().chain(stop).collect();
+        let banned: HashSet<_> = self.banned_after(0).collect();
         match &self.allowed_tokens {
             Some(allowed) => allowed.iter().any(|token| !banned.contains(token)),
             None => banned.len() < vocabulary.unsigned_abs() as usize,

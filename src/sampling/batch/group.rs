@@ -149,7 +149,7 @@ impl Group {
         let (logits, positions) = (self.own(logits)?, self.own(positions)?);
         let open = masked.map_or_else(|| Ok(logits.clone()), |masked| self.own(&masked.logits))?;
         let (left, watched) = self.stepped(&open, &positions)?;
-        let before = options.log_probabilities == LogProbabilities::Raw;
+        let before = self.steps.is_empty();
         let (filters, proposed) = (&self.filters, proposal.is_some());
         let problem = Problem { logits: &left, positions: &positions, filters, before, proposed };
         let drawn = match proposal {
@@ -163,7 +163,10 @@ impl Group {
         };
         let before = || token_log_probabilities(&logits, &drawn.tokens);
         let log_probabilities = match (options.log_probabilities, masked) {
-            (LogProbabilities::Processed, _) => drawn.after,
+            (LogProbabilities::Processed, _) => {
+                let before = if self.steps.is_empty() { drawn.before } else { before()? };
+                select(before.is_nan()?, before, drawn.after)?
+            }
             (LogProbabilities::Raw, _) if !self.steps.is_empty() => before()?,
             (LogProbabilities::Raw, None) => drawn.before,
             // Of the others, to the bit what they would be without masks.

@@ -18,7 +18,8 @@ pub enum LogProbabilities {
     /// The model's: the logits as they came.
     #[default]
     Raw,
-    /// That which the token was drawn from, after all steps; a greedy row's token has 0.
+    /// That which the token was drawn from, after all steps; a greedy row's token has 0, and one of a row
+    /// with a NaN among its logits NaN.
     Processed,
 }
 

@@ -77,8 +77,7 @@ impl Bias {
         if let Some(allowed) = &params.allowed_tokens {
             self.open.extend(allowed.iter().map(|&token| place(token)));
         }
-        let stop = if generated < params.min_tokens { &params.stop_tokens[..] } else { &[] };
-        let banned: HashSet<_> = params.banned_tokens.iter().chain(stop).copied().collect();
+        let banned: HashSet<_> = params.banned_after(generated as usize).copied().collect();
         self.added.extend(params.logit_bias.iter().map(|&(token, bias)| (place(token), bias)));
         let mut banned: Vec<_> = banned.into_iter().collect();
         banned.sort_unstable();

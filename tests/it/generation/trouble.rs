@@ -8,9 +8,13 @@ use mlx_primitives::{
         CausalModel, EngineStats, FinishReason, GenerationEngine, GenerationEngineOptions,
         GenerationEvent, GenerationRequest, LayerKv,
     },
-    sampling::SamplingParams,
+    sampling::{LogProbabilities, SamplingParams},
 };
-use mlx_rs::{Array, error::Exception, ops::concatenate};
+use mlx_rs::{
+    Array,
+    error::Exception,
+    ops::{concatenate, select},
+};
 
 use super::{Decoder, engine, options, params, prompt, request};
 
@@ -167,20 +171,51 @@ fn settled(engine: &GenerationEngine, wanted: impl Fn(&EngineStats) -> bool) -> 
 #[test]
 fn logits_that_are_none_fail_the_request() {
     let nan = |logits: Array| logits.multiply(Array::from_f32(f32::NAN));
+    let one_nan = |logits: Array| {
+        let only = Array::arange::<_, u32>(0, 61, None)?.eq(Array::from_int(3))?;
+        select(only, Array::from_f32(f32::NAN), logits)
+    };
     let wide = |logits: Array| concatenate(&[&logits, &logits], -1);
-    let cases: [(fn(Array) -> _, _); 2] = [
+    let cases: [(fn(Array) -> _, _); 3] = [
         (nan, "the model's output is not a number"),
+        (one_nan, "the model's output is not a number"),
         (wide, "[CausalModel] logits must have shape [1, 1, 61] but got [1, 1, 122]"),
     ];
     for (said, reason) in cases {
-        let engine = changed(said, options());
-        let prompt = prompt(1, 40);
-        for _ in 0..2 {
-            let text = engine.generate(request(prompt.clone(), 3, params(1, 1.0))).unwrap();
-            assert_eq!(text[0].reason, FinishReason::Failed(reason.to_owned()));
+        for log_probabilities in [LogProbabilities::Raw, LogProbabilities::Processed] {
+            let options = GenerationEngineOptions { log_probabilities, ..options() };
+            let engine = changed(said, options);
+            let prompt = prompt(1, 40);
+            for sampling in [params(1, 1.0), SamplingParams { typical_p: 0.9, ..params(1, 0.0) }] {
+                let text = engine.generate(request(prompt.clone(), 3, sampling)).unwrap();
+                assert_eq!(text[0].reason, FinishReason::Failed(reason.to_owned()));
+            }
+            assert_eq!(engine.stats().shared_tokens, 0, "nobody is given what failed");
         }
-        assert_eq!(engine.stats().shared_tokens, 0, "nobody is given what failed");
     }
+}
+
+#[test]
+fn a_token_that_is_not_allowed_is_never_handed_out() {
+    let none_of_7 = |logits: Array| {
+        let only = Array::arange::<_, u32>(0, 61, None)?.eq(Array::from_int(7))?;
+        select(only, Array::from_f32(f32::NEG_INFINITY), logits)
+    };
+    let engine = changed(none_of_7, options());
+    let reason = "the model gives no chance to any token that the request allows";
+    for sampling in [
+        SamplingParams { allowed_tokens: Some(vec![7]), ..params(1, 1.0) },
+        SamplingParams { banned_tokens: (0..61).filter(|&id| id != 7).collect(), ..params(1, 0.0) },
+        SamplingParams {
+            stop_tokens: (0..61).filter(|&id| id != 7).collect(),
+            min_tokens: 2,
+            ..params(1, 1.0)
+        },
+    ] {
+        let text = engine.generate(request(prompt(1, 5), 3, sampling)).unwrap().swap_remove(0);
+        assert_eq!((text.tokens, text.reason), (vec![], FinishReason::Failed(reason.to_owned())));
+    }
+    assert_eq!(engine.stats().used_blocks, 0);
 }
 
 #[test]
