@@ -133,7 +133,7 @@ impl GenerationEngine {
         options: GenerationEngineOptions,
     ) -> Result<Self> {
         options.check(CHECK)?;
-        let (vocabulary, texts) = (model.vocabulary(), options.max_batch_size);
+        let (vocabulary, texts) = (model.vocabulary(), options.texts_at_once());
         let known = (1..=MAX_VOCABULARY).contains(&vocabulary);
         CHECK.value(known, "model", "have a vocabulary of 1 to 2^20", vocabulary)?;
         let pool = PagedPoolOptions {

@@ -15,7 +15,7 @@ use crate::{
 /// Options of [`GenerationEngine`](super::GenerationEngine).
 #[derive(Clone)]
 pub struct GenerationEngineOptions {
-    /// How many texts are written at once. Default: 32.
+    /// How many texts are written at once, at most as many as `max_batch_tokens`. Default: 32.
     pub max_batch_size: usize,
     /// How many tokens a step reads at most, of all texts together. Default: 2048.
     pub max_batch_tokens: usize,
@@ -99,6 +99,11 @@ impl GenerationEngineOptions {
     /// Whether an engine on such a device [runs ahead](Self::run_ahead).
     pub(super) fn runs_ahead(&self, target: Target) -> bool {
         self.run_ahead.unwrap_or(target == Target::Cuda)
+    }
+
+    /// How many texts may be written at once: every step has a token for each.
+    pub(super) fn texts_at_once(&self) -> usize {
+        self.max_batch_size.min(self.max_batch_tokens)
     }
 
     pub(super) fn forms(&self) -> BlockForms {

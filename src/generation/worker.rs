@@ -99,7 +99,7 @@ impl<M: CausalModel> Worker<M> {
         let target = Context::current()?.target;
         let runs_ahead = options.runs_ahead(target);
         let limits = Limits {
-            sequences: options.max_batch_size,
+            sequences: options.texts_at_once(),
             tokens: options.max_batch_tokens,
             chunk: options.max_prompt_chunk,
             target,

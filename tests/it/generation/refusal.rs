@@ -77,6 +77,21 @@ fn no_more_tokens_are_reported_than_there_are() {
 }
 
 #[test]
+fn no_more_texts_are_written_than_a_step_has_tokens_for() {
+    let engine = engine(GenerationEngineOptions { max_batch_tokens: 3, ..options() });
+    let texts = |n| GenerationRequest { n, ..request(prompt(1, 4), 9, params(1, 1.0)) };
+    let refused = engine.submit(texts(4)).unwrap_err().to_string();
+    assert_eq!(refused, "[GenerationEngine] n must be at most 3 but got 4");
+    let streams = [3, 2, 3, 1].map(|n| engine.submit(texts(n)).unwrap());
+    while engine.stats().finished < 4 {
+        assert!(engine.stats().running <= 3);
+    }
+    for stream in streams {
+        assert!(stream.completions().iter().all(|text| text.tokens.len() == 9));
+    }
+}
+
+#[test]
 fn strings_cannot_be_found_without_text() {
     let engine = engine(GenerationEngineOptions { detokenizer: None, ..options() });
     let stop_strings = vec!["stop".to_owned()];
