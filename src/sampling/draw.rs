@@ -12,6 +12,7 @@ use super::filter::{
 use crate::{
     check::{Check, axes},
     error::Result,
+    splitmix::scramble,
     uploads,
 };
 
@@ -110,13 +111,18 @@ fn row_keys(key: &Array, leading: &[i32], rows: i32) -> Result<Vec<Array>> {
     check.dtype_among("key", key, &[Dtype::Uint32])?;
     if key.ndim() == 1 {
         check.shape("key", key, axes![2])?;
-        let variation = |row| Ok(key.add(Array::from_slice(&[0, row], &[2]))?);
-        return (0..rows as u32).map(variation).collect();
+        return (0..rows as u64).map(|row| row_key(key, row)).collect();
     }
     let axes: Vec<_> = leading.iter().map(|&size| size.into()).chain([2.into()]).collect();
     check.shape("key", key, &axes)?;
     let keys = key.reshape(&[rows, 2])?;
     (0..rows).map(|row| Ok(keys.take_axis(uploads::int(row), 0)?)).collect()
+}
+
+/// The key of one row, `key` itself for the first. Keys of neighbouring seeds differ by 1, and so must not those of rows.
+fn row_key(key: &Array, row: u64) -> Result<Array> {
+    let far = scramble(row) ^ scramble(0);
+    Ok(key.add(Array::from_slice(&[(far >> 32) as u32, far as u32], &[2]))?)
 }
 
 /// Gumbel noise, `[rows, V]`, drawn row by row: one draw for all would depend on their number.

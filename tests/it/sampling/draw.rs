@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use mlx_primitives::{
     Result,
     sampling::{SamplingOptions, sample},
@@ -5,7 +7,7 @@ use mlx_primitives::{
 use mlx_rs::{
     Array, Dtype,
     error::Exception,
-    ops::{broadcast_to, concatenate, stack},
+    ops::{broadcast_to, concatenate, stack, zeros},
     random,
     transforms::compile::compile,
 };
@@ -62,6 +64,15 @@ fn neighbouring_rows_are_independent() {
     let drawn = draw(&[0.0; 4], 16_000, &SamplingOptions::default());
     let pairs: Vec<_> = drawn.chunks(2).map(|pair| 4 * pair[0] + pair[1]).collect();
     assert_follow("neighbouring rows", &pairs, &[1.0 / 16.0; 16]);
+}
+
+#[test]
+fn rows_share_no_noise_with_those_of_the_next_seeds() {
+    const SIZE: i32 = 100_000;
+    let flat = zeros::<f32>(&[4, SIZE]).unwrap();
+    let of = |seed| tokens(&sample(&flat, random::key(seed).unwrap(), &temperature(1.0)).unwrap());
+    let drawn: BTreeSet<_> = (0..8).flat_map(of).collect();
+    assert_eq!(drawn.len(), 32);
 }
 
 #[test]
