@@ -80,6 +80,9 @@ impl Constraints {
             Entry::Occupied(state) => state.into_mut(),
             Entry::Vacant(place) => place.insert(caught(|| Ok(first.fork()))?),
         };
+        if caught(|| Ok(state.is_complete()))? {
+            return Ok(vec![Next::Nothing]);
+        }
         let mut steps = vec![next(&mut **state, text, 0, vocabulary)?];
         // What goes wrong after a guess concerns the text only if it gets there.
         if let Err(reason) = follow(&**state, text, vocabulary, &mut steps) {

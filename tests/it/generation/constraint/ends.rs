@@ -1,11 +1,17 @@
 //! Where a text ends that has a constraint, and for which reason.
 
+use std::sync::Arc;
+
 use mlx_primitives::{
-    generation::{Completion, FinishReason, GenerationRequest},
+    generation::{
+        Allowed, Completion, Constraint, ConstraintError, FinishReason, GenerationRequest,
+    },
     sampling::SamplingParams,
 };
 
-use super::{Answer, Ruled, anything, engine, options, params, prompt, request, together, under};
+use super::{
+    Answer, Ruled, VOCABULARY, anything, engine, options, params, prompt, request, together, under,
+};
 
 fn written(constraint: Ruled, request: GenerationRequest) -> Completion {
     together(&engine(options()), &[under(constraint, request)]).swap_remove(0)
@@ -41,6 +47,39 @@ fn a_text_that_is_complete_ends_at_once() {
             assert_eq!(written(rule, some(seed)).reason, FinishReason::Length);
         }
     }
+}
+
+/// Complete from the start, and angry if it is asked what follows.
+#[derive(Debug)]
+struct Over;
+
+impl Constraint for Over {
+    fn vocabulary(&self) -> i32 {
+        VOCABULARY
+    }
+
+    fn allowed(&mut self) -> Result<Allowed, ConstraintError> {
+        Err("nothing follows".into())
+    }
+
+    fn accept(&mut self, _: u32) -> Result<(), ConstraintError> {
+        Err("nothing followed".into())
+    }
+
+    fn is_complete(&self) -> bool {
+        true
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(Self)
+    }
+}
+
+#[test]
+fn what_is_complete_is_not_asked_what_follows() {
+    let over = GenerationRequest { constraint: Some(Arc::new(Over)), ..some(1) };
+    let text = together(&engine(options()), &[over]).swap_remove(0);
+    assert_eq!((text.tokens, text.reason), (vec![], FinishReason::Complete));
 }
 
 #[test]
