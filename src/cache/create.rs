@@ -152,6 +152,8 @@ impl KvCacheConfig {
             let expected = "be as they come for blocks, which have block_keys and block_values,";
             CHECK.value(form == KvForm::Plain, name, expected, format_args!("{form:?}"))?;
         }
+        // Before a pool is made for tokens that take no bytes.
+        options.check()?;
         let token_bytes = options.token_bytes().saturating_mul(self.num_layers);
         let mut pool = PagedPoolOptions::within(self.max_bytes, token_bytes, self.block_size)?;
         pool.eviction = self.eviction.clone();

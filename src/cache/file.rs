@@ -1,6 +1,12 @@
 //! Caches in files.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    fs,
+    path::Path,
+    process,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use mlx_rs::{Array, Dtype};
 
@@ -73,12 +79,18 @@ pub(super) fn save(path: &Path, layers: Vec<Saved>, model: &str) -> Result<()> {
 /// Writes beside the file and then takes its place: arrays that were loaded from it, and are not read yet, stay what they
 /// were, and so does the file if writing fails.
 fn write(path: &Path, arrays: Vec<(String, Array)>, facts: &HashMap<String, String>) -> Result<()> {
-    let aside = path.with_extension("partial.safetensors");
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let number = WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let aside = path.with_extension(format!("{}-{number}.safetensors", process::id()));
     let aside = if path.extension().is_some_and(|is| is == "safetensors") { &aside } else { path };
     let written = Array::save_safetensors(arrays, facts, aside).map_err(|error| error.to_string());
     let written = written
-        .and_then(|()| std::fs::rename(aside, path).map_err(|error| error.to_string()))
+        .and_then(|()| fs::rename(aside, path).map_err(|error| error.to_string()))
         .map_err(|why| format!("{}: {why}", path.display()));
+    if written.is_err() && aside != path {
+        // What was not written need not be removed.
+        let _ = fs::remove_file(aside);
+    }
     let found = written.clone().err().unwrap_or_default();
     SAVING.known(written.ok(), "path", "be a safetensors file that can be written", found)
 }
@@ -109,8 +121,11 @@ pub(super) fn load(path: &Path, model: &str) -> Result<Vec<Saved>> {
         let own = facts.iter().filter_map(|(name, fact)| {
             Some((name.strip_prefix(&prefix)?.to_owned(), fact.clone()))
         });
+        let own: HashMap<_, _> = own.collect();
+        let expected = "be as many as the file has";
+        CHECK.value(own.contains_key("kind"), "layers", expected, layers)?;
         let named = (0..).map_while(|index: usize| arrays.remove(&key(layer, &index.to_string())));
-        saved.push(Saved { facts: own.collect(), arrays: named.collect() });
+        saved.push(Saved { facts: own, arrays: named.collect() });
     }
     Ok(saved)
 }

@@ -241,7 +241,8 @@ impl RotatingKvCache {
         saved.check(fits, "window", "be that of the arrays, with sinks and undo", slots)?;
         saved.check(len >= 0, "len", "be at least 0", len)?;
         let oldest = saved.number("oldest")?;
-        let held = oldest >= empty.oldest && oldest <= len.max(empty.oldest);
+        let (first, last) = (empty.oldest.max(len - empty.ring.size), empty.oldest.max(len));
+        let held = (first..=last).contains(&oldest);
         saved.check(held, "oldest", "be a position that is held", oldest)?;
         Ok(Self { store, len, oldest, ..empty })
     }

@@ -45,6 +45,14 @@ pub struct PagedKvOptions {
 }
 
 impl PagedKvOptions {
+    pub(in crate::cache) fn check(&self) -> Result<()> {
+        check_slots(CHECK, self.blocks, self.block_size)?;
+        CHECK.at_least("num_kv_heads", self.num_kv_heads, 1)?;
+        CHECK.at_least("head_dim", self.head_dim, 1)?;
+        self.value_dim.map_or(Ok(()), |size| CHECK.at_least("value_dim", size, 1))?;
+        CHECK.floating_dtype("dtype", self.dtype)
+    }
+
     /// How many bytes a token takes.
     pub fn token_bytes(&self) -> usize {
         let size = |dim: i32| usize::try_from(dim).unwrap_or(0);
@@ -91,13 +99,9 @@ impl PagedKv {
     /// When a size is below one, there are fewer than two blocks or more than 2^31 - 1 slots, or `dtype` is none of f32, f16
     /// and bf16.
     pub fn new(options: &PagedKvOptions) -> Result<Self> {
+        options.check()?;
         let &PagedKvOptions { blocks, block_size, num_kv_heads, head_dim, dtype, .. } = options;
         let value_dim = options.value_dim.unwrap_or(head_dim);
-        check_slots(CHECK, blocks, block_size)?;
-        CHECK.at_least("num_kv_heads", num_kv_heads, 1)?;
-        CHECK.at_least("head_dim", head_dim, 1)?;
-        CHECK.at_least("value_dim", value_dim, 1)?;
-        CHECK.floating_dtype("dtype", dtype)?;
         let zeros = |form, size| Held::zeros(form, [blocks, block_size, num_kv_heads, size], dtype);
         let held = [zeros(options.keys, head_dim)?, zeros(options.values, value_dim)?];
         Ok(Self { held, copied: None, applied: None, sole: None, in_place: false })

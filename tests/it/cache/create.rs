@@ -95,4 +95,8 @@ fn what_cannot_be_made_is_refused() {
         let refusal = create_kv_cache(kind, &config).unwrap_err().to_string();
         assert!(refusal.starts_with('['), "{kind:?}: {refusal}");
     }
+    // And not for a pool of as many blocks as there are bytes.
+    let no_size = KvCacheConfig { head_dim: 0, ..good() };
+    let refusal = create_kv_cache(KvCacheKind::Paged, &no_size).unwrap_err().to_string();
+    assert_eq!(refusal, "[PagedKv] head_dim must be at least 1 but got 0");
 }

@@ -59,6 +59,24 @@ fn every_kind_goes_on_after_a_file_as_before() {
 }
 
 #[test]
+fn saving_touches_no_other_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("caches.safetensors");
+    let beside = folder.path().join("caches.partial.safetensors");
+    std::fs::write(&beside, "mine").unwrap();
+    save_caches(&path, &[&SimpleKvCache::new()], "a model").unwrap();
+    // A folder cannot be replaced by a file.
+    let taken = folder.path().join("taken.safetensors");
+    std::fs::create_dir(&taken).unwrap();
+    save_caches(&taken, &[&SimpleKvCache::new()], "a model").unwrap_err();
+    assert_eq!(std::fs::read_to_string(&beside).unwrap(), "mine");
+    let left = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut left = left.collect::<Vec<_>>();
+    left.sort();
+    assert_eq!(left, ["caches.partial.safetensors", "caches.safetensors", "taken.safetensors"]);
+}
+
+#[test]
 fn files_of_something_else_are_refused_in_words() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("caches.safetensors");
@@ -102,6 +120,7 @@ fn files_that_do_not_fit_together_are_refused() {
     for (name, fact) in [
         ("layers", "many"),
         ("layers", "9"),
+        ("layers", "18446744073709551615"),
         ("layers.0.kind", "unheard of"),
         ("layers.0.len", "257"),
         ("layers.0.len", "-1"),
@@ -113,6 +132,8 @@ fn files_that_do_not_fit_together_are_refused() {
         ("layers.1.values", "int9"),
         ("layers.2.window", "6"),
         ("layers.2.oldest", "99"),
+        // Overwritten long ago.
+        ("layers.2.oldest", "2"),
         ("layers.2.len", "-3"),
         ("layers.3.padding", "1"),
         ("layers.3.padding", "1 x"),
