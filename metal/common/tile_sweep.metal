@@ -205,7 +205,8 @@ struct TileSweep {
     }
   }
 
-  // Weights go in as two numbers of T, whose sum is as good as the f32 they stand for.
+  // Weights, times the scales of their values, go in as two numbers of T, whose sum is as good as the f32 they stand for; but half
+  // precision has nothing below 2^-25, so that a small weight of a value of a small scale may be lost.
   template <typename Source>
   METAL_FUNC void multiply_values(
       thread const float (&weights)[TILES][4],

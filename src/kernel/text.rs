@@ -40,10 +40,8 @@ impl File {
     /// The text from `line` on, such that compilers count lines as the file does; without comments and indentation, for
     /// where it is handed over as it is, MLX copies it at every call.
     fn numbered(text: &str, path: &str, line: usize) -> String {
-        let bare =
-            |line: &str| line.split("//").next().unwrap_or_default().trim().to_owned() + "\n";
-        let bare = text.lines().map(bare).collect::<String>();
-        format!("\n#line {line} \"{path}\"\n{bare}")
+        let bare = text.lines().map(|line| without_comment(line).trim().to_owned() + "\n");
+        format!("\n#line {line} \"{path}\"\n{}", bare.collect::<String>())
     }
 
     fn whole(&self) -> String {
@@ -80,6 +78,12 @@ impl Kernel {
             None => ("", self.file.text),
         }
     }
+}
+
+/// A line up to its comment, but for one in which slashes may mean something else.
+fn without_comment(line: &str) -> &str {
+    let plain = !["/*", "*/", "\""].iter().any(|mark| line.contains(mark));
+    line.split("//").next().filter(|_| plain).unwrap_or(line)
 }
 
 /// What `str::contains` tells, for constants.
@@ -127,6 +131,19 @@ mod tests {
         ));
         let body = "\n#line 3 \"double.metal\"\n\ny[i] = twice(x[i]);\n";
         assert_eq!(DOUBLE.body(), body);
+    }
+
+    #[test]
+    fn slashes_that_begin_no_comment_stay() {
+        for (line, expected) in [
+            ("int x;  // one", "int x;  "),
+            ("// all", ""),
+            ("/* see http://a.b */ int y;", "/* see http://a.b */ int y;"),
+            ("see http://a.b */ int y;", "see http://a.b */ int y;"),
+            ("#include \"a//b\"", "#include \"a//b\""),
+        ] {
+            assert_eq!(without_comment(line), expected);
+        }
     }
 
     #[test]

@@ -171,21 +171,6 @@ fn metal_is_a_matter_of_the_kernel_layer() {
     assert_none(strays(&words, &["kernel"]), "cfg(feature = \"metal\") only in kernel/");
 }
 
-/// What is handed to a compiler is cut at them.
-#[test]
-fn no_kernel_has_slashes_in_a_string() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("metal");
-    let mut files = Vec::new();
-    collect(&root, "metal", &mut files);
-    assert!(files.len() > 40, "{files:?}");
-    for path in files {
-        for line in fs::read_to_string(&path).unwrap().lines() {
-            let code = line.split("//").next().unwrap();
-            assert!(code.matches('"').count().is_multiple_of(2), "{}: {line}", path.display());
-        }
-    }
-}
-
 #[test]
 fn kernel_text_lives_in_metal() {
     let words = ["kernel void", "thread_position_in", "threadgroup_barrier"];
