@@ -139,6 +139,7 @@ impl GenerationEngine {
         let pool = PagedPoolOptions {
             share_prefixes: options.share_prefixes,
             salt: options.salt.clone(),
+            eviction: options.eviction.clone(),
             ..PagedPoolOptions::within(
                 options.cache_bytes,
                 token_bytes(&model, options.forms()),

@@ -8,7 +8,11 @@ use super::{
     text::Detokenizer,
 };
 use crate::{
-    attention::BlockForm, cache::PagedPoolOptions, check::Check, dispatch::Target, error::Result,
+    attention::BlockForm,
+    cache::{Eviction, PagedPoolOptions},
+    check::Check,
+    dispatch::Target,
+    error::Result,
     sampling::LogProbabilities,
 };
 
@@ -35,6 +39,9 @@ pub struct GenerationEngineOptions {
     pub share_prefixes: bool,
     /// Part of the hashes by which prefixes are found. Default: nothing.
     pub salt: Vec<u8>,
+    /// Which blocks of a text that has ended are let go first where room is needed. No engine looks at scores of attention, so of
+    /// [`Eviction::AttentionScore`] nothing can be told apart. Default: those that were used longest ago.
+    pub eviction: Eviction,
     /// Whether the host puts a step together while the device runs the one before, whose tokens it does not know then, and
     /// hands it over at once where kernels write every layer's tokens, as on an NVIDIA GPU. A text that ends by a token or
     /// string to stop at is read once in vain; a new request waits a step longer, and does not find what that step reads. Not
@@ -62,6 +69,7 @@ impl Default for GenerationEngineOptions {
             cache_values: BlockForm::Plain,
             share_prefixes: true,
             salt: Vec::new(),
+            eviction: Eviction::default(),
             run_ahead: None,
             policy: Policy::default(),
             log_probabilities: LogProbabilities::default(),
@@ -80,6 +88,8 @@ impl fmt::Debug for GenerationEngineOptions {
             .field("cache_bytes", &self.cache_bytes)
             .field("cache_keys", &self.cache_keys)
             .field("cache_values", &self.cache_values)
+            .field("share_prefixes", &self.share_prefixes)
+            .field("eviction", &self.eviction)
             .field("run_ahead", &self.run_ahead)
             .field("policy", &self.policy)
             .finish_non_exhaustive()

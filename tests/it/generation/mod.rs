@@ -6,6 +6,7 @@ mod forms;
 mod grammar;
 mod in_place;
 mod model;
+mod order;
 mod refusal;
 mod speculation;
 mod texts;
