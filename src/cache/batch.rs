@@ -6,7 +6,7 @@ use mlx_rs::{
 };
 
 use super::{
-    Cache, SimpleKvCache,
+    Cache, KvForm, SimpleKvCache,
     contract::{check_queries, check_trim},
     file::Saved,
     mask,
@@ -19,6 +19,15 @@ use crate::{
     rope::RopeOffset,
     uploads,
 };
+
+/// Options of [`BatchKvCache`].
+#[derive(Debug, Clone, Default)]
+pub struct BatchKvCacheOptions {
+    /// How keys are stored. Default: as they come.
+    pub keys: KvForm,
+    /// How values are stored. Default: as they come.
+    pub values: KvForm,
+}
 
 /// The keys and values of one layer for sequences of several lengths, whose last tokens stand side by side.
 ///
@@ -63,11 +72,20 @@ impl BatchKvCache {
     /// # Errors
     /// When there is no row, or padding is negative.
     pub fn new(left_padding: &[i32]) -> Result<Self> {
+        Self::with_options(left_padding, BatchKvCacheOptions::default())
+    }
+
+    /// The same, which stores its keys and values so.
+    ///
+    /// # Errors
+    /// When there is no row, or padding is negative.
+    pub fn with_options(left_padding: &[i32], options: BatchKvCacheOptions) -> Result<Self> {
         CHECK.value(!left_padding.is_empty(), "left_padding", "be that of one row or more", 0)?;
         left_padding.iter().try_for_each(|&padding| CHECK.at_least("left_padding", padding, 0))?;
         let padding = left_padding.to_vec();
         let offsets = offsets(0, &padding);
-        Ok(Self { padding, offsets, forms: Forms::default(), store: None, len: 0 })
+        let forms = Forms { keys: options.keys, values: options.values };
+        Ok(Self { padding, offsets, forms, store: None, len: 0 })
     }
 
     /// The sequences of caches, one row each, side by side.
@@ -134,10 +152,14 @@ impl BatchKvCache {
         let alike = own.is_like(others);
         CHECK.value(alike, "other", "have the same heads, sizes, dtype and forms", "others")?;
         let len = self.len.max(other.len);
+        let longest = |cache: &Self| cache.padding.iter().max().map_or(0, |&pad| pad - cache.len);
+        let fits = longest(self).max(longest(other)).checked_add(len);
+        let expected = "leave each row less than 2^31 columns of padding";
+        CHECK.known(fits, "other", expected, format_args!("{len} columns"))?;
         let stores = [own.shifted(self.len, len)?, others.shifted(other.len, len)?];
         let joined = Store::joined(&stores, |arrays| Ok(concatenate(&arrays, 0)?))?;
-        let mut padding: Vec<_> = self.padding.iter().map(|pad| pad + len - self.len).collect();
-        padding.extend(other.padding.iter().map(|pad| pad + len - other.len));
+        let mut padding: Vec<_> = self.padding.iter().map(|pad| pad - self.len + len).collect();
+        padding.extend(other.padding.iter().map(|pad| pad - other.len + len));
         (self.store, self.padding) = (joined, padding);
         self.go_on(len);
         Ok(())
@@ -188,7 +210,9 @@ impl BatchKvCache {
         let (store, len) = (saved.store()?, saved.number("len")?);
         let fits = (0..=store.as_ref().map_or(0, Store::slots)).contains(&len);
         saved.check(fits, "len", "be no more than there are slots", len)?;
-        let mut cache = Self { forms: saved.forms()?, ..Self::new(&saved.numbers("padding")?)? };
+        let Forms { keys, values } = saved.forms()?;
+        let options = BatchKvCacheOptions { keys, values };
+        let mut cache = Self::with_options(&saved.numbers("padding")?, options)?;
         let rows = cache.padding.len() as i32;
         let fits = store.as_ref().is_none_or(|store| store.batch() == rows);
         saved.check(fits, "padding", "be that of each row", rows)?;

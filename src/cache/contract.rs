@@ -57,8 +57,10 @@ pub trait Cache: KvCache + Debug + Send {
     /// All that it holds, to be written into a file by [`save_caches`](super::save_caches).
     ///
     /// # Errors
-    /// When MLX fails.
-    fn saved(&self) -> Result<Saved>;
+    /// When MLX fails, and for kinds that are not of this crate.
+    fn saved(&self) -> Result<Saved> {
+        Check::op("save_caches").known(None, "caches", "be of a kind of this crate", "another")
+    }
 }
 
 /// Refuses what [`Cache::can_trim`] does.

@@ -2,6 +2,8 @@
 
 use std::{fmt::Debug, path::Path};
 
+use mlx_rs::Array;
+
 use super::{
     Cache,
     file::{self, Saved},
@@ -50,6 +52,15 @@ pub struct LayerCaches<S> {
 }
 
 impl<S: RecurrentState> LayerCaches<S> {
+    /// The size of all arrays, in bytes.
+    pub fn nbytes(&self) -> usize {
+        let of = |layer: &LayerCache<S>| match layer {
+            LayerCache::Attention(cache) => cache.nbytes(),
+            LayerCache::State(state) => state.arrays().iter().map(Array::nbytes).sum(),
+        };
+        self.layers.iter().map(of).sum()
+    }
+
     /// Writes all of it into a safetensors file, as [`save_caches`](super::save_caches) does.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`SimpleKvCache`] | all tokens of one sequence, or of equally long ones | [`KvForm`] |
 //! | [`RotatingKvCache`] | the last tokens and the first ones, likewise | [`KvForm`] |
-//! | [`BatchKvCache`] | all tokens of sequences of several lengths | [`KvForm`], as the caches that it is made of |
+//! | [`BatchKvCache`] | all tokens of sequences of several lengths | [`KvForm`] |
 //! | [`PagedKv`], by a [`PagedPool`] | all tokens of many sequences in blocks that they share | [`BlockForm`](crate::attention::BlockForm) |
 //!
 //! Keys may be in one form and values in another.
@@ -22,7 +22,7 @@ mod rotating;
 mod simple;
 mod store;
 
-pub use batch::BatchKvCache;
+pub use batch::{BatchKvCache, BatchKvCacheOptions};
 pub use contract::Cache;
 pub use create::{KvCacheConfig, KvCacheKind, KvCaches, create_kv_cache};
 pub use file::{Saved, load_caches, save_caches};

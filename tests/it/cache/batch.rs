@@ -1,7 +1,9 @@
 use mlx_primitives::{
     Layout,
     attention::{FlashAttentionOptions, KvCache},
-    cache::{BatchKvCache, Cache, SimpleKvCache},
+    cache::{
+        BatchKvCache, BatchKvCacheOptions, Cache, KvForm, SimpleKvCache, SimpleKvCacheOptions,
+    },
     layers::{AttentionBuilder, AttentionInput},
     rope::{Rope, RopeOffset},
 };
@@ -163,6 +165,43 @@ fn padded_prompts_say_what_each_says_alone() {
 }
 
 #[test]
+fn rounded_rows_are_those_of_caches_of_one_sequence() {
+    for (keys, values) in
+        [(KvForm::Int8, KvForm::Fp8), (KvForm::Int4, KvForm::Plain), (KvForm::Plain, KvForm::Int4)]
+    {
+        let options = BatchKvCacheOptions { keys, values };
+        let mut cache = BatchKvCache::with_options(&[0, 2], options).unwrap();
+        let mut alone = [(); 2].map(|()| {
+            let options = SimpleKvCacheOptions { keys, values, ..Default::default() };
+            SimpleKvCache::with_options(options).unwrap()
+        });
+        let causal = || FlashAttentionOptions { causal: true, ..Default::default() };
+        for (seed, count) in [(1, 7), (2, 1), (3, 3)] {
+            let x = normal(seed, &[2, count, 2, 32], F32);
+            let attended = cache.attend(&x, &x, &x, causal()).unwrap();
+            for (row, alone) in (0..).zip(&mut alone) {
+                // The first stretch of the second row begins with padding.
+                let padding = if seed == 1 { 2 * row } else { 0 };
+                let real = |array: &Array| array.index((row..row + 1, padding.., .., ..));
+                let own = real(&x);
+                let expected = alone.attend(&own, &own, &own, causal()).unwrap();
+                let tolerance = Tolerance::of("flash_attention", F32);
+                assert_close("row", &real(&attended), &Tensor::of(&expected), tolerance);
+            }
+        }
+        let contents = |cache: &SimpleKvCache| {
+            let (keys, values) = cache.contents(Layout::Bshd).unwrap().unwrap();
+            [keys, values].map(|array| Tensor::of(&array))
+        };
+        let merged = BatchKvCache::merge(&[&alone[0], &alone[1]]).unwrap();
+        for (row, alone) in (0..).zip(&alone) {
+            assert_eq!(contents(&cache.extract(row).unwrap()), contents(alone));
+            assert_eq!(contents(&merged.extract(row).unwrap()), contents(alone));
+        }
+    }
+}
+
+#[test]
 fn refusals_change_nothing() {
     let mut cache = BatchKvCache::new(&[0, 1]).unwrap();
     let empty = BatchKvCache::new(&[0]).unwrap();
@@ -188,6 +227,12 @@ fn refusals_change_nothing() {
     let refusal = refused(cache.attend(&next, &next, &next, short).map(drop));
     assert!(refusal.contains("mask must have shape broadcastable to [2, 2, 1, 4]"), "{refusal}");
     assert_eq!((cache.len(), cache.left_padding()), (3, &[0, 1][..]));
+    let mut padded = BatchKvCache::new(&[i32::MAX]).unwrap();
+    let first = normal(1, &[1, 1, 2, 8], F32);
+    padded.attend(&first, &first, &first, none()).unwrap();
+    assert!(
+        refused(padded.extend(&cache)).contains("leave each row less than 2^31 columns of padding")
+    );
     assert!(BatchKvCache::new(&[]).is_err() && BatchKvCache::new(&[-1]).is_err());
     assert!(BatchKvCache::merge(&[]).is_err());
     assert!(BatchKvCache::merge(&[&SimpleKvCache::new()]).is_err());

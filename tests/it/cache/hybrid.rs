@@ -110,6 +110,8 @@ fn a_list_goes_on_after_a_file_as_before() {
         let expected = model.forward(&x, &mut caches.fork().unwrap());
         assert_eq!(model.forward(&x, &mut loaded), expected, "after {steps} steps");
     }
+    // Keys and values of 6 tokens of 16 numbers, states of 4 heads of 8 by 4, and 3 inputs of a convolution of 40 channels.
+    assert_eq!(caches.nbytes(), 4 * (2 * 6 * 16 + 4 * 8 * 4 + 3 * 40));
     assert!(LayerCaches::<MambaState>::load(&path, "another").is_err());
     let other = LayerCaches::<H3State>::load(&path, "a model").unwrap_err().to_string();
     assert_eq!(other, "[load_caches] arrays must be those of such a state but got 2 of them");
