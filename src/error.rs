@@ -9,9 +9,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why an operation, a builder or a cache refused its input.
 ///
-/// A refusal names the operation and the argument, what was asked of it and what was seen, so a
-/// caller may match on the facts instead of parsing the message. It converts into
-/// [`Exception`], which mlx-rs modules return.
+/// An error names the operation and the argument, what was expected and what was found, so that a
+/// caller can match on these fields instead of parsing the message. `Module::forward` returns
+/// mlx-rs's [`Exception`], which an error converts into; of the fields, only the message is left then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

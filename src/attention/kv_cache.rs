@@ -12,23 +12,23 @@ use crate::{
 
 /// The keys and values of the tokens seen so far, as an attention layer sees them.
 ///
-/// The cache decides how new tokens attend, because only it knows where tokens lie, in which form, and which of them it
-/// has let go. Layers take any implementation; [`crate::cache`] has ours.
+/// The cache attends, rather than the layer, because only the cache knows where tokens lie, in which form, and which of them
+/// it has dropped. Layers take any implementation; those of this crate are in [`crate::cache`].
 pub trait KvCache: Debug {
     /// The position of the next token: one for all rows, or one for each.
     fn offset(&self) -> RopeOffset<'_>;
 
     /// Appends the keys and values of new tokens, and attends to every token that is held, these included.
     ///
-    /// Queries stand beside the new keys, so causality, windows and distances count positions, whatever was let go. A mask
-    /// has a key for each position up to the last new one.
+    /// Query `i` has the position of the `i`-th new key. Causality, windows and distances count positions, whatever was
+    /// dropped. A mask has a key for each position up to the last new one.
     ///
     /// # Shapes
     /// Those of [`flash_attention`](super::flash_attention) in the layout of the options, with as many queries as keys.
     ///
     /// # Errors
-    /// When the arrays do not fit each other, what is held or the options, or when an option is one that the cache cannot
-    /// heed. Nothing is changed then.
+    /// When the arrays do not fit each other, what is held, or the options, or when the cache does not support an option.
+    /// Nothing is changed then.
     fn attend(
         &mut self,
         queries: &Array,
@@ -37,21 +37,21 @@ pub trait KvCache: Debug {
         options: FlashAttentionOptions<'_>,
     ) -> Result<Array>;
 
-    /// Whether layers leave it to [`Self::turn_and_attend`] to turn queries and keys, because it costs less there, or because all
-    /// tokens are to turn by the same op. Default: no; a layer then turns them itself, both in one call.
-    fn turns(&self) -> bool {
+    /// Whether layers should call [`Self::attend_with_rope`] instead of applying RoPE to queries and keys themselves: because
+    /// that is cheaper, or because all tokens must be rotated by the same op. Default: no.
+    fn applies_rope(&self) -> bool {
         false
     }
 
-    /// [`Self::attend`] with queries and keys that are turned first as `rope` says, from [`Self::offset`] on. The layout is that
-    /// of `options`, whatever that of `rope`.
+    /// Applies RoPE to queries and keys, from [`Self::offset`] on, and then attends as [`Self::attend`] does. The layout is that
+    /// of `options`; that of `rope` is ignored.
     ///
     /// # Shapes
     /// Those of [`Self::attend`].
     ///
     /// # Errors
     /// Those of [`Self::attend`] and of [`rope_qk`]. Nothing is changed then.
-    fn turn_and_attend(
+    fn attend_with_rope(
         &mut self,
         queries: &Array,
         keys: &Array,
@@ -80,11 +80,11 @@ impl<C: KvCache + ?Sized> KvCache for Box<C> {
         (**self).attend(queries, keys, values, options)
     }
 
-    fn turns(&self) -> bool {
-        (**self).turns()
+    fn applies_rope(&self) -> bool {
+        (**self).applies_rope()
     }
 
-    fn turn_and_attend(
+    fn attend_with_rope(
         &mut self,
         queries: &Array,
         keys: &Array,
@@ -92,6 +92,6 @@ impl<C: KvCache + ?Sized> KvCache for Box<C> {
         rope: RopeOptions,
         options: FlashAttentionOptions<'_>,
     ) -> Result<Array> {
-        (**self).turn_and_attend(queries, keys, values, rope, options)
+        (**self).attend_with_rope(queries, keys, values, rope, options)
     }
 }

@@ -6,8 +6,8 @@ use std::{env, sync::OnceLock};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Settings {
-    /// The shortest sequence a kernel of ours is worth launching for, in elements along the scanned
-    /// or attended axis; 1 to 1024. `MLX_PRIMITIVES_MIN_SEQ_FOR_METAL` sets it.
+    /// The shortest sequence for which a scan takes its kernel on a GPU, on NVIDIA ones too, in elements
+    /// along the scanned axis: 1 to 1024. `MLX_PRIMITIVES_MIN_SEQ_FOR_METAL` sets it. Default: 8.
     pub min_seq_for_metal: i32,
 }
 
@@ -21,7 +21,8 @@ impl Settings {
     /// The default of [`Settings::min_seq_for_metal`].
     pub const DEFAULT_MIN_SEQ_FOR_METAL: i32 = 8;
 
-    /// What the environment said when the process first asked.
+    /// What the environment said when the process first asked. A value that is no number from 1 to 1024
+    /// is ignored, with a warning.
     pub fn current() -> &'static Self {
         static CURRENT: OnceLock<Settings> = OnceLock::new();
         CURRENT.get_or_init(|| Self::from_lookup(|name| env::var(name).ok()))

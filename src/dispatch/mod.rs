@@ -1,10 +1,11 @@
 //! Which implementation of an operation runs, and why.
 //!
 //! An operation has up to three: MLX's own fast op ([`Backend::Builtin`]), a kernel of this crate
-//! ([`Backend::Kernel`]) and plain MLX ops ([`Backend::Reference`]). Where there is more than one,
-//! its options carry a [`Dispatch`]: `Auto` lets the operation choose for the device and the shape,
-//! `Only` forces one and fails loudly where it cannot run. What was taken is traced under the
-//! target `mlx_primitives::dispatch`.
+//! ([`Backend::Kernel`]) and plain MLX ops ([`Backend::Reference`]). A function with more than one
+//! has a [`Dispatch`] in its options, if it has options: `Auto` chooses by device, shape and dtype,
+//! and `Only` forces one, which is an error where that one cannot run. Functions without options,
+//! such as [`silu`](crate::activation::silu), and modules choose as `Auto` does. Each choice is
+//! traced under the target `mlx_primitives::dispatch`.
 
 mod beside;
 mod context;
@@ -20,11 +21,10 @@ pub use crate::{backend::Backend, target::Target};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Dispatch {
-    /// The operation, for the device, the shape and the dtype at hand. Never fails for lack of a
-    /// backend.
+    /// The operation chooses, by device, shape and dtype. Never fails for lack of a backend.
     #[default]
     Auto,
-    /// The caller. [`Error::Unavailable`] where that backend cannot take the problem.
+    /// This one runs, or the call returns [`Error::Unavailable`] with the reason.
     Only(Backend),
 }
 

@@ -30,24 +30,29 @@ pub struct GenerationEngineOptions {
     pub max_draft_tokens: usize,
     /// What the keys and values of all texts take, in bytes, allocated at the start. Default: 1 GiB.
     pub cache_bytes: usize,
-    /// How keys are kept. In 8 bits there is room for about twice as many tokens of f16, and logits are a little off, by how
-    /// much [`BlockForm`] loses. Default: as the model makes them.
+    /// How keys are stored. 8 bits hold about twice as many tokens as f16, with the errors that [`BlockForm`] gives. Default: as
+    /// the model makes them.
     pub cache_keys: BlockForm,
-    /// How values are kept, likewise.
+    /// How values are stored. Default: as the model makes them.
     pub cache_values: BlockForm,
     /// Whether prompts that begin alike are read once. Default: yes.
     pub share_prefixes: bool,
     /// Part of the hashes by which prefixes are found. Default: nothing.
     pub salt: Vec<u8>,
-    /// Which blocks of a text that has ended are let go first where room is needed. No engine looks at scores of attention, so of
-    /// [`Eviction::AttentionScore`] nothing can be told apart. Default: those that were used longest ago.
+    /// Which blocks that no text uses any more are evicted first. An engine computes no attention scores, so
+    /// [`Eviction::AttentionScore`] ranks all blocks alike. Default: least recently used.
     pub eviction: Eviction,
-    /// Whether the host puts a step together while the device runs the one before, whose tokens it does not know then, and
-    /// hands it over at once where kernels write every layer's tokens, as on an NVIDIA GPU. A text that ends by a token or
-    /// string to stop at is read once in vain; a new request waits a step longer, and does not find what that step reads. Not
-    /// while there is a drafter, a request with a constraint, or hardly a block left. On an H200 a large model gained a third, alone
-    /// or 32 texts at once, and a small one up to a half; 32 texts of the small one lost up to a quarter on a slower host.
-    /// Default: yes on an NVIDIA GPU, no elsewhere, where it was not measured.
+    /// Whether the host builds a step while the device still runs the one before, without knowing its tokens, so that the device
+    /// does not wait for the host.
+    ///
+    /// - A text that ends at a stop token or stop string costs one more step, whose result is dropped.
+    /// - A new request waits one step longer, and does not share blocks that this step fills.
+    /// - It is not done while there is a drafter, while a running request has a constraint, or when blocks are nearly used up.
+    /// - A step is submitted early only where kernels write the tokens of every layer, as on an NVIDIA GPU.
+    ///
+    /// On an H200 a model of 8B parameters gained a third, with one text and with 32, and a small model up to a half; on a slower
+    /// host, 32 texts of the small model lost up to a quarter. Default: yes on an NVIDIA GPU, and no elsewhere, where it was not
+    /// measured.
     pub run_ahead: Option<bool>,
     /// Who goes first. Default: whoever came first.
     pub policy: Policy,

@@ -3,8 +3,8 @@
 //! A kernel is one file in `metal/`: a header of helpers, the line [`BODY_MARK`], and a body, which is what MLX wraps
 //! into a function of its own. Beside its operation stands one `static` [`Kernel`] that names the text and its
 //! arguments; a pure function of the problem makes a [`Plan`]; and a [`Call`] is both with the arrays, checked. The
-//! same text runs on Apple GPUs through MLX's `metal_kernel`, on NVIDIA GPUs through its `cuda_kernel`, and in tests on
-//! the CPU through whatever [`set_host`] was given.
+//! same text is meant for Apple GPUs, through MLX's `metal_kernel`, and for NVIDIA GPUs, through its `cuda_kernel`; in tests
+//! it runs on the CPU through whatever [`set_host`] was given. No kernel has been run on an Apple GPU yet.
 //!
 //! What is taken care of here, once, for every kernel:
 //!

@@ -236,10 +236,10 @@ impl Attention {
         options: FlashAttentionOptions,
     ) -> Result<Array> {
         let layout = options.layout;
-        if let Some(rope) = self.rope_alone().filter(|_| cache.turns()) {
+        if let Some(rope) = self.rope_alone().filter(|_| cache.applies_rope()) {
             let [queries, keys, values] = self.apart(heads, layout)?;
             let rope = rope.options_for(layout, &queries, cache.offset())?;
-            return cache.turn_and_attend(&queries, &keys, &values, rope, options);
+            return cache.attend_with_rope(&queries, &keys, &values, rope, options);
         }
         let [queries, keys, values] = self.turned(heads, layout, cache.offset())?;
         cache.attend(&queries, &keys, &values, options)

@@ -1,10 +1,10 @@
 //! Drawing tokens from logits.
 //!
-//! [`SamplerBatch`] draws for the requests of a batch, each with a chain of its own ([`SamplingParams`]);
-//! [`sample`] is one draw for rows of one mind, from a key. The order of the steps is visible to users. It
-//! is data of a request, and by default temperature, [`top_k`], [`top_p`], [`min_p`], draw, with
-//! penalties and biases before. So a nucleus is that of the tempered distribution, and each filter
-//! sees only what those before it left.
+//! [`SamplerBatch`] draws for the requests of a batch, each with its own chain of steps ([`SamplingParams`]);
+//! [`sample`] draws once, with the same options for every row, from a key. The order of the steps is data
+//! of a request. By default it is that of [`Step::ALL`]: penalties, DRY, biases, temperature, top-n-sigma,
+//! [`top_k`], [`top_p`], [`min_p`], typical-p, XTC, Mirostat. Each filter sees only what those before it
+//! kept, so a nucleus is that of the tempered distribution.
 //!
 //! A NaN among the logits counts as −∞: it is never drawn. A row with nothing to draw from, all
 //! −∞ or NaN, gives token 0, whose [`token_log_probabilities`] is −∞ or NaN.

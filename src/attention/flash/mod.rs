@@ -53,16 +53,14 @@ use crate::{dispatch::Backend, error::Result};
 /// ```
 ///
 /// # Backends
-/// `Builtin` is MLX's fused op, and what `Auto` takes where it can, but on a CPU for f16, bf16 and long sequences, and on an
-/// NVIDIA GPU for long ones in f32. It has no
-/// soft cap, no dropout and no log-sum-exp; it refuses ALiBi in f16 and bf16, which it would round, and sinks that it would.
-/// A window, segments and ALiBi become a mask of `S_q · S_kv`. Where it runs as plain ops (on the CPU, and
-/// for some head sizes), it rounds scores to the dtype, and f16 scores beyond 65504 overflow.
-/// `Kernel` holds no scores in memory, forward or back, and takes all but dropout and heads beyond 256; the gradient of a
-/// mask it leaves to the reference. On an NVIDIA GPU a soft cap of bf16 goes through the GPU's own tanh, exact to 2^-11 of the
-/// capped score, which the log-sum-exp has too.
-/// For up to 8 queries, without mask and segments, it splits the keys among the cores of a GPU, reads them
-/// once for all query heads that share them, up to 16, and where they lie: a slice of a cache is not copied.
+/// `Builtin` is MLX's fused op. It has no soft cap, no dropout and no log-sum-exp, and refuses ALiBi and sinks that it would
+/// round to f16 or bf16. A window, segments and ALiBi become a mask of `S_q · S_kv`. Where MLX runs it as plain ops (on the CPU,
+/// and for some head sizes), it rounds scores to the dtype, and f16 scores beyond 65504 overflow.
+///
+/// `Kernel` holds no scores in memory, forward or backward. It has no dropout, no heads beyond 256, and leaves the gradient of a
+/// mask to the reference. On an NVIDIA GPU a soft cap in bf16 uses the GPU's approximate tanh, within 2^-11 of the capped score,
+/// also in the log-sum-exp. For up to 8 queries without mask and segments, it splits the keys over the whole GPU, reads them once
+/// for all query heads that share them (up to 16), and does not copy a slice of a cache.
 ///
 /// `Reference` is plain ops in f32 and takes everything; choose it for the
 /// gradient of a mask or of slopes on an NVIDIA GPU, which the fused op may refuse. It holds all `B · H · S_q · S_kv` scores
@@ -72,11 +70,14 @@ use crate::{dispatch::Backend, error::Result};
 /// block. On an NVIDIA GPU that is no bound: MLX holds what it has been handed until it has run, and with a gradient all blocks
 /// may be held together.
 ///
-/// On an NVIDIA GPU `Auto` takes the kernel where it was measured to win: for long sequences with what the fused op does not do
-/// without all scores in memory, in f32 among them, and in f16 and bf16 for few queries over large caches. It takes it too
-/// wherever the reference would go by blocks, for the memory. In f32, matrix instructions there read 10 bits of a float's
-/// fraction: each float is split in two such, and three of the four products are added up, which is as exact as sums in f32
-/// are.
+/// `Auto` takes the fused op, except:
+/// - on a CPU, for f16, bf16 and long sequences, the reference;
+/// - on an NVIDIA GPU, the kernel where it was measured to be faster: for long sequences whose scores the fused op would hold in
+///   memory (f32, heads of 192 and 256, and options that it lacks), and in f16 and bf16 for few queries over large caches;
+/// - on an NVIDIA GPU, the kernel wherever the reference would go by blocks, for the memory.
+///
+/// In f32 on an NVIDIA GPU the kernel splits each float into two of 10 bits, which is what matrix instructions read, and adds up
+/// three of the four products: as exact as sums in f32.
 ///
 /// Dao et al., [FlashAttention: Fast and Memory-Efficient Exact Attention with
 /// IO-Awareness](https://arxiv.org/abs/2205.14135), 2022.

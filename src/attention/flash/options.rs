@@ -6,8 +6,8 @@ use crate::{check::Check, dispatch::Dispatch, error::Result, layout::Layout};
 
 /// Options of [`flash_attention`](super::flash_attention), in the order in which they apply to scores.
 ///
-/// All of them combine. Query `i` stands beside key `i + S_kv − S_q`, so that the last query stands beside the last key,
-/// as when the keys include a cache of earlier ones; `causal`, `window` and `alibi_slopes` count from there.
+/// All of them combine. Queries are aligned with the end of the keys: query `i` has the position of key `i + S_kv − S_q`, as
+/// when the keys include a cache of earlier ones. `causal`, `window` and `alibi_slopes` count from that position.
 #[derive(Debug, Clone, Default)]
 pub struct FlashAttentionOptions<'a> {
     /// What the products of queries and keys are multiplied by: any finite number. Zero weighs all
@@ -24,14 +24,15 @@ pub struct FlashAttentionOptions<'a> {
     pub mask: Option<&'a Array>,
     /// Whether query `i` sees only the keys `j ≤ i + S_kv − S_q`. Default: no.
     pub causal: bool,
-    /// How far from the key beside it a query sees. Default: without end.
+    /// How many keys before and after its own position a query sees. Default: all.
     pub window: Window,
-    /// Sequences of several lengths, one after another in a batch of one; a query sees keys of its own only. Default: one.
+    /// Packed sequences of several lengths in a batch of one: a query sees the keys of its own sequence only. Default: one
+    /// sequence.
     pub segments: Option<Segments<'a>>,
-    /// `[H]`, f32, f16 or bf16: the score of a further key in each head that has no value. It takes part in the
-    /// softmax and nowhere else (Xiao et al., [attention sinks](https://arxiv.org/abs/2309.17453), 2023). Default: none.
+    /// `[H]`, f32, f16 or bf16: the score of one more key in each head, which has no value: it is part of the softmax's
+    /// denominator only (Xiao et al., [attention sinks](https://arxiv.org/abs/2309.17453), 2023). Default: none.
     pub sinks: Option<&'a Array>,
-    /// Leaves out some of the weights. Default: none.
+    /// Drops some of the weights. Default: none.
     pub dropout: Option<AttentionDropout<'a>>,
     /// The order of the axes of queries, keys, values and result.
     pub layout: Layout,
@@ -39,10 +40,11 @@ pub struct FlashAttentionOptions<'a> {
     pub dispatch: Dispatch,
 }
 
-/// How many keys a query sees on each side of the one beside it, which it always sees; none for all.
+/// How many keys a query sees before and after the key at its own position, which it always sees; `None` for all.
 ///
-/// Query `i` sees key `j` where `i + S_kv − S_q − left ≤ j ≤ i + S_kv − S_q + right`. `causal` is a `right` of 0 and wins over
-/// one above. A model that counts the query's own position into its window, as Mistral does, has a `left` of one less.
+/// Query `i` sees key `j` where `i + S_kv − S_q − left ≤ j ≤ i + S_kv − S_q + right`. `causal` is a `right` of 0, and
+/// overrides a larger one. Models that count the query's own position, as Mistral does with `sliding_window`, and
+/// [`RotatingKvCacheOptions::window`](crate::cache::RotatingKvCacheOptions::window) have a window of `left + 1`.
 ///
 /// # Example
 /// ```
@@ -71,8 +73,9 @@ impl Window {
 /// Where sequences of several lengths begin and end, laid one after another in a batch of one.
 ///
 /// Sequence `n` has the queries `queries[n]..queries[n + 1]` and the keys `keys[n]..keys[n + 1]`; either may be none. The
-/// numbers must not fall, start at 0 and end at `S_q` and `S_kv`. They are not read here: others give any numbers as a
-/// result, and nothing worse. A query in no sequence sees no key. Inside a sequence its own lengths stand for `S_q` and
+/// offsets must not decrease, start at 0 and end at `S_q` and `S_kv`. Their values are not checked, because that would read
+/// the arrays: with others the result is unspecified, but no memory outside the arrays is touched. A query in no sequence
+/// sees no key. Inside a sequence its own lengths stand for `S_q` and
 /// `S_kv`.
 #[derive(Debug, Clone, Copy)]
 pub struct Segments<'a> {
@@ -82,10 +85,10 @@ pub struct Segments<'a> {
     pub keys: &'a Array,
 }
 
-/// Leaves out each weight with some probability, and divides the others so that the mean result stays.
+/// Drops each weight with some probability, and scales the others up so that the expected result stays the same.
 ///
-/// What is left out depends on the key and the shape of the scores, not on the values. The sum of weights, and so the
-/// log-sum-exp, is that of all of them.
+/// Which weights are dropped depends on the key and the shape of the scores, not on the values. The log-sum-exp is that of all
+/// weights.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionDropout<'a> {
     /// In `[0, 1)`.

@@ -153,7 +153,7 @@ where
         let options = FlashAttentionOptions { scale, causal, mask, layout, ..Default::default() };
         if let Some(cache) = cache {
             let rope = self.rope.options_for(layout, queries, cache.offset())?;
-            return Ok(cache.turn_and_attend(queries, keys, values, rope, options)?);
+            return Ok(cache.attend_with_rope(queries, keys, values, rope, options)?);
         }
         let (queries, keys) = self.rope.rotate_in(layout, queries, keys, 0.into())?;
         Ok(flash_attention(queries, keys, values, options)?)

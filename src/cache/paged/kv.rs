@@ -303,8 +303,8 @@ impl PagedKv {
 /// attention, over the keys and values of one sequence whose blocks lie in a row, and without soft cap, window, slopes and
 /// sinks. On a GPU `Auto` goes there for halves in heads up to 128, else to the kernel.
 ///
-/// On a GPU that of an engine [turns](KvCache::turns) queries and keys: in the kernel that writes its tokens, or by
-/// [`rope_qk`](crate::rope::rope_qk)'s, by the same angles.
+/// On a GPU, an engine's layers [apply RoPE](KvCache::applies_rope): in the kernel that writes tokens to blocks, or by
+/// [`rope_qk`](crate::rope::rope_qk)'s kernel, which computes the same angles.
 #[derive(Debug)]
 pub struct PagedLayer<'a> {
     kv: &'a mut PagedKv,
@@ -326,11 +326,11 @@ impl KvCache for PagedLayer<'_> {
         self.attend_to(&Tokens { queries, keys, values, rope: None }, &options)
     }
 
-    fn turns(&self) -> bool {
+    fn applies_rope(&self) -> bool {
         Context::current().is_ok_and(|context| self.kv.turns_alike(&context))
     }
 
-    fn turn_and_attend(
+    fn attend_with_rope(
         &mut self,
         queries: &Array,
         keys: &Array,

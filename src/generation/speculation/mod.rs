@@ -1,4 +1,4 @@
-//! Guesses of how texts go on, which the model checks many at once.
+//! Speculative decoding: cheap drafts of the next tokens, which the model checks in one step.
 
 mod draft_model;
 mod drafting;
@@ -50,27 +50,27 @@ impl DraftedText<'_> {
 /// A guess of how a text goes on.
 #[derive(Debug, Clone, Default)]
 pub struct Draft {
-    /// The next tokens; none where nothing can be said. What is above the vocabulary ends it.
+    /// The next tokens, or none. A token that is not below the vocabulary ends the draft.
     pub tokens: Vec<u32>,
-    /// What each token was drawn by, `[tokens, V]`, f32. None for tokens that no draw has led to.
+    /// The distribution that each token was drawn from, `[tokens, V]`, f32. `None` for tokens that were not drawn at random.
     pub probabilities: Option<Array>,
 }
 
-/// Guesses how texts go on, more cheaply than their model writes them.
+/// Proposes the next tokens of texts, more cheaply than their model.
 ///
-/// The model reads a draft in the step in which it would have read one token, and the text goes on by those that it would
-/// have written, and one more. A text's distribution is that without a draft, whatever is guessed; and where
-/// [`Draft::probabilities`] is none, so is every token, but for how a device rounds products of other sizes.
+/// The model reads a whole draft in one step. It keeps the tokens up to the first that it rejects, and adds one of its own. A
+/// text's distribution is the same as without drafts, however bad they are. Where [`Draft::probabilities`] is `None`, every
+/// token is the same too, except for how a device rounds products of other sizes.
 pub trait Drafter {
     /// The vocabulary that it knows, if it knows of one: that of the model that is to be helped.
     fn vocabulary(&self) -> Option<i32> {
         None
     }
 
-    /// A guess for each text, in order. Where it fails the step goes without.
+    /// A draft for each text, in order.
     ///
     /// # Errors
-    /// As the drafter has it.
+    /// Whenever the drafter likes; the step then goes without drafts.
     fn draft(&mut self, texts: &[DraftedText<'_>]) -> Result<Vec<Draft>>;
 
     /// Tells that a text has ended.

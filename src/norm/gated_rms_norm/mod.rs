@@ -19,12 +19,10 @@ use crate::{
 /// When the gate of [`gated_rms_norm`] is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum GateOrder {
-    /// What is normalized is gated already: `rms_norm(x · silu(gate)) · weight`, as in Mamba-2, whose code says
-    /// `norm_before_gate=False`.
+    /// First gate, then normalize: `rms_norm(x · silu(gate)) · weight`, as in Mamba-2 (`norm_before_gate=False`).
     #[default]
     GateThenNorm,
-    /// What is normalized is gated then: `rms_norm(x) · weight · silu(gate)`, as in gated delta nets, for which Mamba-2's
-    /// code says `norm_before_gate=True`.
+    /// First normalize, then gate: `rms_norm(x) · weight · silu(gate)`, as in gated delta nets (`norm_before_gate=True`).
     NormThenGate,
 }
 

@@ -152,11 +152,11 @@ impl SamplerBatch {
 
     /// Draws a token for each row of `logits` under conditions.
     ///
-    /// A row with a mask draws from its tokens alone, as if the others had logits of −∞; log-probabilities that are the model's
-    /// stay the model's. A row that something is proposed to draws by the same distribution as ever, but gets the proposed
-    /// token wherever that can be: as often as the smaller of its probability and that with which it was proposed; and
-    /// otherwise one of those that were proposed too seldom. So many tokens of a text are checked at once: those that a cheaper
-    /// model drew, up to the first that is not kept. Rows with neither draw as by [`sample`](Self::sample).
+    /// A row with a mask draws from the mask's tokens only, as if the others had logits of −∞; [raw](LogProbabilities::Raw)
+    /// log-probabilities stay those of the unmasked logits. A row with a proposal keeps the proposed token with probability
+    /// `min(1, p / q)`, where `p` is its own probability and `q` that of the proposal, and otherwise draws from the residual
+    /// `max(p − q, 0)`, normalized; its distribution is `p` either way. This is how the drafts of a cheaper model are checked. Rows
+    /// with neither draw as by [`sample`](Self::sample).
     ///
     /// Leviathan et al., [Fast Inference from Transformers via Speculative Decoding](https://arxiv.org/abs/2211.17192), 2023;
     /// Chen et al., [Accelerating Large Language Model Decoding with Speculative

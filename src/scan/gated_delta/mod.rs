@@ -48,9 +48,9 @@ use crate::{
 /// ```
 ///
 /// # Backends
-/// `Reference`: plain MLX ops in f32, but for queries, which a GPU rounds to their dtype once they are scaled. Within a chunk, of
-/// [`GatedLinearOptions::chunk_size`] steps rounded up to a power of two, what replaces what is one triangular inverse; chunks
-/// follow each other.
+/// `Reference`: plain MLX ops in f32, except that a GPU rounds scaled queries to their dtype. The updates of a chunk, of
+/// [`GatedLinearOptions::chunk_size`] steps rounded up to a power of two, are solved by one triangular inverse; chunks run one
+/// after another.
 ///
 /// Yang, Kautz and Hatamizadeh, [Gated Delta Networks](https://arxiv.org/abs/2412.06464), 2024; Yang et al., [Parallelizing
 /// Linear Transformers with the Delta Rule over Sequence Length](https://arxiv.org/abs/2406.06484), 2024.

@@ -73,7 +73,7 @@ impl CausalModel for Tables {
             };
             for _ in 0..self.times {
                 let attended = if self.turns {
-                    cache.turn_and_attend(&queries, &keys, &values, rope(), options.clone())?
+                    cache.attend_with_rope(&queries, &keys, &values, rope(), options.clone())?
                 } else {
                     cache.attend(&queries, &keys, &values, options.clone())?
                 };

@@ -36,11 +36,11 @@ impl KvCache for TurningCache {
         self.kv.attend(queries, keys, values, options)
     }
 
-    fn turns(&self) -> bool {
+    fn applies_rope(&self) -> bool {
         true
     }
 
-    fn turn_and_attend(
+    fn attend_with_rope(
         &mut self,
         queries: &Array,
         keys: &Array,
@@ -49,7 +49,7 @@ impl KvCache for TurningCache {
         options: FlashAttentionOptions<'_>,
     ) -> mlx_primitives::Result<Array> {
         self.turned += 1;
-        self.kv.turn_and_attend(queries, keys, values, rope, options)
+        self.kv.attend_with_rope(queries, keys, values, rope, options)
     }
 }
 
