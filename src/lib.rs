@@ -7,6 +7,7 @@
 //! | letter | meaning |
 //! |---|---|
 //! | `B` | batch |
+//! | `T` | tokens of all sequences of a step |
 //! | `S`, `S_q`, `S_kv` | sequence length; of the queries; of the keys and values |
 //! | `H`, `H_kv` | query heads; key and value heads |
 //! | `D`, `D_v` | head size, or the size of the last axis where there are no heads; that of values |
@@ -16,7 +17,11 @@
 //! | `V` | vocabulary size |
 //! | `G` | quantization group size; groups of a scan |
 //! | `L` | length of a scanned sequence |
-//! | `N` | size of the state of a channel; number of sequences in segments |
+//! | `N` | size of the state of a channel; number of sequences, of rows of a batch |
+//! | `P` | size of a head's input in `ssd_scan` |
+//! | `M` | number of features of a feature map |
+//! | `W` | taps of a short convolution; blocks in a row of a block table |
+//! | `BLOCKS`, `BLOCK` | blocks of a pool; tokens of a block |
 //! | `...` | any number of leading axes |
 
 // Modules stand in dependency order: each may use those above it and none below.

@@ -1,4 +1,19 @@
-//! Attention, and what it needs from a cache.
+//! Attention over queries, keys and values.
+//!
+//! | function | for |
+//! |---|---|
+//! | [`flash_attention`] | exact attention, with every mask and option; start here |
+//! | [`flash_attention_with_lse`], [`merge_states`] | attention over parts of the keys, joined afterwards |
+//! | [`sliding_window_attention`] | long sequences in which each query sees its neighbours: time and memory in proportion to the window |
+//! | [`chunked_cross_attention`] | few queries over very many keys, a chunk of keys in memory at a time |
+//! | [`fused_rope_attention`] | rotary embeddings and attention in one call |
+//! | [`paged_attention`] | decoding many sequences whose keys and values are in blocks of one pool |
+//! | [`linear`] | cost linear in the sequence, with a state to decode from: linear attention, Performer, cosFormer |
+//! | [`sparse`] | chosen blocks only: block-sparse attention, Longformer, BigBird |
+//! | [`bias`] | ALiBi and T5's relative positions |
+//!
+//! These functions and the modules beside them take queries, keys and values; modules with projections, which take a hidden state,
+//! are in [`layers`](crate::layers). [`KvCache`] is what attention needs from a cache; [`cache`](crate::cache) has the caches.
 
 pub mod bias;
 pub mod chunked;

@@ -245,7 +245,7 @@ impl Attention {
         cache.attend(&queries, &keys, &values, options)
     }
 
-    /// How queries and keys turn, if nothing else is done to them.
+    /// How queries and keys are rotated, if nothing else is done to them.
     fn rope_alone(&self) -> Option<&Rope> {
         self.rope.as_ref().filter(|_| self.query_norm.is_none() && self.key_norm.is_none())
     }

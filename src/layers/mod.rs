@@ -1,4 +1,11 @@
-//! Layers made of operations: everything a decoder is stacked from.
+//! Modules with projections, which take a hidden state `[B, S, dims]`: what a decoder is stacked from.
+//!
+//! [`DecoderBlock`] is a pre-norm block of an [`Attention`] and a [`GatedFeedForward`]; [`TokenEmbedding`] is the embedding, also
+//! used as the output layer. [`GroupedQueryAttention`] and [`MultiQueryAttention`] are [`Attention`] under their usual names,
+//! [`LinearAttention`], [`PerformerAttention`], [`CosFormerAttention`], [`BlockSparseAttention`], [`BigBirdAttention`] and
+//! [`LongformerAttention`] are the cheaper kinds. A [`Projection`] is a linear layer, dense or quantized.
+//!
+//! `prepare_for_inference` of the first two makes fewer operations of each token.
 
 mod attention;
 mod block_sparse_attention;

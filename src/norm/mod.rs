@@ -1,4 +1,8 @@
 //! Normalization over the last axis.
+//!
+//! [`rms_norm`](rms_norm()) and [`layer_norm`](layer_norm()); the same after a residual addition, in one pass over memory ([`add_rms_norm`](add_rms_norm()),
+//! [`add_layer_norm`](add_layer_norm())); with a gate, as Mamba-2 has it ([`gated_rms_norm`](gated_rms_norm())); and with the linear layer that follows
+//! ([`rms_norm_linear`](rms_norm_linear())).
 
 pub mod add_layer_norm;
 pub mod add_rms_norm;

@@ -1,4 +1,4 @@
-//! What each pair of elements turns by, as plain numbers.
+//! The angle that each pair of elements is rotated by, as plain numbers.
 
 use std::f64::consts::TAU;
 
@@ -6,18 +6,18 @@ use mlx_rs::Array;
 
 use crate::{check::Check, error::Result, uploads};
 
-/// What each pair of elements turns by at each position, and what the turned elements are
+/// The angle that each pair of elements is rotated by at each position, and what the rotated elements are
 /// multiplied by.
 ///
 /// Plain f64 numbers on the host: a checkpoint's frequencies can be written down, compared and
 /// changed, and no precision is lost before the op itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeFrequencies {
-    /// `[dims/2]`: the radians that pair `i` turns by at each position, such as `base^(-2i/dims)`.
+    /// `[dims/2]`: the radians that pair `i` is rotated by at each position, such as `base^(-2i/dims)`.
     /// Zero leaves a pair alone. These are not the periods that MLX's op calls `freqs`, which are
     /// one over them.
     pub inverse: Vec<f64>,
-    /// Multiplies the turned elements, both of queries and of keys; one unless a scaling asks for a
+    /// Multiplies the rotated elements, both of queries and of keys; one unless a scaling asks for a
     /// temperature.
     pub magnitude: f64,
 }

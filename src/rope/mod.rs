@@ -1,4 +1,7 @@
 //! Rotary position embeddings.
+//!
+//! [`rope`](rope()) rotates one array, [`rope_qk`] queries and keys in one pass, and [`qk_norm_rope`] normalizes each head before. [`Rope`] is
+//! the module. [`RopeFrequencies`] are the angles, with one of the [`RopeScaling`]s for contexts longer than those of training.
 
 mod frequencies;
 mod heads;
@@ -32,7 +35,7 @@ use crate::{
     layout::Layout,
 };
 
-/// Which two elements of a head turn together.
+/// Which two elements of a head are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum RopeStyle {
     /// Element `i` with element `i + dims/2`: Llama, Qwen, Mistral, Phi and most checkpoints.
@@ -46,7 +49,7 @@ pub enum RopeStyle {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum RopeOffset<'a> {
-    /// One for every row of the batch. Below zero, the rows are turned backwards.
+    /// One for every row of the batch. Below zero, the rows are rotated backwards.
     At(i32),
     /// One for each row: `[B]`, int32, not below zero. The values are not checked, because that
     /// would wait for the device.
@@ -68,13 +71,13 @@ impl<'a> From<&'a Array> for RopeOffset<'a> {
 /// Options of [`rope`].
 #[derive(Debug, Clone)]
 pub struct RopeOptions {
-    /// How many leading elements of a head turn; the others pass through. Even. Default: all `D`.
+    /// How many leading elements of a head are rotated; the others pass through. Even. Default: all `D`.
     pub dims: Option<i32>,
-    /// Which two elements turn together.
+    /// Which two elements are rotated together.
     pub style: RopeStyle,
-    /// Pair `i` turns by `base^(-2i/dims)` a position. Default: 10000.
+    /// Pair `i` is rotated by `base^(-2i/dims)` a position. Default: 10000.
     pub base: f32,
-    /// What the pairs turn by instead, such as [`RopeScaling::frequencies`]; `base` is then unread.
+    /// What the pairs are rotated by instead, such as [`RopeScaling::frequencies`]; `base` is then unread.
     pub frequencies: Option<RopeFrequencies>,
     /// The order of the axes of `x`.
     pub layout: Layout,
@@ -100,12 +103,12 @@ impl Default for RopeOptions {
     }
 }
 
-/// Turns pairs of elements of every head by angles that grow with the position.
+/// Rotates pairs of elements of every head by angles that grow with the position.
 ///
-/// [`rope_qk`] turns queries and keys together.
+/// [`rope_qk`] rotates queries and keys together.
 ///
 /// At position `p` the pair `(a, b)` number `i` becomes `(a·cos θ - b·sin θ, a·sin θ + b·cos θ)` with
-/// `θ = p · base^(-2i/dims)`, in f32 whatever the dtype. The product of a query and a key so turned
+/// `θ = p · base^(-2i/dims)`, in f32 whatever the dtype. The product of a query and a key rotated so
 /// depends on the distance between them alone.
 ///
 /// # Shapes
@@ -117,6 +120,7 @@ impl Default for RopeOptions {
 /// When `x` is not of rank 4 or not floating point, when `dims` is odd, below two or above `D`, when
 /// `base` is not finite and above zero, when `frequencies` are not `dims/2` finite numbers, or when
 /// an array `offset` is not `[B]` or not int32.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

@@ -8,12 +8,12 @@ use crate::{builder::builder, check::Check, error::Result, layout::Layout};
 builder! {
     /// Builder for [`Rope`].
     RopeBuilder => Rope (
-        /// How many leading elements of a head turn; the others pass through.
+        /// How many leading elements of a head are rotated; the others pass through.
         dims: i32,
     ) {
-        /// Which two elements turn together.
+        /// Which two elements are rotated together.
         style: RopeStyle = RopeStyle::default(),
-        /// Pair `i` turns by `base^(-2i/dims)` a position; [`RopeOptions::DEFAULT_BASE`] by default.
+        /// Pair `i` is rotated by `base^(-2i/dims)` a position; [`RopeOptions::DEFAULT_BASE`] by default.
         base: f32 = RopeOptions::DEFAULT_BASE,
         /// How the frequencies are changed for long sequences.
         scaling: RopeScaling = RopeScaling::None,
@@ -29,8 +29,8 @@ builder! {
 ///
 /// [`RopeScaling::DynamicNtk`] and [`RopeScaling::LongRope`] depend on the length of the sequence.
 /// Unless [`RopeBuilder::sequence_length`] fixes it, they are made anew for each call, as their
-/// authors did; keys that were turned for a shorter sequence, and cached, then do not match queries
-/// turned for a longer one.
+/// authors did; keys that were rotated for a shorter sequence, and cached, then do not match queries
+/// rotated for a longer one.
 ///
 /// # Shapes
 /// `[B, S, H, D]` to the same, or `[B, H, S, D]` with [`Layout::Bhsd`].
@@ -75,7 +75,7 @@ impl Rope {
         Self::assemble(RopeBuilder::new(dims))
     }
 
-    /// How many leading elements of a head turn.
+    /// How many leading elements of a head are rotated.
     pub fn dims(&self) -> i32 {
         self.dims
     }
@@ -98,7 +98,7 @@ impl Rope {
         Ok(Self { dims, base, scaling, follows_length, options })
     }
 
-    /// Turns `x`, whose sequence starts at `offset`.
+    /// Rotates `x`, whose sequence starts at `offset`.
     ///
     /// # Errors
     /// Those of [`rope`], and an `offset` for each row under frequencies that follow the length of
@@ -117,7 +117,7 @@ impl Rope {
         rope(x, offset, self.options_for(layout, x, offset)?)
     }
 
-    /// Turns queries and keys of the same positions, whatever the number of heads of each, as [`rope_qk`] does.
+    /// Rotates queries and keys of the same positions, whatever the number of heads of each, as [`rope_qk`] does.
     ///
     /// # Errors
     /// Those of [`rope_qk`], and as for [`Self::forward_at`].

@@ -14,7 +14,7 @@ use mlx_rs::{
 use super::{RopeOffset, RopeStyle, turning::Turning};
 use crate::{error::Result, uploads};
 
-/// Turns `x`, `[B, H, S, D]`.
+/// Rotates `x`, `[B, H, S, D]`.
 pub(super) fn rope(x: &Array, offset: RopeOffset, turning: &Turning) -> Result<Array> {
     let dims = turning.dims;
     let angles = angles(x.dim(2), offset, turning)?;

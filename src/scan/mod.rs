@@ -1,4 +1,18 @@
-//! Scans along an axis: each result is what has come before, combined.
+//! Scans along an axis: each result combines everything before it.
+//!
+//! | function | recurrence |
+//! |---|---|
+//! | [`associative_scan`] | sums, products, maxima, minima or log-sum-exps so far |
+//! | [`affine_scan`] | `h_t = a_t · h_{t−1} + b_t` |
+//! | [`generic_scan`] | any associative function of the caller's |
+//! | [`selective_scan`] | Mamba: a state for each channel, with decays that depend on the input |
+//! | [`ssd_scan`] | Mamba-2: one decay for each head and step, in chunks of matrix products |
+//! | [`gated_linear_attention`] | linear attention with decays, for each head (retention, [`retention_log_decays`]) or element |
+//! | [`gated_delta_rule`] | the same, where a new value replaces what its key retrieves |
+//! | [`causal_conv1d`] | short convolution of each channel, as it stands before these scans in a block |
+//!
+//! The model scans have a `_with_state` form, which also returns the last state, and a `_step` (or [`selective_state_update`])
+//! that decodes one token from it. Whole blocks are in [`ssm`](crate::ssm).
 
 mod associative;
 mod causal_conv;

@@ -1,4 +1,12 @@
 //! State-space models: layers whose memory of a sequence is a state of fixed size.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`MambaBlock`], [`Mamba2Block`] | the blocks of Mamba and Mamba-2, under the parameter names of `mamba_ssm` |
+//! | [`Mamba`] | a language model of either |
+//! | [`S4`], [`H3`] | time-invariant models, trained as a convolution and decoded as a recurrence |
+//!
+//! Each is trained over a whole sequence at once, and decodes by `step` at a constant cost a token.
 
 mod diagonal;
 mod h3;

@@ -50,6 +50,7 @@ impl Default for GluOptions<'_> {
 /// # Errors
 /// When `gate` is not floating point, when `up` has another shape or dtype, when a bias is not `[F]` or not floating
 /// point, or when there is one and `gate` has no last axis or an empty one.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

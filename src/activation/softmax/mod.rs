@@ -45,6 +45,7 @@ impl Default for SoftmaxOptions {
 ///
 /// # Errors
 /// When `x` has no last axis or an empty one, when it is not floating point, or when `scale` is not finite and above 0.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

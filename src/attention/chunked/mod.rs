@@ -74,6 +74,7 @@ impl Default for ChunkedCrossAttentionOptions {
 /// When an array has another rank or an axis that disagrees with the others, when `D` is zero, when
 /// `H` is not a multiple of `H_kv`, when the dtypes differ or are not floating point, when
 /// `chunk_size` is below one, or when the scale is not finite.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

@@ -15,16 +15,16 @@ use crate::{
 /// Options of [`fused_rope_attention`].
 #[derive(Debug, Clone, Default)]
 pub struct FusedRopeAttentionOptions<'a> {
-    /// How queries and keys turn. Its layout is that of `attention`.
+    /// How queries and keys are rotated. Its layout is that of `attention`.
     pub rope: RopeOptions,
-    /// How turned queries attend to turned keys.
+    /// How rotated queries attend to rotated keys.
     pub attention: FlashAttentionOptions<'a>,
 }
 
-/// Turns the queries and keys of the same tokens by their positions, then attends.
+/// Rotates queries and keys by their positions, then attends.
 ///
 /// [`flash_attention`] of what [`rope_qk`] returns. [`FusedRopeAttention`] does it with a cache of keys, each
-/// turned once.
+/// rotated once.
 ///
 /// # Shapes
 /// In the default layout; [`Layout::Bhsd`](crate::Layout::Bhsd) swaps the axes of sequence and heads.
@@ -51,8 +51,8 @@ pub struct FusedRopeAttentionOptions<'a> {
 /// ```
 ///
 /// # Backends
-/// Those of [`rope_qk`] and [`flash_attention`], one after the other: turning takes one pass over queries and
-/// keys, against as many over the keys as there are blocks of queries if each turned them anew.
+/// Those of [`rope_qk`] and [`flash_attention`], one after the other: the rotation takes one pass over queries and
+/// keys, against as many over the keys as there are blocks of queries if each rotated them again.
 ///
 /// Su et al., [RoFormer: Enhanced Transformer with Rotary Position
 /// Embedding](https://arxiv.org/abs/2104.09864), 2021.

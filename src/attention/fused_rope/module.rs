@@ -26,7 +26,7 @@ builder! {
     ) {
         /// Key and value heads; as many as query heads by default.
         num_kv_heads: Option<i32> = None,
-        /// How queries and keys turn; all of a head, with the default base, by default.
+        /// How queries and keys are rotated; all of a head, with the default base, by default.
         rope: Option<Rope> = None,
         /// See [`FlashAttentionOptions::causal`]; on by default.
         causal: bool = true,
@@ -48,7 +48,7 @@ pub struct FusedRopeAttentionInput<'a> {
     pub values: &'a Array,
     /// Boolean or additive, broadcastable to `[B, H, S, S_kv]`; on top of `causal`.
     pub mask: Option<&'a Array>,
-    /// Turned keys, and values, of earlier tokens; this call appends its own. It says what the first position is, which
+    /// Rotated keys, and values, of earlier tokens; this call appends its own. It says what the first position is, which
     /// is 0 without a cache.
     pub cache: Option<&'a mut dyn KvCache>,
 }
@@ -94,7 +94,7 @@ pub struct FusedRopeAttention {
     pub head_dim: i32,
     /// Key and value heads.
     pub num_kv_heads: i32,
-    /// How queries and keys turn.
+    /// How queries and keys are rotated.
     pub rope: Rope,
     /// See [`FlashAttentionOptions::causal`].
     pub causal: bool,
@@ -105,7 +105,7 @@ pub struct FusedRopeAttention {
 }
 
 impl FusedRopeAttention {
-    /// Causal attention between `num_heads` heads of `head_dim` elements on each side, all of which turn.
+    /// Causal attention between `num_heads` heads of `head_dim` elements on each side, all of which are rotated.
     ///
     /// # Errors
     /// When a number is below one, or `head_dim` is odd.

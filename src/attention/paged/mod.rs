@@ -91,6 +91,7 @@ impl Default for PagedAttentionOptions<'_> {
 /// When an array has another shape or dtype than these, when `T` is not `N` and there are no `query_starts`, when `H` is
 /// not a multiple of `H_kv`, when blocks of 8 bits have no scales or others have some, or when an option does not have
 /// the shape, dtype or range that [`PagedAttentionOptions`] gives it.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

@@ -63,6 +63,7 @@ impl Default for SlidingWindowOptions {
 /// When an array has another rank or an axis that disagrees with the others, when `D` is zero, when
 /// `H` is not a multiple of `H_kv`, when the dtypes differ or are not floating point, when
 /// `window_size` is negative, or when the scale is not finite.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

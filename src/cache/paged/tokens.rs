@@ -14,7 +14,7 @@ pub(super) struct Tokens<'a> {
     pub(super) queries: &'a Array,
     pub(super) keys: &'a Array,
     pub(super) values: &'a Array,
-    /// How queries and keys turn first, if they do.
+    /// How queries and keys are rotated first, if they are.
     pub(super) rope: Option<RopeOptions>,
 }
 

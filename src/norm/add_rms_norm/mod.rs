@@ -29,6 +29,7 @@ use crate::{
 /// # Errors
 /// When `x` has no last axis or an empty one, when `residual` differs from `x` in shape or dtype, when `weight` is not
 /// `[D]`, when any is not floating point, or when `eps` is negative or not finite.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

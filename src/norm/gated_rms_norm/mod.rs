@@ -71,6 +71,7 @@ impl Default for GatedRmsNormOptions {
 /// When `x` has no last axis or an empty one, when `gate` differs from `x` in shape or dtype, when `weight` is not `[D]`,
 /// when any is not floating point, when `group_size` is below one or does not divide `D`, or when `eps` is negative or not
 /// finite.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

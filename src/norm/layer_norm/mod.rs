@@ -50,6 +50,7 @@ impl Default for LayerNormOptions {
 /// # Errors
 /// When `x` has no last axis or an empty one, when `weight` or `bias` is not `[D]`, when any of the
 /// three is not floating point, or when `eps` is negative or not finite.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

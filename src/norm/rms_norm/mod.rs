@@ -52,6 +52,7 @@ impl Default for RmsNormOptions {
 /// # Errors
 /// When `x` has no last axis or an empty one, when `weight` is not `[D]`, when either is not
 /// floating point, or when `eps` is negative or not finite.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

@@ -59,6 +59,7 @@ impl Default for RmsNormLinearOptions<'_> {
 /// # Errors
 /// When `x` has no last axis or an empty one, when `norm_weight` is not `[I]`, `weight` not `[O, I]` or the bias not
 /// `[O]`, when any is not floating point, or when `eps` is negative or not finite.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

@@ -35,6 +35,7 @@ pub struct QuantizedLinearOptions {
 /// # Errors
 /// When the last axis of `x` is not `I`, when `bias` is not `[O]`, or when either is not floating
 /// point.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

@@ -21,7 +21,7 @@ pub struct QkNormRopeOptions {
     pub eps: f32,
     /// Whether heads are scaled by `1 + weight`, as in Gemma, and not by `weight`. Default: no.
     pub unit_offset: bool,
-    /// How the normalized heads turn; its `dispatch` is that of the whole.
+    /// How the normalized heads are rotated; its `dispatch` is that of the whole.
     pub rope: RopeOptions,
 }
 
@@ -33,7 +33,7 @@ impl Default for QkNormRopeOptions {
 }
 
 /// Normalizes each head of queries and keys as [`rms_norm`](crate::norm::rms_norm()) does, each with a weight of its
-/// own, then turns it as [`rope`](super::rope()) does: attention as in Qwen 3 and Gemma 3.
+/// own, then rotates it as [`rope`](super::rope()) does: attention as in Qwen 3 and Gemma 3.
 ///
 /// `y = rope(x / sqrt(mean(x²) + eps) · weight)`, or `· (1 + weight)` with [`QkNormRopeOptions::unit_offset`], with
 /// the mean over a head.
@@ -48,6 +48,7 @@ impl Default for QkNormRopeOptions {
 /// # Errors
 /// Those of [`rope_qk`](super::rope_qk()), and when a weight is not `[D]` or not floating point, or when `eps` is
 /// negative or not finite.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```

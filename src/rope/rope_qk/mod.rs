@@ -13,7 +13,7 @@ use crate::{
     error::Result,
 };
 
-/// Turns the queries and the keys of the same tokens as [`rope`](super::rope()) does each.
+/// Rotates the queries and the keys of the same tokens as [`rope`](super::rope()) does each.
 ///
 /// # Shapes
 /// - `queries`: `[B, S, H, D]`, or `[B, H, S, D]` with [`Layout::Bhsd`](crate::Layout::Bhsd); f32, f16 or bf16
@@ -23,6 +23,7 @@ use crate::{
 ///
 /// # Errors
 /// Those of [`rope`](super::rope()) for either, and when the two differ in dtype or in an axis but that of heads.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// ```
@@ -30,15 +31,15 @@ use crate::{
 /// use mlx_rs::Array;
 ///
 /// let (queries, keys) = (Array::ones::<f32>(&[1, 10, 8, 64])?, Array::ones::<f32>(&[1, 10, 2, 64])?);
-/// let (turned, turned_keys) = rope_qk(&queries, &keys, 100, RopeOptions::default())?;
-/// assert_eq!(turned_keys.shape(), [1, 10, 2, 64]);
+/// let (rotated, rotated_keys) = rope_qk(&queries, &keys, 100, RopeOptions::default())?;
+/// assert_eq!(rotated_keys.shape(), [1, 10, 2, 64]);
 /// let alone = rope(&queries, 100, RopeOptions::default())?;
-/// assert!(turned.all_close(alone, None, None, None)?);
+/// assert!(rotated.all_close(alone, None, None, None)?);
 /// # Ok::<(), mlx_primitives::Error>(())
 /// ```
 ///
 /// # Backends
-/// `Kernel` turns both in one pass over memory, with sines and cosines computed once for all heads of a token, and its
+/// `Kernel` rotates both in one pass over memory, with sines and cosines computed once for all heads of a token, and its
 /// gradient too; its angles are right to f32 rounding at every position, above 2²⁴ and below 0 too. `Auto` takes it
 /// for large arrays on an NVIDIA GPU. It is fastest on arrays that lie in memory in the order of the layout; others it copies.
 /// `Builtin` and `Reference` are those of [`rope`](super::rope()), twice, and what `Auto` takes elsewhere is what it

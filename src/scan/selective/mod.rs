@@ -165,6 +165,7 @@ pub fn selective_scan_with_state(
 /// # Errors
 /// When an array or an option has another shape or dtype than these, when `D` or `N` is zero, or when `G` does not divide
 /// `D`.
+/// [`Error::Unavailable`](crate::Error::Unavailable) when `dispatch` asks for a backend that cannot run.
 ///
 /// # Example
 /// See [`selective_scan_with_state`].
