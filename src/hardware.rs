@@ -2,7 +2,7 @@
 
 use crate::{error::Result, ffi};
 
-/// Names the device of the current stream as it is sold: "Apple M2 Max", "NVIDIA H200".
+/// Names the device of the current stream as it is sold: "Apple M2 Max", "NVIDIA H200". `None` if MLX knows no name for it.
 ///
 /// # Errors
 /// When MLX cannot name the stream's device.

@@ -66,7 +66,7 @@ pub struct KvCacheConfig {
     pub dtype: Dtype,
     /// The most tokens. Simple and compressed. Default: no limit.
     pub max_len: Option<i32>,
-    /// How many of the last tokens are seen. Sliding and rotating. Default: 4096.
+    /// How many of the last tokens are seen, the newest included. Sliding and rotating. Default: 4096.
     pub window: i32,
     /// How many of the first tokens are seen as well. Rotating. Default: 4.
     pub sinks: i32,

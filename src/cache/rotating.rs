@@ -22,15 +22,16 @@ use crate::{
 /// Options of [`RotatingKvCache`].
 #[derive(Debug, Clone)]
 pub struct RotatingKvCacheOptions {
-    /// How many of the last tokens a token sees, itself included: 1 or more.
+    /// How many of the last tokens a token sees, itself included: 1 or more. That is one more than
+    /// [`Window::left`](crate::attention::Window::left), which does not count the token itself.
     pub window: i32,
     /// How many of the first tokens every token sees as well, however far back they are. Default: none.
     pub sinks: i32,
     /// How many tokens beyond the window are kept, so that as many, and one more, can always be taken back. Default: none.
     pub undo: i32,
-    /// How keys are stored.
+    /// How keys are stored. Default: as they come.
     pub keys: KvForm,
-    /// How values are stored.
+    /// How values are stored. Default: as they come.
     pub values: KvForm,
 }
 

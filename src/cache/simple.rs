@@ -21,11 +21,11 @@ use crate::{
 pub struct SimpleKvCacheOptions {
     /// How many tokens each allocation makes room for. Default: 256.
     pub step: i32,
-    /// The most tokens it may hold; without one it grows as long as there is memory.
+    /// The most tokens it may hold. Default: none; it grows as long as there is memory.
     pub max_len: Option<i32>,
-    /// How keys are stored.
+    /// How keys are stored. Default: as they come.
     pub keys: KvForm,
-    /// How values are stored.
+    /// How values are stored. Default: as they come.
     pub values: KvForm,
 }
 

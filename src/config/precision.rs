@@ -7,9 +7,9 @@ use crate::{check::Check, error::Result};
 /// Limits under which [`fits_float16`] answers yes.
 #[derive(Debug, Clone)]
 pub struct Float16Limits {
-    /// The longest sum, in elements, that may be accumulated; longer ones lose low bits.
+    /// The longest sum, in elements, that may be accumulated; longer ones lose low bits. Default: 8192.
     pub max_terms: i32,
-    /// The largest magnitude that may occur. f16 itself ends at 65504; products need room below.
+    /// The largest magnitude that may occur. f16 itself ends at 65504; products need room below. Default: 1000.
     pub max_magnitude: f32,
 }
 

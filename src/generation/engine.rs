@@ -25,14 +25,18 @@ use crate::{cache::PagedPoolOptions, check::Check, error::Result, sampling::MAX_
 
 const CHECK: Check = Check::op("GenerationEngine");
 
-/// Writes many texts at once with one model, on a thread of its own.
+/// Generates many texts at once with one model, on a thread of its own.
 ///
-/// Every step gives each text that is being written one token, and the rest of its budget to prompts, in chunks: a long
-/// prompt never stalls the others. Keys and values lie in blocks of one pool; prompts that begin alike share them, and
-/// where they run short the text that is last in order waits and is read again. What a text gets depends on its prompt,
-/// its parameters and its seed, and not on who else is served, but for how a device rounds products of other sizes.
+/// - **Continuous batching.** Every step gives each running text one token, and the rest of its token budget to prompts, in
+///   chunks, so that a long prompt never stalls the others.
+/// - **Paged memory.** Keys and values are in blocks of one pool, which prompts with the same beginning share. When blocks run
+///   out, the text that is last in order is preempted, and read again later.
+/// - **Reproducible.** A text depends on its prompt, its parameters and its seed, and not on what else is served, except for how
+///   a device rounds products of other sizes.
+/// - **Isolated failures.** A step that fails ends the requests in it, with the reason; the others are read again and go on.
+///   Mirostat starts anew in them.
 ///
-/// The handle is `Send` and `Sync`. To drop it waits until what streams still wait for is written.
+/// The handle is `Send` and `Sync`. Dropping it waits until every text whose stream is still held has ended.
 ///
 /// # Example
 /// ```

@@ -9,7 +9,7 @@ const CHECK: Check = Check::op("GenerationRequest");
 /// Each is a pass over the logits of the whole batch.
 const MAX_TOP: i32 = 20;
 
-/// A prompt, and how it shall go on.
+/// A prompt, and how it is to go on. Start from [`GenerationRequest::new`]: the default has no prompt, and is refused.
 #[derive(Debug, Clone, Default)]
 pub struct GenerationRequest {
     /// Names the request; no two of an engine at once may have the same. Default: the engine finds one.
@@ -32,7 +32,7 @@ pub struct GenerationRequest {
     pub priority: i32,
     /// How many of the most likely tokens to report beside each one drawn, up to 20 and the vocabulary. Default: 0.
     pub top_log_probabilities: i32,
-    /// What each text has to be; of the tokens that it allows, those are drawn that the rest of this says. Default: anything.
+    /// What each text must match; tokens are drawn among those that it allows. Default: none.
     pub constraint: Option<Arc<dyn Constraint>>,
 }
 

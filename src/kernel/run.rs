@@ -95,9 +95,9 @@ impl Call {
         }
         match (target, host::get()) {
             (Target::Cpu, Some(host)) => host.run(self),
-            // SAFETY: the arrays are what the kernel declares, for `Call::new` has checked them, the launcher hands
-            // them over row-contiguous or, where the kernel says so, with their strides, and grids are full groups. That a kernel of this crate keeps to its arrays for
-            // all such shapes, and without a race, is what every one of them is tested for under the sanitizers.
+            // SAFETY: `Call::new` has checked that the arrays are those that the kernel declares. The launcher hands them over
+            // row-contiguous or, where the kernel says so, with their strides, in full groups. That a kernel of this crate keeps
+            // to such arrays, without a race, is tested for each under sanitizers.
             _ => unsafe { self.launch_on(target) },
         }
     }

@@ -73,15 +73,15 @@ impl Step {
     }
 }
 
-/// "Exclude top choices": now and then, only the least likely of the likely tokens is left.
+/// "Exclude top choices": with some probability, all likely tokens but the least likely of them are dropped.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Xtc {
-    /// How often this happens, from 0 to 1.
+    /// How often this happens, from 0 to 1. Default: 0.
     pub probability: f32,
     /// Of the tokens at least this likely, from 0 to 1, all but the least likely go. Above 0.5
     /// there is never more than one of them. Default: 0.1.
     pub threshold: f32,
-    /// Tokens that never go: those that end a text or a line, say.
+    /// Tokens that are never dropped, such as those that end a text or a line. Default: none.
     pub protected: Vec<u32>,
 }
 
@@ -103,7 +103,7 @@ pub struct Dry {
     pub allowed_length: u32,
     /// Repetitions are looked for among this many of the last tokens. Default: 1024.
     pub range: u32,
-    /// Tokens that no repetition goes on beyond, and that are not penalized.
+    /// Tokens that end a repetition, and are not penalized. Default: none.
     pub breakers: Vec<u32>,
 }
 
@@ -149,7 +149,7 @@ impl Default for Mirostat {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
-    /// What draws depend on, with the position of each.
+    /// Draws depend on this and on the position of each token. Default: 0.
     pub seed: u64,
     /// Divides the logits; 0 takes the most likely token. Default: 1.
     pub temperature: f32,
@@ -180,15 +180,15 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Taken from the logit of a token that is in the output. Default: 0.
     pub presence_penalty: f32,
-    /// Added to logits; several for one token add up.
+    /// Added to the logits of these tokens; several for one token add up. Default: none.
     pub logit_bias: Vec<(u32, f32)>,
     /// The only tokens that may be drawn. Default: none, that is, all.
     pub allowed_tokens: Option<Vec<u32>>,
-    /// Tokens that may not be drawn.
+    /// Tokens that may not be drawn. Default: none.
     pub banned_tokens: Vec<u32>,
     /// Before this many tokens of output, no stop token is drawn. Default: 0.
     pub min_tokens: u32,
-    /// The tokens that `min_tokens` keeps away.
+    /// The tokens that `min_tokens` forbids; in a request also those that end its texts. Default: none.
     pub stop_tokens: Vec<u32>,
     /// The steps, in order; each at most once. Default: [`Step::ALL`].
     pub chain: Vec<Step>,
