@@ -71,7 +71,7 @@ impl Client {
     }
 
     /// Tells of a token, which may complete what its constraint allows, and returns whether the text has ended with it.
-    pub(super) fn draw(
+    pub(super) fn record(
         &mut self,
         choice: u32,
         drawn: Drawn,

@@ -5,7 +5,7 @@
 //! drafter.draft(texts)           guesses of how they go on, where there is somebody to guess
 //! listen, schedule               the engine's thread: who gets which tokens of the next step
 //! runner.run(batch)              the model over a row for each token; draws for each text that goes on
-//! advance, client.draw           tokens into texts, and out through the channels
+//! deliver, client.record         tokens into texts, and out through the channels
 //! ```
 //!
 //! The scheduler knows no model and no array but those of its pool; the runner knows no request but how it draws.

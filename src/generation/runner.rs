@@ -39,12 +39,12 @@ impl<M: CausalModel> Runner<M> {
 
     /// Takes new caches for those that a failed step left behind.
     pub(super) fn reset(&mut self, kvs: &[PagedKvOptions]) -> Result<()> {
-        self.rest();
+        self.forget_draws();
         self.reader.reset(kvs)
     }
 
     /// Forgets how texts have drawn: there are none.
-    pub(super) fn rest(&mut self) {
+    pub(super) fn forget_draws(&mut self) {
         self.samplers.clear();
     }
 
@@ -97,7 +97,7 @@ impl<M: CausalModel> Runner<M> {
     }
 
     /// Hands a step to the device, which must have ended the one before unless it [follows at once](Self::follows_at_once).
-    pub(super) fn hand_over(&self, result: &StepResult) -> Result<()> {
+    pub(super) fn submit(&self, result: &StepResult) -> Result<()> {
         if !self.reader.reads_in_place() {
             // MLX writes into blocks in place only where nothing holds any longer what the step before has read.
             synchronize()?;

@@ -1,5 +1,7 @@
 //! The engine's thread: takes requests in, runs steps, hands tokens out.
 
+mod deliver;
+
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,13 +17,13 @@ use mlx_rs::Array;
 use super::{
     TARGET,
     client::Client,
-    constrained::{Constraints, Verdict},
+    constrained::Constraints,
     model::{CausalModel, kvs},
     options::GenerationEngineOptions,
     panicked::message,
     request::FinishReason,
     runner::{Runner, Step},
-    samplers::{Drawn, Text},
+    samplers::Text,
     scheduler::{Batch, Branch, Key, Limits, Scheduler},
     speculation::{Drafter, Drafting, Guesses},
     stats::{Shared, lock},
@@ -32,12 +34,9 @@ use crate::{
     check::Check,
     dispatch::Context,
     error::{Error, Result},
-    sampling::NOTHING_TO_DRAW,
 };
 
 const CHECK: Check = Check::op("GenerationEngine");
-const NOT_A_NUMBER: &str = "the model's output is not a number";
-const NOTHING_ALLOWED: &str = "the model gives no chance to any token that the request allows";
 
 /// What a handle tells the thread.
 pub(super) enum Command {
@@ -127,27 +126,30 @@ impl<M: CausalModel> Worker<M> {
         while self.listen(commands) {
             self.drop_cancelled();
             let began = Instant::now();
-            if self.work() {
+            let worked = self.work();
+            self.timed(|worker| {
+                worker.publish();
+                worker.flush();
+            });
+            if worked {
                 lock(&self.shared).stats.time += began.elapsed();
             }
-            self.publish();
-            self.flush();
         }
-        self.rest();
+        self.settle();
         for request in self.requests() {
-            self.end(request, &FinishReason::Cancelled);
+            self.end_request(request, &FinishReason::Cancelled);
         }
         self.publish();
         self.flush();
     }
 
     /// Waits for the step that is underway, which nobody waits for any longer.
-    fn rest(&mut self) {
+    fn settle(&mut self) {
         if let Some(Step { batch, result, span }) = self.underway.take() {
             let finish = || self.runner.finish(result);
             drop(span.in_scope(|| caught(&batch, finish)));
         }
-        self.runner.rest();
+        self.runner.forget_draws();
     }
 
     /// Goes from one step to the next. Whether there was anything to do.
@@ -164,15 +166,15 @@ impl<M: CausalModel> Worker<M> {
         true
     }
 
-    /// Waits for the step that is underway, hands the next one over, before that if it can, and tells of what the one before
-    /// has drawn. Where that fails, the next step is lost with the caches, and let go before there are new ones.
+    /// Waits for the step that is underway, submits the next one, before that if it can, and delivers what the one before has
+    /// drawn. Where that fails, the next step is lost with the caches, and dropped before there are new ones.
     fn go_on(&mut self, before: Option<Step>, next: Built) -> Built {
-        let Some(Step { batch, result, span }) = before else { return self.hand_over(next?) };
+        let Some(Step { batch, result, span }) = before else { return self.submit(next?) };
         let at_once = matches!(&next, Ok(Some(next)) if self.runner.follows_at_once(&next.batch));
-        let next = if at_once { next.and_then(|next| self.hand_over(next)) } else { next };
+        let next = if at_once { next.and_then(|next| self.submit(next)) } else { next };
         let drawn = span.in_scope(|| caught(&batch, || self.runner.finish(result)))?;
-        let next = if at_once { next } else { next.and_then(|next| self.hand_over(next)) };
-        span.in_scope(|| self.tell(&batch, drawn))?;
+        let next = if at_once { next } else { next.and_then(|next| self.submit(next)) };
+        span.in_scope(|| self.deliver(&batch, drawn))?;
         next
     }
 
@@ -180,7 +182,7 @@ impl<M: CausalModel> Worker<M> {
     fn listen(&mut self, commands: &Receiver<Command>) -> bool {
         loop {
             let command = if self.clients.is_empty() {
-                self.rest();
+                self.settle();
                 commands.recv().map_err(|_| TryRecvError::Disconnected)
             } else {
                 commands.try_recv()
@@ -211,7 +213,7 @@ impl<M: CausalModel> Worker<M> {
     fn drop_cancelled(&mut self) {
         let gone = self.clients.iter().filter(|(_, client)| client.is_cancelled());
         for request in gone.map(|(request, _)| *request).collect::<Vec<_>>() {
-            self.end(request, &FinishReason::Cancelled);
+            self.end_request(request, &FinishReason::Cancelled);
         }
     }
 
@@ -298,170 +300,21 @@ impl<M: CausalModel> Worker<M> {
         Ok(Step { batch, result, span })
     }
 
-    fn hand_over(&self, step: Option<Step>) -> Built {
+    /// Hands a step to the device.
+    fn submit(&self, step: Option<Step>) -> Built {
         if let Some(Step { batch, result, span }) = &step {
-            span.in_scope(|| caught(batch, || self.runner.hand_over(result)))?;
+            span.in_scope(|| caught(batch, || self.runner.submit(result)))?;
         }
         Ok(step)
-    }
-
-    /// Tells of what a step has drawn.
-    fn tell(&mut self, batch: &Batch, drawn: Vec<Vec<Drawn>>) -> std::result::Result<(), Failure> {
-        let told = self.timed(|worker| worker.advance(batch, drawn));
-        told.map_err(|error| Failure::of(batch, said(&error)))
-    }
-
-    fn advance(&mut self, batch: &Batch, drawn: Vec<Vec<Drawn>>) -> Result<()> {
-        // Before the scheduler takes it in: what comes of no number is not to be found by others.
-        for (drawing, drawn) in batch.drawn.iter().zip(&drawn) {
-            if let Some(reason) = self.fault(drawing.key, drawn) {
-                self.end(drawing.key.request, &FinishReason::Failed(reason.to_owned()));
-            }
-        }
-        let tokens = drawn.iter().map(|drawn| drawn.iter().map(|drawn| drawn.token).collect());
-        self.scheduler.advance(batch, &tokens.collect::<Vec<_>>())?;
-        let mut counts = Counts::default();
-        for (drawing, drawn) in batch.drawn.iter().zip(drawn) {
-            // A text that ended meanwhile was drawn for in vain.
-            if self.scheduler.get(drawing.key).is_none() {
-                continue;
-            }
-            let (drafted, kept) = (drawing.drafts.len() as u64, drawn.len() as u64 - 1);
-            let told = self.hand_out(drawing.key, drawn);
-            counts.drafted += drafted;
-            counts.accepted += kept.min(told);
-            counts.generated += told;
-        }
-        let mut shared = lock(&self.shared);
-        shared.stats.generated_tokens += counts.generated;
-        shared.stats.drafted_tokens += counts.drafted;
-        shared.stats.accepted_tokens += counts.accepted;
-        Ok(())
-    }
-
-    /// What is wrong with what was drawn for a text, if it has not ended.
-    fn fault(&self, key: Key, drawn: &[Drawn]) -> Option<&'static str> {
-        let (branch, client) = (self.scheduler.get(key)?, self.clients.get(&key.request)?);
-        let sampling = &client.request.sampling;
-        let nothing = |(place, drawn): (usize, &Drawn)| {
-            drawn.token == NOTHING_TO_DRAW && !sampling.may_draw(drawn.token, place)
-        };
-        if drawn.iter().any(|drawn| drawn.log_probability.is_nan()) {
-            Some(NOT_A_NUMBER)
-        } else if (branch.output.len()..).zip(drawn).any(nothing) {
-            Some(NOTHING_ALLOWED)
-        } else {
-            None
-        }
-    }
-
-    /// Tells of the tokens of a text, as far as it goes; returns how many those were.
-    fn hand_out(&mut self, key: Key, drawn: Vec<Drawn>) -> u64 {
-        let mut told = 0;
-        for drawn in drawn {
-            let goes_on = self.hand(key, drawn);
-            told += u64::from(goes_on.is_some());
-            if goes_on != Some(true) {
-                break;
-            }
-        }
-        told
-    }
-
-    /// Tells of a token, and returns whether the text goes on; `None` where it ended before.
-    fn hand(&mut self, key: Key, drawn: Drawn) -> Option<bool> {
-        let client = self.clients.get_mut(&key.request)?;
-        let stops = &client.request.sampling.stop_tokens;
-        let completes = match self.constraints.accept(key, drawn.token, stops) {
-            Verdict::GoesOn => false,
-            Verdict::Completed => true,
-            Verdict::WasComplete => {
-                self.leave_for(key, FinishReason::Complete);
-                return None;
-            }
-            Verdict::Failed(reason) => {
-                self.leave_for(key, FinishReason::Failed(reason));
-                return None;
-            }
-        };
-        let words = self.detokenizer.as_deref();
-        match catch_unwind(AssertUnwindSafe(|| client.draw(key.choice, drawn, completes, words))) {
-            Ok(false) => Some(true),
-            Ok(true) => {
-                self.leave(key);
-                Some(false)
-            }
-            Err(panic) => {
-                let reason = format!("the detokenizer panicked: {}", message(&*panic));
-                self.end(key.request, &FinishReason::Failed(reason));
-                None
-            }
-        }
-    }
-
-    /// Ends a text with what it has.
-    fn leave_for(&mut self, key: Key, reason: FinishReason) {
-        if let Some(client) = self.clients.get_mut(&key.request) {
-            client.finish(key.choice, reason);
-        }
-        self.leave(key);
-    }
-
-    /// Lets go of a text that has ended, and of its request with the last one.
-    fn leave(&mut self, key: Key) {
-        self.remove(key);
-        if self.clients.get(&key.request).is_some_and(Client::is_done) {
-            self.forget(key.request);
-        }
-    }
-
-    /// Ends all texts of a request.
-    fn end(&mut self, request: u64, reason: &FinishReason) {
-        let Some(client) = self.clients.get_mut(&request) else { return };
-        let choices = client.choices();
-        choices.iter().for_each(|choice| client.finish(*choice, reason.clone()));
-        choices.into_iter().for_each(|choice| self.remove(Key { request, choice }));
-        self.forget(request);
-    }
-
-    fn remove(&mut self, key: Key) {
-        self.constraints.remove(key);
-        if let Some(drafting) = &mut self.drafting {
-            drafting.end(key);
-        }
-        if let Err(error) = self.scheduler.remove(key) {
-            tracing::error!(target: TARGET, %error, "a text could not be removed");
-        }
-    }
-
-    fn forget(&mut self, request: u64) {
-        if let Some(client) = self.clients.remove(&request) {
-            let mut shared = lock(&self.shared);
-            shared.ids.remove(&client.id);
-            shared.stats.finished += 1;
-            drop(shared);
-            self.leaving.push(client);
-        }
-    }
-
-    fn flush(&mut self) {
-        self.clients.values_mut().for_each(Client::flush);
-        self.leaving.drain(..).for_each(|mut client| client.flush());
     }
 
     /// Ends these requests. What the caches hold is lost, and everybody else is read again.
     fn fail(&mut self, Failure { requests, reason }: Failure) {
         tracing::warn!(target: TARGET, reason, "a step failed");
-        self.end_all(requests, &reason);
+        self.fail_requests(requests, &reason);
         let anew = self.scheduler.reset().and_then(|()| self.runner.reset(&self.kvs));
         if let Err(error) = anew {
-            self.end_all(self.requests(), &said(&error));
-        }
-    }
-
-    fn end_all(&mut self, requests: Vec<u64>, reason: &str) {
-        for request in requests {
-            self.end(request, &FinishReason::Failed(reason.to_owned()));
+            self.fail_requests(self.requests(), &said(&error));
         }
     }
 
@@ -481,14 +334,6 @@ impl<M: CausalModel> Worker<M> {
         stats.shared_tokens = counts.found;
         stats.preemptions = counts.preempted;
     }
-}
-
-/// What the texts of one step got.
-#[derive(Default)]
-struct Counts {
-    generated: u64,
-    drafted: u64,
-    accepted: u64,
 }
 
 /// A text as it stands, without a draft.
