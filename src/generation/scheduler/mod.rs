@@ -26,7 +26,7 @@ pub enum Policy {
     Fcfs,
     /// The highest priority, and of equal ones whoever came first.
     Priority {
-        /// After this many steps of waiting a request counts as one higher, so that everyone's turn comes; 0 for never.
+        /// For every so many steps since it was submitted a request counts as one higher, so that no one waits forever; 0 for never.
         ageing: u64,
     },
 }

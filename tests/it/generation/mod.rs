@@ -10,6 +10,7 @@ mod order;
 mod refusal;
 mod speculation;
 mod texts;
+mod traced;
 mod trouble;
 
 use std::sync::Arc;
