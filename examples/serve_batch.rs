@@ -54,7 +54,7 @@ struct Args {
     batch: usize,
 
     /// What keys and values may take
-    #[arg(long, value_name = "MB", default_value_t = 1024)]
+    #[arg(long, value_name = "MiB", default_value_t = 1024)]
     cache: usize,
 
     /// Spread of the random choice; 0 always takes the likeliest token

@@ -30,6 +30,7 @@ pub mod error;
 mod builder;
 mod check;
 pub mod layout;
+mod sizes;
 mod ffi;
 mod target;
 mod uploads;

@@ -14,6 +14,7 @@ use crate::{
     error::Result,
     layout::Layout,
     rope::RopeOffset,
+    sizes::div_ceil,
 };
 
 /// Options of [`SimpleKvCache`].
@@ -156,7 +157,7 @@ impl SimpleKvCache {
 
     fn rounded(&self, len: i32) -> i32 {
         let step = self.options.step;
-        let rounded = ((len - 1) / step + 1).saturating_mul(step);
+        let rounded = div_ceil(len.max(1), step).saturating_mul(step);
         rounded.min(self.options.max_len.unwrap_or(i32::MAX)).max(len)
     }
 

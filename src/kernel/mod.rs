@@ -73,7 +73,7 @@ pub(crate) use rows::Rows;
 pub(crate) use run::Sole;
 pub use text::File;
 pub(crate) use text::metal;
-pub(crate) use tiles::{TILE, padded, simds_for};
+pub(crate) use tiles::{TILE, simds_for};
 
 use mlx_rs::{Array, Dtype};
 

@@ -3,6 +3,7 @@
 use mlx_rs::{Array, Dtype};
 
 use super::{Constant, Launch};
+use crate::sizes::{div_ceil, padded};
 
 /// Rows over the last axis, each worked on by one or more simdgroups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,22 +38,22 @@ impl Rows {
 
     /// `rows` rows of `length` elements.
     pub(crate) fn new(rows: i32, length: i32, dtype: Dtype) -> Self {
-        let chunks = length.div_ceil_to(Self::CHUNK / bytes_of(dtype));
-        let wanted = chunks.div_ceil_to(Self::SIMD * Self::CHUNKS_WANTED);
+        let chunks = div_ceil(length, Self::CHUNK / bytes_of(dtype));
+        let wanted = div_ceil(chunks, Self::SIMD * Self::CHUNKS_WANTED);
         let simds = wanted.min(Self::MAX_SIMDS);
         let lanes = Self::SIMD;
-        Self { simds, lanes, chunks: chunks.div_ceil_to(lanes * simds), rows }
+        Self { simds, lanes, chunks: div_ceil(chunks, lanes * simds), rows }
     }
 
     /// The same, but short rows share a simdgroup, so that none of its lanes idle.
     pub(crate) fn packed(rows: i32, length: i32, dtype: Dtype) -> Self {
         let loose = Self::new(rows, length, dtype);
-        let chunks = length.div_ceil_to(Self::CHUNK / bytes_of(dtype));
-        let wanted = chunks.div_ceil_to(Self::CHUNKS_WANTED).unsigned_abs().next_power_of_two();
+        let chunks = div_ceil(length, Self::CHUNK / bytes_of(dtype));
+        let wanted = div_ceil(chunks, Self::CHUNKS_WANTED).unsigned_abs().next_power_of_two();
         match i32::try_from(wanted) {
             Ok(wanted) if wanted < Self::SIMD => {
                 let lanes = wanted.max(Self::MIN_LANES);
-                Self { lanes, chunks: chunks.div_ceil_to(lanes), ..loose }
+                Self { lanes, chunks: div_ceil(chunks, lanes), ..loose }
             }
             _ => loose,
         }
@@ -65,8 +66,8 @@ impl Rows {
             return self;
         }
         let all = self.simds * self.chunks;
-        let simds = all.div_ceil_to(chunks).min(Self::MAX_SIMDS);
-        Self { simds, chunks: all.div_ceil_to(simds), ..self }
+        let simds = div_ceil(all, chunks).min(Self::MAX_SIMDS);
+        Self { simds, chunks: div_ceil(all, simds), ..self }
     }
 
     /// The rows of a matrix, `[N, D]`; of nothing where it is none.
@@ -86,7 +87,7 @@ impl Rows {
     /// of these rows, and few enough that there are further rows.
     pub(crate) fn workers(&self, sets: i32) -> i32 {
         let threads = self.simds * self.lanes;
-        (Self::BUSY / threads / sets).clamp(1, self.rows.div_ceil_to(Self::ROWS_OF_WORKER))
+        (Self::BUSY / threads / sets).clamp(1, div_ceil(self.rows, Self::ROWS_OF_WORKER))
     }
 
     /// A launch with one row for each group, or for each simdgroup or part of one where that is enough for a row.
@@ -97,7 +98,7 @@ impl Rows {
     /// A launch that works on `workers` rows at once, rounded up to full groups, and goes on to further rows.
     pub(crate) fn launch_of(&self, workers: i32, threadgroup_bytes: u32) -> Launch {
         let at_once = self.rows_per_group();
-        let groups = workers.div_ceil_to(at_once);
+        let groups = div_ceil(workers, at_once);
         let threads = self.simds * self.lanes * at_once;
         Launch {
             groups: [groups.unsigned_abs(), 1, 1],
@@ -108,7 +109,7 @@ impl Rows {
 
     /// Rows that [`Rows::launch_of`] really works on at once: `workers` rounded up to full groups.
     pub(crate) fn at_once(&self, workers: i32) -> i32 {
-        workers.div_ceil_to(self.rows_per_group()) * self.rows_per_group()
+        padded(workers, self.rows_per_group())
     }
 
     fn rows_per_group(&self) -> i32 {
@@ -117,16 +118,6 @@ impl Rows {
 }
 
 /// Division of counts above zero, rounded up.
-trait DivCeil {
-    fn div_ceil_to(self, by: Self) -> Self;
-}
-
-impl DivCeil for i32 {
-    fn div_ceil_to(self, by: Self) -> Self {
-        (self - 1) / by + 1
-    }
-}
-
 fn bytes_of(dtype: Dtype) -> i32 {
     if dtype == Dtype::Float32 { 4 } else { 2 }
 }

@@ -2,7 +2,7 @@
 
 use mlx_rs::{Array, Dtype, error::Result};
 
-use crate::{kernel::Launch, layout::Layout};
+use crate::{kernel::Launch, layout::Layout, sizes::div_ceil};
 
 /// What a thread has of a head, and of how many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,10 +72,6 @@ fn slots(dims: i32, size: i32, dtype: Dtype) -> i32 {
 }
 
 /// Division of counts, rounded up.
-fn div_ceil(count: i32, by: i32) -> i32 {
-    count / by + i32::from(count % by != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,6 +21,7 @@ use mlx_rs::{
 use crate::{
     check::{Check, axes},
     error::Result,
+    sizes::div_ceil,
     uploads,
 };
 
@@ -244,8 +245,9 @@ struct Grid<'a> {
 
 impl<'a> Grid<'a> {
     fn new(exponent: &'a Complex, length: i32) -> Self {
-        let columns = (length.max(1) as f32).sqrt().ceil() as i32;
-        Self { exponent, length, rows: (length - 1) / columns + 1, columns }
+        let some = length.max(1);
+        let columns = (some as f32).sqrt().ceil() as i32;
+        Self { exponent, length, rows: div_ceil(some, columns), columns }
     }
 
     /// `2 Re Σ weights · exp(exponent · t)` for each of `L` steps from `first` on: of `[..., H, M, N / 2]` `[..., H, M, L]`.

@@ -20,6 +20,7 @@ use crate::{
         CausalConv1d, CausalConv1dBuilder, SelectiveScanOptions, SelectiveStepOptions,
         selective_scan_with_state, selective_state_update,
     },
+    sizes::div_ceil,
 };
 
 const CHECK: Check = Check::op("MambaBlock");
@@ -135,7 +136,7 @@ impl MambaBlock {
         }
         let inner = dims.checked_mul(expand).filter(|inner| *inner <= i32::MAX / 2);
         let inner = CHECK.known(inner, "expand", "leave 2 · dims · expand below 2^31", expand)?;
-        let dt_rank = builder.dt_rank.unwrap_or((dims - 1) / 16 + 1);
+        let dt_rank = builder.dt_rank.unwrap_or(div_ceil(dims, 16));
         CHECK.at_least("dt_rank", dt_rank, 1)?;
         let of_steps = d_state.checked_mul(2).and_then(|states| states.checked_add(dt_rank));
         let of_steps = CHECK.known(of_steps, "d_state", "make a projection below 2^31", d_state)?;

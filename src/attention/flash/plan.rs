@@ -6,7 +6,8 @@ use super::problem::Problem;
 use crate::{
     dispatch::{Backend, Dispatched},
     error::{Error, Result},
-    kernel::{Constant, Launch, TILE, padded, simds_for},
+    kernel::{Constant, Launch, TILE, simds_for},
+    sizes::{div_ceil, padded},
     target::Target,
 };
 
@@ -112,7 +113,7 @@ impl Teams {
 
 fn launch(simds: i32, rows_of_group: i32, bytes: i32, [rows, heads, batch]: [i32; 3]) -> Launch {
     Launch {
-        groups: [(rows - 1) / rows_of_group + 1, heads, batch].map(i32::unsigned_abs),
+        groups: [div_ceil(rows, rows_of_group), heads, batch].map(i32::unsigned_abs),
         group: [32 * simds.unsigned_abs(), 1, 1],
         threadgroup_bytes: bytes.unsigned_abs(),
     }

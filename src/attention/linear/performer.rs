@@ -12,6 +12,7 @@ use crate::{
     check::{Check, axes},
     error::Result,
     layout::Layout,
+    sizes::div_ceil,
     uploads,
 };
 
@@ -50,7 +51,7 @@ pub fn orthogonal_features(key: impl AsRef<Array>, num_features: i32, dims: i32)
         let expected = format_args!("be from 1 to {MOST}");
         check.value((1..=MOST).contains(&count), name, expected, count)?;
     }
-    let blocks = (num_features - 1) / dims + 1;
+    let blocks = div_ceil(num_features, dims);
     let (of_directions, of_lengths) = random::split(key, 2)?;
     let drawn = random::normal::<f32>(&[blocks, dims, dims], None, None, &of_directions)?;
     let (orthogonal, triangle) = with_device(Device::cpu(), || qr(drawn))?;

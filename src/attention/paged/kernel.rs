@@ -13,6 +13,7 @@ use crate::{
     },
     error::Result,
     kernel::{self, Argument, Constant, File, Kernel, Plan, differentiable_by_reference, metal},
+    sizes::div_ceil,
     target::Target,
 };
 
@@ -187,7 +188,7 @@ impl<'a> Sweep<'a> {
 fn shape(operands: &Operands<&Array>) -> Shape {
     let (queries, keys, tables) = (operands.queries, operands.keys, operands.tables);
     let sequences = tables.dim(0);
-    let queries_of_each = (queries.dim(0) - 1) / sequences + 1;
+    let queries_of_each = div_ceil(queries.dim(0), sequences);
     Shape {
         pairs: sequences * keys.dim(2),
         rows: queries.dim(1) / keys.dim(2) * queries_of_each,

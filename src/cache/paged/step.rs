@@ -9,7 +9,7 @@ use super::{
     dense::Dense,
     sequence::{Sequence, SequenceId},
 };
-use crate::error::Result;
+use crate::{error::Result, sizes::div_ceil};
 
 /// One forward pass over new tokens of several sequences: a row for each token, one sequence after another.
 ///
@@ -149,7 +149,7 @@ impl Plan {
     /// See [`PagedStep::run`], if there are no rows of no sequence.
     fn run(&self) -> Option<Range<i32>> {
         let [Span { table, context, .. }] = &*self.spans else { return None };
-        let used = table.get(..((context - 1) / self.block_size + 1) as usize)?;
+        let used = table.get(..div_ceil(*context, self.block_size) as usize)?;
         let first = *used.first()?;
         let in_a_row = used.iter().zip(first..).all(|(&block, next)| block == next);
         let start = first * self.block_size;

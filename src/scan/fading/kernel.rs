@@ -10,9 +10,8 @@ use crate::{
     check::Check,
     dispatch::Context,
     error::Result,
-    kernel::{
-        self, Argument, Constant, Kernel, Launch, Plan, TILE, metal, padded, simds_for, stand_in,
-    },
+    kernel::{self, Argument, Constant, Kernel, Launch, Plan, TILE, metal, simds_for, stand_in},
+    sizes::padded,
     target::Target,
     uploads,
 };

@@ -5,7 +5,7 @@ use mlx_rs::{
     ops::{indexing::TryIndexOp, pad},
 };
 
-use crate::error::Result;
+use crate::{error::Result, sizes::div_ceil};
 
 /// Sizes that all arrays of a call share.
 #[derive(Debug, Clone, Copy)]
@@ -26,9 +26,9 @@ impl Layout {
         self.groups * self.repeats
     }
 
-    /// How many chunks there are; the last is filled up with zeros.
+    /// How many chunks there are, one at least; the last is filled up with zeros.
     pub(in crate::scan) fn chunks(&self) -> i32 {
-        (self.length - 1) / self.chunk + 1
+        div_ceil(self.length.max(1), self.chunk)
     }
 
     pub(in crate::scan) fn padding(&self) -> i32 {

@@ -12,6 +12,7 @@ use crate::{
         self, Argument, Constant, Kernel, Launch, MAX_ELEMENTS, Plan, Vjp, differentiable, metal,
         stand_in,
     },
+    sizes::div_ceil,
     target::Target,
     uploads,
 };
@@ -215,7 +216,7 @@ impl Geometry {
         // A few steps fill no tile of many.
         let steps = if sizes.length <= 4 { 4 } else { steps };
         let of_block = threads / lanes * Self::WIDTH;
-        let blocks = (sizes.channels / sizes.groups - 1) / of_block + 1;
+        let blocks = div_ceil(sizes.channels / sizes.groups, of_block);
         Self { sizes, lanes, states, threads, steps, blocks }
     }
 

@@ -2,7 +2,10 @@
 
 use mlx_rs::{Array, Dtype};
 
-use crate::kernel::{Constant, Launch};
+use crate::{
+    kernel::{Constant, Launch},
+    sizes::div_ceil,
+};
 
 /// Threads of a simdgroup, on Apple GPUs and NVIDIA's alike.
 const SIMD: i32 = 32;
@@ -67,7 +70,7 @@ impl Geometry {
     /// Simdgroups that share a tile.
     fn simds(&self) -> i32 {
         let unit = if self.in_rows() { SIMD * self.run } else { self.steps() };
-        let wanted = (self.length - 1) / unit + 1;
+        let wanted = div_ceil(self.length, unit);
         (wanted.unsigned_abs().next_power_of_two().min(SIMDS.unsigned_abs())).cast_signed()
     }
 
@@ -87,7 +90,7 @@ impl Geometry {
         if self.length <= WORTH_A_PIECE || groups > ENOUGH_GROUPS / 2 {
             return 1;
         }
-        (ENOUGH_GROUPS / groups).min((self.length - 1) / WORTH_A_PIECE + 1)
+        (ENOUGH_GROUPS / groups).min(div_ceil(self.length, WORTH_A_PIECE))
     }
 
     /// The constants that say it, and the launch.
@@ -126,7 +129,7 @@ impl Geometry {
     fn plan_of_rows(&self, pieces: i32, simds: i32) -> (Vec<Constant>, Launch) {
         let teams = self.outer.saturating_mul(pieces);
         let (groups, in_group) =
-            if simds == 1 { ((teams - 1) / TEAMS + 1, TEAMS) } else { (teams, simds) };
+            if simds == 1 { (div_ceil(teams, TEAMS), TEAMS) } else { (teams, simds) };
         let launch = launch(groups, in_group, 16 * CHUNKS * simds);
         (vec![Constant::Int(simds), Constant::Int(CHUNKS)], launch)
     }

@@ -18,6 +18,7 @@ use super::{Inputs, Mode, ScanOperator, gradient, reference, rule::Rule};
 use crate::{
     error::Result,
     kernel::{self, Vjp, differentiable, differentiable_by_reference},
+    sizes::div_ceil,
     target::Target,
     uploads,
 };
@@ -108,7 +109,7 @@ impl Pieces {
     fn of(mode: Mode, x: &Array, bounds: &Array, geometry: &Geometry) -> Result<Option<Self>> {
         let (length, segments) = (x.dim(1), bounds.dim(0) - 1);
         let count = geometry.pieces(segments);
-        let each = (length - 1) / count + 1;
+        let each = div_ceil(length, count);
         let inner = (1..count).map(|piece| piece * each).filter(|&begin| begin < length);
         let inner = inner.collect::<Vec<_>>();
         if inner.is_empty() {
