@@ -8,6 +8,11 @@
 //! | [`PagedKv`], by a [`PagedPool`] | all tokens of many sequences in blocks that they share | [`BlockForm`](crate::attention::BlockForm) |
 //!
 //! Keys may be in one form and values in another.
+//!
+//! [`Cache`] is what can be asked of the first three, each of which is one layer's memory of its sequences; [`LayerCaches`] lists those
+//! of a hybrid model, [`save_caches`] writes them to a file, and [`create_kv_cache`] makes them by name. The paged kind is a table
+//! of sequences by layers instead, so the same questions have two addressees: the pool is asked for a sequence's length, to fork,
+//! truncate or close it, and a [`PagedKv`] to attend, for its bytes, and for what it holds of a sequence.
 
 mod batch;
 mod contract;

@@ -197,6 +197,9 @@ impl PagedKv {
     }
 
     /// The cache of this layer for one step: queries, keys and values are `[T, 1, heads, D]`, a row for each token.
+    ///
+    /// Steps must come in the order in which their pool made them, none left out. Its copies are made and its tokens written by
+    /// the first call that attends; another call in the same step writes its own tokens in their place.
     pub fn layer<'a>(&'a mut self, step: &'a PagedStep) -> PagedLayer<'a> {
         PagedLayer { kv: self, step }
     }
