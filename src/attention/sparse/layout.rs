@@ -142,9 +142,10 @@ impl BlockPattern {
         let mut seen: Vec<_> = (0..global).chain(near.clone()).map(|block| block as i32).collect();
         // What is not seen stands between the first blocks and the near ones, and after those.
         let between = (near.start.min(end) - global).max(0);
-        let after = (end - near.end.max(near.start)).max(0);
+        let beyond = near.end.max(near.start);
+        let after = (end - beyond).max(0);
         for place in chosen(between + after, self.random_blocks, self.seed, row) {
-            let block = if place < between { global + place } else { near.end + place - between };
+            let block = if place < between { global + place } else { beyond + place - between };
             seen.push(block as i32);
         }
         sorted(seen)

@@ -82,6 +82,29 @@ fn random_blocks_are_new_ones_and_as_many_as_asked() {
 }
 
 #[test]
+fn random_blocks_are_blocks_also_before_the_first_key() {
+    for (before, after, global_blocks) in [(0, 0, 1), (1, 0, 2), (0, 3, 1), (2, 2, 0)] {
+        for (size, queries, keys) in [(4, 40, 20), (4, 41, 17), (2, 60, 5)] {
+            let pattern = BlockPattern { before, after, global_blocks, random_blocks: 3, ..NONE };
+            let sure = rows(BlockPattern { random_blocks: 0, ..pattern }, size, queries, keys);
+            let blocks = (keys + size - 1) / size;
+            let mut drawn = vec![0; blocks as usize];
+            for seed in 0..40 {
+                for (row, sure) in
+                    rows(BlockPattern { seed, ..pattern }, size, queries, keys).iter().zip(&sure)
+                {
+                    assert!(row.iter().all(|block| (0..blocks).contains(block)), "{row:?}");
+                    let free = blocks as usize - sure.len();
+                    assert_eq!(row.len(), sure.len() + free.min(3), "{row:?} of {sure:?}");
+                    row.iter().for_each(|&block| drawn[block as usize] += 1);
+                }
+            }
+            assert!(drawn.iter().all(|&times| times > 0), "{drawn:?}");
+        }
+    }
+}
+
+#[test]
 fn random_blocks_depend_on_the_seed_alone_and_favour_none() {
     let of = |seed| rows(BlockPattern { random_blocks: 2, seed, ..NONE }, 1, 16, 16);
     assert_eq!(of(3), of(3));
