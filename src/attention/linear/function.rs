@@ -39,8 +39,9 @@ impl FeatureMap {
         let zero = uploads::float(0.0);
         match self {
             Self::EluPlusOne => {
-                // The branch that is not taken must not overflow, or its gradient would be NaN.
-                let below = exp(minimum(x, &zero)?)?;
+                // The branch that is not taken must not overflow, or its gradient would be NaN. Of equal arguments the second
+                // has the gradient.
+                let below = exp(minimum(&zero, x)?)?;
                 Ok(select(x.gt(&zero)?, x.add(uploads::float(1.0))?, below)?)
             }
             Self::Relu => Ok(maximum(x, zero)?),
@@ -59,8 +60,9 @@ pub struct LinearAttentionOptions<'a> {
     /// Added to the sum of the weights, which may be zero; from 0. [`FeatureMap::Exp`] needs none and takes none.
     /// Default: 1e-6.
     pub eps: f32,
-    /// How many queries are compared with keys directly, from 1, where `causal`. It changes the result by rounding only.
-    /// Default: 128.
+    /// How many queries are compared with keys directly, from 1, where `causal`. It changes the result by rounding only, except
+    /// for [`FeatureMap::Exp`] where an element of a chunk's keys spreads by more than about 80: what later keys of the chunk
+    /// dwarf is lost to its earlier queries too. Default: 128.
     pub chunk_size: i32,
     /// What is known of keys before these, which every query sees. Default: nothing.
     pub state: Option<&'a LinearAttentionState>,

@@ -197,10 +197,10 @@ impl Running {
     }
 }
 
-/// The sums over the normalizers; zero where nothing weighs anything.
+/// The sums over the normalizers; zero where nothing weighs anything, and NaN where a weight is.
 fn averages(sums: &Array, value_size: i32, eps: f32) -> Result<Array> {
     let weight = sums.try_index((Ellipsis, value_size..))?.add(uploads::float(eps))?;
-    let weighs = weight.gt(uploads::float(0.0))?;
+    let weighs = weight.le(uploads::float(0.0))?.logical_not()?;
     let safe = select(&weighs, weight, uploads::float(1.0))?;
     let averages = sums.try_index((Ellipsis, ..value_size))?.divide(safe)?;
     Ok(select(weighs, averages, uploads::float(0.0))?)

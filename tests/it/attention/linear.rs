@@ -314,6 +314,33 @@ fn large_inputs_have_finite_gradients() {
 }
 
 #[test]
+fn a_projection_that_is_zero_can_learn() {
+    let rows = |values: &[f32]| Array::from_slice(values, &[1, 2, 1, 1]);
+    let (queries, values) = (rows(&[0.0, 0.0]), rows(&[1.0, 3.0]));
+    // Of elu(x) + 1 at 0 the slope is 1 from either side.
+    let attend = |inputs: &[Array]| -> std::result::Result<Vec<Array>, mlx_rs::error::Exception> {
+        let options = Options { eps: 0.0, ..Default::default() };
+        Ok(vec![linear_attention(&queries, &inputs[0], &values, options)?])
+    };
+    let (_, slopes) = fallible_vjp(attend, &[rows(&[0.0, 0.0])], &[rows(&[1.0, 0.0])]).unwrap();
+    // y = (φ₀ + 3 φ₁) / (φ₀ + φ₁) with φ = 1.
+    assert_eq!(Tensor::of(&slopes[0]).values, [-0.5, 0.5]);
+}
+
+#[test]
+fn what_is_no_number_is_not_hidden() {
+    let nan = Array::from_slice(&[f32::NAN, 1.0], &[1, 2, 1, 1]);
+    let one = Array::from_slice(&[1.0_f32, 1.0], &[1, 2, 1, 1]);
+    for map in [FeatureMap::EluPlusOne, FeatureMap::Relu, FeatureMap::Exp] {
+        let options = || Options { feature_map: map, ..Default::default() };
+        let of_queries = linear_attention(&nan, &one, &one, options()).unwrap();
+        assert!(Tensor::of(&of_queries).values[0].is_nan(), "{map:?}");
+        let of_keys = linear_attention(&one, &nan, &one, options()).unwrap();
+        assert!(Tensor::of(&of_keys).values.iter().all(|y| y.is_nan()), "{map:?}");
+    }
+}
+
+#[test]
 fn it_compiles() {
     let run = |inputs: &[Array]| -> mlx_rs::error::Result<Vec<Array>> {
         let options = Options { causal: true, ..Default::default() };
