@@ -18,7 +18,7 @@ pub struct Plan {
     pub launch: Launch,
 }
 
-/// A number that a kernel is compiled for.
+/// A number that a kernel is compiled for, not below zero.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Constant {
     /// An `int`.
@@ -30,13 +30,18 @@ pub enum Constant {
     Float(f32),
 }
 
-impl From<Constant> for Template {
-    fn from(constant: Constant) -> Self {
-        match constant {
-            Constant::Int(value) => Self::Int(value),
-            Constant::Bool(value) => Self::Bool(value),
-            Constant::Float(value) => Self::Int(value.to_bits().cast_signed()),
-        }
+impl Constant {
+    /// The template argument, unless its sign is set: MLX writes arguments into the name of the function, where a minus cannot be.
+    fn template(self, check: Check, name: &'static str) -> Result<Template> {
+        let number = match self {
+            Self::Bool(value) => return Ok(Template::Bool(value)),
+            Self::Int(value) => value,
+            // Zero has a sign, which no kernel looks at.
+            Self::Float(value) => (value + 0.0).to_bits().cast_signed(),
+        };
+        let expected = "be none below zero";
+        check.value(number >= 0, name, expected, format_args!("{self:?}"))?;
+        Ok(Template::Int(number))
     }
 }
 
@@ -55,8 +60,8 @@ impl Call {
     ///
     /// # Errors
     /// When the number of arrays or constants is another, when an array has another rank, another size along an axis,
-    /// another type of elements, none or more than [`MAX_ELEMENTS`] of them, or when not every GPU of the current
-    /// stream's kind could run the launch.
+    /// another type of elements, none or more than [`MAX_ELEMENTS`] of them, when a constant is below zero, or when not
+    /// every GPU of the current stream's kind could run the launch.
     pub fn new(kernel: &'static Kernel, inputs: &[&Array], plan: Plan) -> Result<Self> {
         let check = Check::op(kernel.name);
         let count = |name, declared: usize, found: usize| {
@@ -75,8 +80,10 @@ impl Call {
         }
         let outputs = kernel.outputs.iter().map(|output| bound.output(output));
         let outputs = outputs.collect::<Result<Vec<_>>>()?;
-        let constants = kernel.constants.iter().copied();
-        let constants = constants.zip(plan.constants.into_iter().map(Template::from));
+        let constants = kernel.constants.iter().copied().zip(plan.constants);
+        let constants =
+            constants.map(|(name, constant)| Ok((name, constant.template(check, name)?)));
+        let constants = constants.collect::<Result<Vec<_>>>()?;
         let template = bound.template().chain(constants).collect();
         Ok(Self { kernel, inputs, outputs, template, launch: plan.launch })
     }

@@ -48,10 +48,10 @@ impl RopeFrequencies {
         let (pairs, found) = (dims as usize / 2, self.inverse.len());
         let expected = format_args!("hold dims/2 = {pairs} numbers");
         check.value(found == pairs, "frequencies", expected, found)?;
-        for &frequency in self.inverse.iter().chain([&self.magnitude]) {
+        for &frequency in &self.inverse {
             check.finite("frequencies", frequency as f32)?;
         }
-        Ok(())
+        check.positive("frequencies.magnitude", self.magnitude as f32)
     }
 
     /// `[dims/2]`, f32: positions per radian, which is what MLX's op divides positions by.

@@ -42,6 +42,18 @@ fn refusal(call: Result<Call>) -> String {
 }
 
 #[test]
+fn a_constant_is_none_below_zero() {
+    let template = |constant: Constant| constant.template(Check::op("scale"), "EPS");
+    assert_eq!(template(Constant::Float(-0.0)).unwrap(), Template::Int(0));
+    assert_eq!(template(Constant::Int(0)).unwrap(), Template::Int(0));
+    for (constant, said) in [(Constant::Int(-5), "Int(-5)"), (Constant::Float(-0.5), "Float(-0.5)")]
+    {
+        let refused = template(constant).unwrap_err().to_string();
+        assert_eq!(refused, format!("[scale] EPS must be none below zero but got {said}"));
+    }
+}
+
+#[test]
 fn a_call_knows_its_outputs_and_template_arguments() {
     let call = call(&[3, 5], &[5], Dtype::Int32).unwrap();
     let outputs = [

@@ -369,10 +369,12 @@ fn bad_options_are_errors_that_name_the_option() {
         frequencies(vec![1.0, 1.0, 1.0, f64::NAN], 1.0),
         "[rope] frequencies must be finite but got NaN"
     );
-    assert_eq!(
-        frequencies(vec![1.0; 4], f64::INFINITY),
-        "[rope] frequencies must be finite but got inf"
-    );
+    for magnitude in [f64::INFINITY, -1.0, 0.0] {
+        assert_eq!(
+            frequencies(vec![1.0; 4], magnitude),
+            format!("[rope] frequencies.magnitude must be finite and above 0 but got {magnitude}")
+        );
+    }
 }
 
 #[test]
