@@ -77,6 +77,31 @@ fn the_gradient_of_the_gradient_is_that_of_the_reference() {
     assert_eq!(second.item_exact::<f32>(), 6.0);
 }
 
+/// The gradients of a sum are one array, which as two results of a function MLX would take for one.
+#[test]
+fn the_gradient_of_either_of_two_equal_gradients_is_right() {
+    let cubed = |all: &[Array]| -> Result<Vec<Array>> {
+        let sum = all[0].add(&all[1])?;
+        Ok(vec![sum.square()?.multiply(&sum)?])
+    };
+    let backward = |vjp: Vjp<'_>| -> Result<Vec<Array>> {
+        let sum = vjp.primals[0].add(&vjp.primals[1])?;
+        let slope = sum.square()?.multiply(Array::from_f32(3.0))?.multiply(&vjp.cotangents[0])?;
+        Ok(vec![slope.clone(), slope])
+    };
+    let gradients = |all: &[Array]| -> Result<Vec<Array>> {
+        let function = |all: &[Array]| accelerated(all, cubed, Some(backward), cubed);
+        let one = Array::from_f32(1.0);
+        Ok(fallible_vjp(function, all, &[one])?.1)
+    };
+    let inputs = [2.0, 1.0].map(Array::from_f32);
+    for (weights, expected) in [([1.0, 0.0], 18.0), ([0.0, 1.0], 18.0), ([1.0, 1.0], 36.0)] {
+        let (_, second) = fallible_vjp(gradients, &inputs, &weights.map(Array::from_f32)).unwrap();
+        let found = [0, 1].map(|index: usize| second[index].clone().item_exact::<f32>());
+        assert_eq!(found, [expected; 2], "{weights:?}");
+    }
+}
+
 #[test]
 fn forward_mode_is_that_of_the_reference() {
     let (_, slopes) = fallible_jvp(with_backward, &inputs(), &inputs()).unwrap();
