@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_deep_chain_needs_less_memory() {
-        // 1 MiB an array, so that what other tests hold meanwhile does not count.
+        // 1 MiB an array, so that what other tests hold meanwhile hardly counts.
         const LAYERS: usize = 144;
         const SEGMENT: usize = 12;
         let x = Array::ones::<f32>(&[512, 512]).unwrap();
@@ -253,13 +253,17 @@ mod tests {
                 }
                 Ok(vec![y[0].sum(None)?])
             };
-            memory::clear_cache().unwrap();
-            let before = memory::active_memory().unwrap();
-            memory::reset_peak_memory().unwrap();
-            let cotangent = [Array::from_f32(1.0)];
-            let (_, slopes) = fallible_vjp(deep, std::slice::from_ref(&x), &cotangent).unwrap();
-            eval(&slopes).unwrap();
-            (memory::peak_memory().unwrap() - before) >> 20
+            let once = || {
+                memory::clear_cache().unwrap();
+                memory::reset_peak_memory().unwrap();
+                let cotangent = [Array::from_f32(1.0)];
+                let (_, slopes) =
+                    fallible_vjp(&deep, std::slice::from_ref(&x), &cotangent).unwrap();
+                eval(&slopes).unwrap();
+                memory::peak_memory().unwrap() >> 20
+            };
+            // Other tests can only add to it.
+            (0..3).map(|_| once()).min().unwrap()
         };
         let plain = peak(&segment);
         let checkpointed = peak(&move |x| checkpoint(segment, x));
