@@ -7,7 +7,7 @@ use mlx_primitives::{
     Layout, Result,
     attention::{
         ChunkedCrossAttentionOptions, FlashAttentionOptions, KvCache, SlidingWindowOptions,
-        chunked_cross_attention, flash_attention, sliding_window_attention,
+        chunked_cross_attention, flash_attention, orthogonal_features, sliding_window_attention,
     },
     dispatch::{Context, Target},
     generation::{
@@ -187,4 +187,18 @@ fn steps_write_their_tokens_in_place() {
         let more = memory::peak_memory().unwrap() - before;
         assert!(more < 32 * MEBIBYTE, "run_ahead {run_ahead}: {more} bytes");
     }
+}
+
+/// A stream of MLX's CPU back end is a thread, and is never given back.
+#[cfg(target_os = "linux")]
+#[test]
+fn drawing_features_again_takes_no_more_threads() {
+    let _alone = alone();
+    let draw = |seed| orthogonal_features(random::key(seed).unwrap(), 5, 4).unwrap().eval();
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    draw(0).unwrap();
+    let before = threads();
+    (1..9).for_each(|seed| draw(seed).unwrap());
+    // Another test's thread may begin or end meanwhile.
+    assert!(threads() < before + 4, "{before} threads were {}", threads());
 }

@@ -28,7 +28,7 @@ pub(crate) fn beside<T>(x: &Array, first: &Array, build: impl FnOnce() -> Result
     aside(build)
 }
 
-/// Builds on a second thread of a CPU, which computes it beside whatever is built without.
+/// Builds on a CPU, whatever the current device, on a thread that computes it beside whatever is built without.
 pub(crate) fn aside<T>(build: impl FnOnce() -> T) -> T {
     SIDE.with(|side| {
         let side = side.get_or_init(|| Stream::new_with_device(&Device::cpu()));

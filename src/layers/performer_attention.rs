@@ -96,7 +96,8 @@ impl PerformerAttention {
         Ok(Self { projections, features, scale, causal, chunk_size })
     }
 
-    /// The directions that queries and keys are projected on, `[M, D]`.
+    /// The directions that queries and keys are projected on, `[M, D]`. They are no parameter: before the layer goes to another
+    /// thread, evaluate them as well.
     pub fn features(&self) -> &Array {
         &self.features
     }

@@ -3,7 +3,7 @@
 use std::f32::consts::FRAC_1_SQRT_2;
 
 use mlx_rs::{
-    Array, Device, Dtype,
+    Array, Dtype,
     error::Exception,
     fft::{irfft, rfft},
     linalg::eigvalsh,
@@ -15,11 +15,11 @@ use mlx_rs::{
         matmul, ones, pad,
     },
     random::{normal, uniform},
-    with_device,
 };
 
 use crate::{
     check::{Check, axes},
+    dispatch::aside,
     error::Result,
     sizes::div_ceil,
     uploads,
@@ -307,6 +307,6 @@ fn frequencies(states: i32) -> Result<Array> {
     let matrix: Vec<_> =
         (0..states).flat_map(|n| (0..states).map(move |k| element(n, k))).collect();
     let matrix = Array::from_slice(&matrix, &[states, states]);
-    let eigenvalues = with_device(Device::cpu(), || eigvalsh(matrix, Some("L")))?;
+    let eigenvalues = aside(|| eigvalsh(matrix, Some("L")))?;
     Ok(eigenvalues.try_index(states / 2..)?.as_dtype(Dtype::Float32)?)
 }

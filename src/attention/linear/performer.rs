@@ -1,6 +1,6 @@
 //! Softmax attention, estimated from random features.
 
-use mlx_rs::{Array, Device, Dtype, linalg::qr, ops::select, random, with_device};
+use mlx_rs::{Array, Dtype, linalg::qr, ops::select, random};
 
 use super::{
     function::LinearAttentionOptions,
@@ -10,6 +10,7 @@ use super::{
 use crate::{
     attention::heads::Heads,
     check::{Check, axes},
+    dispatch::aside,
     error::Result,
     layout::Layout,
     sizes::div_ceil,
@@ -54,7 +55,7 @@ pub fn orthogonal_features(key: impl AsRef<Array>, num_features: i32, dims: i32)
     let blocks = div_ceil(num_features, dims);
     let (of_directions, of_lengths) = random::split(key, 2)?;
     let drawn = random::normal::<f32>(&[blocks, dims, dims], None, None, &of_directions)?;
-    let (orthogonal, triangle) = with_device(Device::cpu(), || qr(drawn))?;
+    let (orthogonal, triangle) = aside(|| qr(drawn))?;
     // The decomposition picks the signs, so that without these the directions would not be uniform.
     let signs = triangle.diagonal(None, 1, 2)?.ge(uploads::float(0.0))?;
     let signs = select(signs, uploads::float(1.0), uploads::float(-1.0))?;
