@@ -129,6 +129,7 @@ fn answer(model: &mut Mamba, args: &Args) -> Result<()> {
 fn written(tokens: &Array) -> String {
     let letter = |token: i32| match token {
         BLANK => '.',
+        ASK => '?',
         token => char::from(b'a' + (token - ASK - 1) as u8),
     };
     (0..tokens.dim(0)).map(|i| letter(tokens.index(i).item_exact())).collect()

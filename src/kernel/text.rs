@@ -64,7 +64,7 @@ impl Kernel {
         File::numbered(body, self.file.path, 1 + helpers.lines().count())
     }
 
-    /// The name for MLX, which keeps compiled kernels by name alone, on disk too: so another text needs another name.
+    /// The name for MLX: another for another text, which may be on disk alone, where MLX does not look.
     pub(super) fn unique_name(&self, target: Target) -> String {
         let mut hasher = DefaultHasher::new();
         (self.header(target), self.body()).hash(&mut hasher);

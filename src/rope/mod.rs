@@ -77,7 +77,7 @@ pub struct RopeOptions {
     pub style: RopeStyle,
     /// Pair `i` is rotated by `base^(-2i/dims)` a position. Default: 10000.
     pub base: f32,
-    /// What the pairs are rotated by instead, such as [`RopeScaling::frequencies`]; `base` is then unread.
+    /// What the pairs are rotated by instead, such as [`RopeScaling::frequencies`]; `base` then has no effect.
     pub frequencies: Option<RopeFrequencies>,
     /// The order of the axes of `x`.
     pub layout: Layout,

@@ -60,8 +60,8 @@ impl Default for SoftmaxOptions {
 ///
 /// # Backends
 /// `Builtin` is MLX's fused op, which by itself answers NaN where a row is masked out; finding such rows and clearing
-/// them takes three more passes over memory. `Kernel` is one pass, and one more for the gradient; rows of more than 16384
-/// elements, or 8192 in f32, are read twice, and by the gradient those of half as many. `Auto` takes it on an NVIDIA GPU.
+/// them takes three more passes over memory. `Kernel` is one pass, and one more for the gradient; rows of more than 8192
+/// elements, or 4096 in f32, are read twice by either. `Auto` takes it on an NVIDIA GPU.
 /// `Reference` is plain ops.
 ///
 /// Milakov and Gimelshein, [Online normalizer calculation for softmax](https://arxiv.org/abs/1805.02867), 2018.

@@ -45,8 +45,8 @@ use crate::{
 /// ```
 ///
 /// # Backends
-/// `Builtin` adds and calls MLX's fused norm. `Kernel` does both in one pass over memory, and its gradient too; `Auto`
-/// takes it for large arrays on an NVIDIA GPU. `Reference` is plain ops.
+/// `Builtin` adds and calls MLX's fused norm. `Kernel` does both in one pass over memory; its gradient is that of MLX's norm, and
+/// an addition. `Auto` takes it for large arrays on an NVIDIA GPU. `Reference` is plain ops.
 pub fn add_rms_norm(
     x: impl AsRef<Array>,
     residual: impl AsRef<Array>,

@@ -19,7 +19,12 @@ one() {
 export -f one
 
 mkdir -p "$logs"
-"$run" test-it --list "$@" | sed -n 's/: test$//p' |
-  xargs -P "${JOBS:-8}" -I{} bash -c 'one "$1"' _ {} | tee "$logs/summary.txt" | grep --line-buffered -v "^ok " || true
+names=$("$run" test-it --list "$@" | sed -n 's/: test$//p')
+if [ -z "$names" ]; then
+  echo "each-test.sh: no test has such a name" >&2
+  exit 2
+fi
+xargs -P "${JOBS:-8}" -I{} bash -c 'one "$1"' _ {} <<<"$names" | tee "$logs/summary.txt" |
+  grep --line-buffered -v "^ok " || true
 echo "$(grep -c "^ok " "$logs/summary.txt") passed, $(grep -c "^FAILED" "$logs/summary.txt") failed; see $logs"
 ! grep -q "^FAILED" "$logs/summary.txt"

@@ -51,6 +51,24 @@ esac
         Ok(())
     }
 
+    #[test]
+    fn tests_that_cannot_be_listed_have_not_passed() -> Result<()> {
+        for run in
+            ["#!/usr/bin/env bash\necho no such library >&2\nexit 127\n", "#!/usr/bin/env bash\n"]
+        {
+            let folder = tempfile::tempdir()?;
+            let path = |name: &str| folder.path().join(name);
+            fs::create_dir(path("bin"))?;
+            for (name, text) in [SCRIPTS[1], ("run.sh", run), ("bin/test-it", "")] {
+                executable(&path(name), text)?;
+            }
+            let mut script = Command::new(path("each-test.sh"));
+            let output = steps::output(script.env("LOGS", path("logs")))?;
+            assert_ne!(output.status.code(), Some(0), "{run}");
+        }
+        Ok(())
+    }
+
     fn executable(path: &Path, text: &str) -> Result<()> {
         fs::write(path, text)?;
         Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
