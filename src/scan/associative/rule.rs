@@ -2,11 +2,11 @@
 
 use mlx_rs::{
     Array, Dtype,
-    ops::{logaddexp, maximum, minimum},
+    ops::{logaddexp, maximum, minimum, select},
 };
 
 use super::options::ScanOperator;
-use crate::error::Result;
+use crate::{error::Result, uploads};
 
 /// How a scan goes from one step to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Rule {
             ScanOperator::Mul => state.multiply(x)?,
             ScanOperator::Max => maximum(state, x)?,
             ScanOperator::Min => minimum(state, x)?,
-            ScanOperator::LogAddExp => logaddexp(state, x)?,
+            ScanOperator::LogAddExp => log_add_exp(state, x)?,
         })
     }
 
@@ -50,6 +50,14 @@ impl Rule {
             _ => Ok(Vec::new()),
         }
     }
+}
+
+/// `log(exp(a) + exp(b))`, with a gradient of zero where both are −∞, where MLX's is NaN.
+fn log_add_exp(a: &Array, b: &Array) -> Result<Array> {
+    let (none, zero) = (uploads::float(f32::NEG_INFINITY), uploads::float(0.0));
+    let nothing = maximum(a, b)?.eq(&none)?;
+    let some = |array: &Array| select(&nothing, &zero, array);
+    Ok(select(&nothing, &none, logaddexp(some(a)?, some(b)?)?)?)
 }
 
 /// The dtype that `dtype` is scanned in.

@@ -3,6 +3,7 @@
 use mlx_rs::{
     Array, Dtype,
     ops::{arange, clip, concatenate, indexing::TryIndexOp, select},
+    stop_gradient,
 };
 
 use super::chunked::{Combine, part};
@@ -23,7 +24,8 @@ pub(in crate::scan) struct Places {
 impl Places {
     /// `bounds`, `[N + 1]`, are where segments begin and end, of at least one element.
     pub(in crate::scan) fn new(bounds: &Array, length: i32, reverse: bool) -> Result<Self> {
-        let count = bounds.dim(0) - 1;
+        // Traced they lead to an index, which MLX has no gradient of, not even zero.
+        let (bounds, count) = (&stop_gradient(bounds)?, bounds.dim(0) - 1);
         let (begins, ends) = (part(bounds, 0..count)?, part(bounds, 1..count + 1)?);
         let empty = begins.ge(&ends)?;
         let place = arange::<_, i32>(0, length, 1)?.expand_dims(1)?;
@@ -85,7 +87,10 @@ pub(in crate::scan) fn combine(
     else {
         return Ok(Vec::new());
     };
-    let joined = inner(first, second)?;
+    // What goes before a first element must not meet it: its infinity times a gradient of zero is NaN.
+    let before = first.iter().zip(second);
+    let before = before.map(|(first, alone)| Ok(select(beside(starts, alone)?, alone, first)?));
+    let joined = inner(&before.collect::<Result<Vec<_>>>()?, second)?;
     let chosen = joined.iter().zip(second);
     let chosen = chosen.map(|(joined, alone)| Ok(select(beside(starts, alone)?, alone, joined)?));
     let flags = starts.logical_or(after)?;

@@ -2,7 +2,11 @@ use mlx_primitives::{
     Result,
     scan::{ScanOperator, ScanOptions, associative_scan, associative_scan_with_state},
 };
-use mlx_rs::{Array, Dtype, error::Exception, transforms::compile::compile};
+use mlx_rs::{
+    Array, Dtype,
+    error::Exception,
+    transforms::{compile::compile, fallible_vjp},
+};
 
 use super::{cases::CASES, oracle};
 use crate::support::{
@@ -90,6 +94,59 @@ fn infinities_go_through() {
                 assert_close(&what, &y, &expected, Tolerance::of(OP, Dtype::Float32));
             },
         );
+    }
+}
+
+/// The gradient of a scan along axis 0 on each backend, by a cotangent.
+fn slopes(
+    operator: ScanOperator,
+    x: &[f32],
+    segments: Option<&[i32]>,
+    dy: &[f32],
+) -> Vec<Vec<f64>> {
+    let array = |values: &[f32]| Array::from_slice(values, &[values.len() as i32]);
+    let mut found = Vec::new();
+    on_each_backend(
+        OP,
+        |dispatch| {
+            let options = ScanOptions { dispatch, segments, ..Default::default() };
+            associative_scan(array(x), operator, options)?;
+            let scan = |x: &[Array]| -> Result<Vec<Array>, Exception> {
+                Ok(vec![associative_scan(&x[0], operator, options)?])
+            };
+            Ok(fallible_vjp(scan, &[array(x)], &[array(dy)])?.1.swap_remove(0))
+        },
+        |_, dx| found.push(Tensor::of(&dx).values),
+    );
+    found
+}
+
+#[test]
+fn infinities_have_finite_gradients() {
+    let none = f32::NEG_INFINITY;
+    for x in [[none, 0.0, 1.0, none], [none, none, 2.0, 0.5]] {
+        // Of the last sum the gradient is the softmax, which has nothing of −∞.
+        let weights = x.map(|x| f64::from(x).exp());
+        let total = weights.iter().sum::<f64>();
+        let dy = [0.0, 0.0, 0.0, 1.0];
+        for dx in slopes(ScanOperator::LogAddExp, &x, None, &dy) {
+            let off = dx.iter().zip(weights).map(|(dx, weight)| (dx - weight / total).abs());
+            assert!(off.fold(0.0, f64::max) < 1e-6, "{x:?}: {dx:?}");
+        }
+        for dx in slopes(ScanOperator::LogAddExp, &x, Some(&[0, 1, 4]), &dy) {
+            assert!(dx.iter().all(|dx| dx.is_finite()), "{x:?}: {dx:?}");
+        }
+    }
+}
+
+#[test]
+fn what_overflows_in_a_sequence_leaves_the_gradient_of_the_next_alone() {
+    // 2^200 is no f32; of the second sequence only the first element's product with one other is asked for.
+    let mut dy = [0.0; 210];
+    dy[201] = 1.0;
+    for dx in slopes(ScanOperator::Mul, &[2.0; 210], Some(&[0, 200, 210]), &dy) {
+        assert_eq!(dx[200..202], [2.0, 2.0]);
+        assert!(dx[202..].iter().all(|&dx| dx == 0.0), "{dx:?}");
     }
 }
 
