@@ -274,6 +274,7 @@ pub(crate) const MANY_ROWS: &[Case] = &[
     Case { slopes: Some(SlopesOf::Heads), ..causal("many rows, ALiBi", LONG) },
     Case { slopes: Some(SlopesOf::Heads), ..case("many rows, ALiBi both ways", LONG) },
     Case { soft_cap: Some(1.5), sinks: Some(0.5), ..causal("many rows, soft cap", LONG) },
+    Case { soft_cap: Some(1e4), ..causal("a cap far above the scores", [1, 2, 1, 40, 50, 16, 16]) },
     Case {
         soft_cap: Some(1e-42),
         slopes: Some(SlopesOf::Heads),
