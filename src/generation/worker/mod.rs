@@ -126,14 +126,16 @@ impl<M: CausalModel> Worker<M> {
         while self.listen(commands) {
             self.drop_cancelled();
             let began = Instant::now();
-            let worked = self.work();
-            self.timed(|worker| {
-                worker.publish();
-                worker.flush();
-            });
-            if worked {
+            if self.work() {
                 lock(&self.shared).stats.time += began.elapsed();
             }
+            self.publish();
+            // After the figures of the step: whoever has its last token may ask for them.
+            let began = Instant::now();
+            self.flush();
+            let stats = &mut lock(&self.shared).stats;
+            stats.time += began.elapsed();
+            stats.scheduling_time += began.elapsed();
         }
         self.settle();
         for request in self.requests() {
