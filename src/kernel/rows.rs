@@ -36,6 +36,18 @@ impl Rows {
     /// Rows of a worker at least: what it adds up for them is as much to write and read as a row or two.
     const ROWS_OF_WORKER: i32 = 2;
 
+    /// So that threads can be counted in an `i32`: the shortest row may have a simdgroup.
+    const MOST: usize = 1 << 25;
+
+    /// Why no kernel over the rows of an array can take it, if none can.
+    pub(crate) fn refusal(x: &Array) -> Option<&'static str> {
+        let length = x.shape().last().map_or(1, |&length| length.unsigned_abs() as usize);
+        super::refusal([x]).or_else(|| {
+            let fits = x.size() / length.max(1) <= Self::MOST;
+            (!fits).then_some("the kernel takes no more than 2^25 rows")
+        })
+    }
+
     /// `rows` rows of `length` elements.
     pub(crate) fn new(rows: i32, length: i32, dtype: Dtype) -> Self {
         let chunks = div_ceil(length, Self::CHUNK / bytes_of(dtype));
@@ -129,6 +141,16 @@ mod tests {
 
     const LENGTHS: [i32; 16] =
         [1, 7, 8, 9, 63, 64, 65, 255, 512, 1000, 1023, 1024, 1025, 4096, 8192, 131_072];
+
+    #[test]
+    fn threads_of_all_rows_can_be_counted() -> mlx_rs::error::Result<()> {
+        // Nothing is computed of it.
+        let rows = |count: i32| mlx_rs::ops::zeros::<f32>(&[count, 4]);
+        assert_eq!(Rows::refusal(&rows(1 << 25)?), None);
+        let refused = Rows::refusal(&rows((1 << 25) + 1)?);
+        assert_eq!(refused, Some("the kernel takes no more than 2^25 rows"));
+        Ok(())
+    }
 
     #[test]
     fn every_element_of_a_row_has_a_thread() {

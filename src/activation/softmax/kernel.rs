@@ -7,7 +7,7 @@ use mlx_rs::Array;
 use super::{Problem, reference};
 use crate::{
     error::Result,
-    kernel::{self, Argument, Constant, Kernel, Plan, Rows, Vjp, differentiable, metal},
+    kernel::{Argument, Constant, Kernel, Plan, Rows, Vjp, differentiable, metal},
 };
 
 /// The kernels of this operation.
@@ -49,15 +49,8 @@ const FOR_BACKWARD: Needs = Needs { chunks: 4, threadgroup_bytes: 128 };
 /// Chunks of a tile.
 const TILE: i32 = 4;
 
-/// So that threads can be counted in an `i32`: each row has a simdgroup.
-const MAX_ROWS: usize = 1 << 25;
-
 pub(super) fn refusal(problem: &Problem) -> Option<&'static str> {
-    let length = problem.x.shape().last().map_or(1, |&length| length.unsigned_abs() as usize);
-    kernel::refusal([problem.x]).or_else(|| {
-        (problem.x.size() / length.max(1) > MAX_ROWS)
-            .then_some("the kernel takes no more than 2^25 rows")
-    })
+    Rows::refusal(problem.x)
 }
 
 pub(super) fn softmax(problem: &Problem) -> Result<Array> {

@@ -12,7 +12,7 @@ use crate::{
     check::{Check, axes},
     dispatch::{Backend, Context, Dispatched},
     error::Result,
-    kernel::refusal,
+    kernel::Rows,
 };
 
 /// Adds `residual` to `x` and scales each row of the sum as [`rms_norm`](super::rms_norm()) does: returns the
@@ -103,7 +103,7 @@ impl Dispatched for Problem<'_> {
 
     fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
         match backend {
-            Backend::Kernel => context.obstacle.or_else(|| refusal([self.x])),
+            Backend::Kernel => context.obstacle.or_else(|| Rows::refusal(self.x)),
             _ => None,
         }
     }

@@ -13,7 +13,7 @@ use crate::{
     check::{Check, axes},
     dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
-    kernel::refusal,
+    kernel::Rows,
 };
 
 /// When the gate of [`gated_rms_norm`] is applied.
@@ -172,7 +172,7 @@ impl Dispatched for Problem<'_> {
         match backend {
             Backend::Kernel => context
                 .obstacle
-                .or_else(|| refusal([self.x]))
+                .or_else(|| Rows::refusal(self.x))
                 .or_else(|| kernel::refusal_of_groups(self.norm)),
             _ => None,
         }

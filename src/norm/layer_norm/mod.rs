@@ -13,7 +13,7 @@ use crate::{
     check::{Check, axes},
     dispatch::{Backend, Context, Dispatch, Dispatched, Target},
     error::Result,
-    kernel::refusal,
+    kernel::Rows,
 };
 
 /// Options of [`layer_norm`].
@@ -145,7 +145,7 @@ pub(super) fn backend_refusal(
     context: &Context,
 ) -> Option<&'static str> {
     match backend {
-        Backend::Kernel => context.obstacle.or_else(|| refusal([x])),
+        Backend::Kernel => context.obstacle.or_else(|| Rows::refusal(x)),
         Backend::Builtin if !has_builtin_gradient(x.dim(-1), context) => {
             Some("MLX's CUDA gradient is wrong unless D is a multiple of 4")
         }

@@ -13,7 +13,7 @@ use crate::{
     check::{Check, axes},
     dispatch::{Backend, Context, Dispatch, Dispatched},
     error::Result,
-    kernel::refusal,
+    kernel::Rows,
     uploads,
 };
 
@@ -144,7 +144,7 @@ impl Dispatched for Problem<'_> {
 
     fn refusal(&self, backend: Backend, context: &Context) -> Option<&'static str> {
         match backend {
-            Backend::Kernel => context.obstacle.or_else(|| refusal([self.x])),
+            Backend::Kernel => context.obstacle.or_else(|| Rows::refusal(self.x)),
             _ => None,
         }
     }
