@@ -13,8 +13,8 @@ use crate::{
 ///
 /// `h_{−1}` is [`ScanOptions::initial_state`], or zero. With `exclusive` the result is `h_{t−1}`, with `reverse`
 /// `h_t = a_t · h_{t+1} + x_t`. It is computed in f32 and rounded to the dtype of `x` when it is written, whatever that of `a`.
-/// Nothing is divided by a product of decays, so zeros and long axes are safe; only where decays beyond 1 overflow f32
-/// together may NaN stand for infinity.
+/// Nothing is divided by a product of decays, so zeros and long axes are safe. Where decays beyond 1 overflow f32 together, NaN
+/// may stand for infinity, and in the reference also for what such decays leave of a state of zero.
 ///
 /// # Shapes
 /// - `a`: broadcastable to the shape of `x`: f32, f16, bf16 or complex64

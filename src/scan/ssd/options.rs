@@ -42,8 +42,8 @@ pub struct SsdOptions<'a> {
     /// `[B, H, P, N]`: the state before the first step; there may be none with segments. Default: zero.
     pub initial_state: Option<&'a Array>,
     /// Sequences of several lengths one after another along `L`, as
-    /// [`ScanOptions::segments`](crate::scan::ScanOptions::segments), each of which begins with nothing. A NaN or an infinity may reach
-    /// the sequences that share a chunk with it. Default: one.
+    /// [`ScanOptions::segments`](crate::scan::ScanOptions::segments), each of which begins with nothing. A NaN or an infinity in
+    /// one may reach all that come after it. Default: one.
     pub segments: Option<&'a [i32]>,
     /// Which backend runs it. Default: `Auto`.
     pub dispatch: Dispatch,
