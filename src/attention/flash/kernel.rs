@@ -5,7 +5,6 @@ use std::f32::consts::LOG2_E;
 use mlx_rs::{
     Array, Dtype,
     ops::{exp, select, zeros_like},
-    stop_gradient,
 };
 
 use super::{
@@ -312,9 +311,6 @@ impl Work {
         let [queries, keys, values, mask, slopes, sinks, query_starts, key_starts] = inputs;
         let Present { mask: masked, slopes: sloped, sinks: sunk, segments, .. } = self.present;
         let slopes = if slopes.dim(0) == 1 { slopes.squeeze_axes(&[0])? } else { slopes.clone() };
-        // Traced they lead to an index, which MLX has no gradient of, not even zero.
-        let [query_starts, key_starts] =
-            [&stop_gradient(query_starts)?, &stop_gradient(key_starts)?];
         let options = FlashAttentionOptions {
             scale: Some(self.scale),
             soft_cap: self.soft_cap,

@@ -1,6 +1,6 @@
 //! One pass over both, by a kernel of this crate; backwards it is the gradient.
 
-use mlx_rs::{Array, Dtype, ops::zeros_like, stop_gradient};
+use mlx_rs::{Array, Dtype, ops::zeros_like};
 
 use crate::{
     error::Result,
@@ -47,8 +47,7 @@ pub(super) fn rope_qk(pair: &Pair) -> Result<[Array; 2]> {
             Ok([queries, keys, zeros_like(starts)?])
         },
         move |[queries, keys, starts]| {
-            let starts = stop_gradient(starts)?;
-            let offset = RopeOffset::PerRow(&starts);
+            let offset = RopeOffset::PerRow(starts);
             Ok([reference.reference(queries, offset)?, reference.reference(keys, offset)?])
         },
     )

@@ -3,7 +3,6 @@
 use mlx_rs::{
     Array, Dtype,
     ops::{arange, clip, concatenate, indexing::TryIndexOp, select},
-    stop_gradient,
 };
 
 use super::chunked::{Combine, part};
@@ -24,8 +23,7 @@ pub(in crate::scan) struct Places {
 impl Places {
     /// `bounds`, `[N + 1]`, are where segments begin and end, of at least one element.
     pub(in crate::scan) fn new(bounds: &Array, length: i32, reverse: bool) -> Result<Self> {
-        // Traced they lead to an index, which MLX has no gradient of, not even zero.
-        let (bounds, count) = (&stop_gradient(bounds)?, bounds.dim(0) - 1);
+        let count = bounds.dim(0) - 1;
         let (begins, ends) = (part(bounds, 0..count)?, part(bounds, 1..count + 1)?);
         let empty = begins.ge(&ends)?;
         let place = arange::<_, i32>(0, length, 1)?.expand_dims(1)?;
