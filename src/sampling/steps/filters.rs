@@ -18,11 +18,14 @@ use crate::{
 /// Multiplies what scores are below the largest by `rate`, the reciprocal of a temperature; 0
 /// counts as 1.
 pub(in crate::sampling) fn temper(scores: &Array, rate: &Array) -> Result<Array> {
+    tempered(scores, &shift(&scores.max_axis(-1, true)?)?, rate)
+}
+
+fn tempered(scores: &Array, largest: &Array, rate: &Array) -> Result<Array> {
     let none = rate.eq(uploads::float(0.0))?;
     let rate = select(none, uploads::float(1.0), rate)?;
     // Subtracting the largest first keeps a tiny temperature from overflowing.
-    let centred = scores.subtract(shift(&scores.max_axis(-1, true)?)?)?;
-    Ok(centred.multiply(rate)?)
+    Ok(scores.subtract(largest)?.multiply(rate)?)
 }
 
 /// The same of rows of which `rate` is neither 0 nor 1, and how far these are then below what they would be uncentred, `[N, 1]`,
@@ -30,12 +33,12 @@ pub(in crate::sampling) fn temper(scores: &Array, rate: &Array) -> Result<Array>
 pub(in crate::sampling) fn temper_some(scores: &Array, rate: &Array) -> Result<(Array, Array)> {
     let (none, one) = (uploads::float(0.0), uploads::float(1.0));
     let off = rate.eq(&none)?.logical_or(rate.eq(one)?)?;
-    let tempered = select(&off, scores, temper(scores, rate)?)?;
+    let largest = shift(&scores.max_axis(-1, true)?)?;
+    let left = select(&off, scores, tempered(scores, &largest, rate)?)?;
     // So large, it decides as any larger one would.
     let most = uploads::float(1e30);
-    let largest = shift(&scores.max_axis(-1, true)?)?.multiply(rate)?;
-    let largest = maximum(minimum(largest, &most)?, most.negative()?)?;
-    Ok((tempered, select(off, none, largest)?))
+    let below = maximum(minimum(largest.multiply(rate)?, &most)?, most.negative()?)?;
+    Ok((left, select(off, none, below)?))
 }
 
 /// Keeps the `k` best of each row, i32; `k` of `V` or more keeps all.
