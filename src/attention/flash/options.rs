@@ -75,8 +75,7 @@ impl Window {
 /// Sequence `n` has the queries `queries[n]..queries[n + 1]` and the keys `keys[n]..keys[n + 1]`; either may be none. The
 /// offsets must not decrease, start at 0 and end at `S_q` and `S_kv`. Their values are not checked, because that would read
 /// the arrays: with others the result is unspecified, but no memory outside the arrays is touched. A query in no sequence
-/// sees no key. Inside a sequence its own lengths stand for `S_q` and
-/// `S_kv`.
+/// sees no key. Inside a sequence its own lengths stand for `S_q` and `S_kv`.
 #[derive(Debug, Clone, Copy)]
 pub struct Segments<'a> {
     /// `[N + 1]`, i32.

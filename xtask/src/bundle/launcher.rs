@@ -6,7 +6,12 @@ pub(super) const SCRIPTS: [(&str, &str); 2] =
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt as _,
+        path::Path,
+        process::{Command, Output},
+    };
 
     use anyhow::Result;
 
@@ -37,14 +42,7 @@ esac
 
     #[test]
     fn a_test_fails_alone_and_one_that_dies_after_it_passed_has_passed() -> Result<()> {
-        let folder = tempfile::tempdir()?;
-        let path = |name: &str| folder.path().join(name);
-        fs::create_dir(path("bin"))?;
-        for (name, text) in [SCRIPTS[1], ("run.sh", RUN), ("bin/test-it", "")] {
-            executable(&path(name), text)?;
-        }
-        let mut script = Command::new(path("each-test.sh"));
-        let output = steps::output(script.env("LOGS", path("logs")))?;
+        let output = each_test(RUN)?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.starts_with("FAILED (101) a::fails\n2 passed, 1 failed; see "), "{said}");
@@ -56,17 +54,21 @@ esac
         for run in
             ["#!/usr/bin/env bash\necho no such library >&2\nexit 127\n", "#!/usr/bin/env bash\n"]
         {
-            let folder = tempfile::tempdir()?;
-            let path = |name: &str| folder.path().join(name);
-            fs::create_dir(path("bin"))?;
-            for (name, text) in [SCRIPTS[1], ("run.sh", run), ("bin/test-it", "")] {
-                executable(&path(name), text)?;
-            }
-            let mut script = Command::new(path("each-test.sh"));
-            let output = steps::output(script.env("LOGS", path("logs")))?;
-            assert_ne!(output.status.code(), Some(0), "{run}");
+            assert_ne!(each_test(run)?.status.code(), Some(0), "{run}");
         }
         Ok(())
+    }
+
+    /// What the script does in a bundle whose programs run by `run`.
+    fn each_test(run: &str) -> Result<Output> {
+        let folder = tempfile::tempdir()?;
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("bin"))?;
+        for (name, text) in [SCRIPTS[1], ("run.sh", run), ("bin/test-it", "")] {
+            executable(&path(name), text)?;
+        }
+        let mut script = Command::new(path("each-test.sh"));
+        steps::output(script.env("LOGS", path("logs")))
     }
 
     fn executable(path: &Path, text: &str) -> Result<()> {
